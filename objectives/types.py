@@ -1,0 +1,44 @@
+"""The types every objective shares.
+
+Shapes: B sequences, T tokens, V vocabulary. All losses are float32, in nats.
+"""
+
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Float
+
+Scalar = float | Float[Array, ""]
+"""A hyperparameter: a Python float or a traced scalar, so that a sweep over it compiles once."""
+
+
+class ObjectiveOutput(NamedTuple):
+    """What an objective returns.
+
+    Attributes:
+      losses: unreduced, float32, `[B]` (one per sequence or pair) or `[B, T]` (one per token).
+      metrics: unreduced float32 arrays of shape `[B]` or `[B, T]`, without gradient; the caller reduces
+        them over micro-batches with the same masks as the losses.
+    """
+
+    losses: Array
+    metrics: dict[str, Array]
+
+
+class WeightedSum(NamedTuple):
+    """A sum and the number of things summed; micro-batches and devices add both and divide once.
+
+    Attributes:
+      total: float32 scalar.
+      count: float32 scalar, independent of the parameters.
+    """
+
+    total: Array
+    count: Array
+
+    def __add__(self, other: "WeightedSum") -> "WeightedSum":  # type: ignore[override]
+        return WeightedSum(self.total + other.total, self.count + other.count)
+
+    def mean(self) -> Array:
+        """`total / count`, and 0 where nothing was counted."""
+        return self.total / jax.numpy.maximum(self.count, 1e-8)
