@@ -34,7 +34,7 @@ class WeightedSum(NamedTuple):
     """
 
     total: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # hides tuple.count
 
     def __add__(self, other: "WeightedSum") -> "WeightedSum":  # type: ignore[override]
         return WeightedSum(self.total + other.total, self.count + other.count)

@@ -1,0 +1,62 @@
+"""Logical axis names and the one table that maps them to mesh axes.
+
+Every parameter and activation names its axes logically; the mesh (`data`, `fsdp`, `tensor`) appears here only.
+"""
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from models.config import ModelConfig
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    ("batch", ("data", "fsdp")),
+    ("length", None),
+    ("activation_embed", None),
+    ("activation_heads", "tensor"),
+    ("activation_kv_heads", "tensor"),
+    ("activation_mlp", "tensor"),
+    ("activation_vocab", "tensor"),
+    ("layers", None),
+    ("norm", None),
+    ("head_dim", None),
+    ("vocab", "tensor"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+)
+
+
+def constrain(x: jax.Array, *names: str) -> jax.Array:
+    """Pins an activation's logical axes; does nothing outside a mesh."""
+    return nn.with_logical_constraint(x, names, rules=RULES)
+
+
+def param_shardings(boxed: object, mesh: Mesh) -> object:
+    """NamedShardings for a tree of parameters boxed with logical names (`Transformer.init`'s output)."""
+    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array whose first axis is the batch."""
+    return NamedSharding(mesh, nn.logical_to_mesh_axes(("batch",), RULES))
+
+
+def check_divisible(config: ModelConfig, mesh: Mesh) -> None:
+    """Raises ValueError where a sharded axis of the model does not divide over the mesh."""
+    sizes = {
+        "num_heads": (config.num_heads, "tensor"),
+        "num_kv_heads": (config.num_kv_heads, "tensor"),
+        "d_ff": (config.d_ff, "tensor"),
+        "vocab_size": (config.vocab_size, "tensor"),
+        "d_model": (config.d_model, "fsdp"),
+    }
+    for key, (size, axis) in sizes.items():
+        if size % mesh.shape[axis]:
+            raise ValueError(
+                f"model.{key}: got {size}, expected a multiple of mesh.{axis}={mesh.shape[axis]} "
+                f"because this axis is split over it"
+            )

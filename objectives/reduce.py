@@ -1,0 +1,204 @@
+"""The only place where `[B, T]` becomes a number.
+
+Every function returns `WeightedSum(total, count)`. The step adds totals and counts over micro-batches and
+devices and divides once, so gradient accumulation, packing and mesh shape never change a loss.
+
+Shapes: B sequences, T tokens. Losses are in nats. Totals and counts are float32. Masked slots and rows of
+weight 0 may hold NaN or infinity without reaching value or gradient.
+
+Weights: every function takes optional non-negative per-sequence `weights` `[B]` (mixtures, rejection
+sampling, 0 for a row that only pads the batch). They enter total *and* count, so doubling all of them
+changes nothing. To make a sequence matter more without renormalising (difficulty weighting in RL), scale its
+advantage instead.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from objectives.numerics import bool_mask, masked
+from objectives.types import Scalar, WeightedSum
+
+Aggregation = Literal["token_mean", "sequence_mean", "constant"]
+
+
+def token_mean(
+    losses: Float[Array, "B T"], mask: Bool[Array, "B T"], *, weights: Float[Array, " B"] | None = None
+) -> WeightedSum:
+    """Mean over all unmasked tokens of the global batch.
+
+    `sum_b w_b sum_t m_bt loss_bt / sum_b w_b sum_t m_bt`
+
+    Source: DAPO, Yu et al. 2025, Eq. 8; also plain next-token cross-entropy.
+
+    Args:
+      losses: `[B, T]`, any float dtype, nats.
+      mask: `[B, T]`, bool, True on the tokens that count.
+      weights: `[B]`, non-negative; None means 1.
+
+    Returns:
+      total in nats, count in (weighted) tokens.
+    """
+    return _weighted_sum(sequence_sum(losses, mask), _lengths(mask), weights)
+
+
+def sequence_mean(
+    losses: Float[Array, "B T"], mask: Bool[Array, "B T"], *, weights: Float[Array, " B"] | None = None
+) -> WeightedSum:
+    """Mean over sequences of the mean over their tokens.
+
+    `sum_b w_b (sum_t m_bt loss_bt / |y_b|) / sum_b w_b`, over sequences with `|y_b| = sum_t m_bt >= 1`.
+
+    Source: GRPO, Shao et al. 2024 (DeepSeekMath), Eq. 3.
+
+    Args:
+      losses: `[B, T]`, any float dtype, nats.
+      mask: `[B, T]`, bool, True on the tokens that count.
+      weights: `[B]`, non-negative; None means 1.
+
+    Returns:
+      total in nats per token, count in (weighted) sequences.
+
+    Differs from the paper: a sequence without an unmasked token is left out of the count too.
+    """
+    lengths = _lengths(mask)
+    means = sequence_sum(losses, mask) / jnp.maximum(lengths, 1.0)
+    return _weighted_sum(means, (lengths > 0).astype(jnp.float32), weights)
+
+
+def constant(
+    losses: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    max_length: Scalar,
+    *,
+    weights: Float[Array, " B"] | None = None,
+) -> WeightedSum:
+    """Sum over tokens, divided by a length that no completion can influence.
+
+    `sum_b w_b sum_t m_bt loss_bt / (sum_b w_b * L_max)`
+
+    Source: Dr. GRPO, Liu et al. 2025, Section 3.2 and Listing 1 (there `MAX_TOKENS`).
+
+    Args:
+      losses: `[B, T]`, any float dtype, nats.
+      mask: `[B, T]`, bool, True on the tokens that count.
+      max_length: `L_max`, tokens: the configured completion limit, *not* the T this batch was padded to.
+      weights: `[B]`, non-negative; None means 1. Every row counts, fully masked ones too (a truncated
+        completion taken out of the loss was still sampled), so rows that only pad the batch need weight 0.
+
+    Returns:
+      total in nats, count in (weighted) rows times `L_max`.
+    """
+    totals = sequence_sum(losses, mask)
+    return _weighted_sum(totals, jnp.full_like(totals, max_length), weights)
+
+
+def reduce(
+    losses: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    aggregation: Aggregation,
+    max_length: Scalar | None = None,
+    weights: Float[Array, " B"] | None = None,
+) -> WeightedSum:
+    """Dispatch to `token_mean`, `sequence_mean` or `constant`: the aggregation axis of an ablation.
+
+    Args:
+      losses: `[B, T]`, any float dtype, nats.
+      mask: `[B, T]`, bool, True on the tokens that count.
+      aggregation: name of the reduction.
+      max_length: tokens; needed by `constant`, unused by the others.
+      weights: `[B]`, non-negative; None means 1.
+
+    Returns:
+      The reduction's `WeightedSum`.
+
+    Raises:
+      ValueError: unknown aggregation, or `constant` without `max_length`.
+    """
+    if aggregation == "token_mean":
+        return token_mean(losses, mask, weights=weights)
+    if aggregation == "sequence_mean":
+        return sequence_mean(losses, mask, weights=weights)
+    if aggregation == "constant":
+        if max_length is None:
+            raise ValueError("max_length: got None, expected the completion limit in tokens for 'constant'")
+        return constant(losses, mask, max_length, weights=weights)
+    raise ValueError(f"aggregation: got {aggregation!r}, expected one of {', '.join(get_args(Aggregation))}")
+
+
+def example_mean(losses: Float[Array, " B"], weights: Float[Array, " B"] | None = None) -> WeightedSum:
+    """Mean over examples (pairs, sequences): `sum_b w_b loss_b / sum_b w_b`.
+
+    Args:
+      losses: `[B]`, any float dtype, nats.
+      weights: `[B]`, non-negative; None means 1. Rows that only pad the batch need weight 0.
+
+    Returns:
+      total in nats, count in (weighted) examples.
+    """
+    chex.assert_rank(losses, 1)
+    losses = losses.astype(jnp.float32)
+    return _weighted_sum(losses, jnp.ones_like(losses), weights)
+
+
+def reduce_metrics(
+    metrics: Mapping[str, Array],
+    *,
+    mask: Bool[Array, "B T"] | None = None,
+    weights: Float[Array, " B"] | None = None,
+) -> dict[str, WeightedSum]:
+    """Reduce `ObjectiveOutput.metrics`: `[B, T]` by `token_mean`, `[B]` by `example_mean`.
+
+    Args:
+      metrics: unreduced metrics by name.
+      mask: `[B, T]`, bool, the mask of the losses; needed when a metric is `[B, T]`.
+      weights: `[B]`, the weights of the losses.
+
+    Returns:
+      One `WeightedSum` per metric, to be added over micro-batches like the loss.
+
+    Raises:
+      ValueError: a metric that is neither `[B]` nor `[B, T]`, or a `[B, T]` metric without a mask.
+    """
+    reduced = {}
+    for name, values in metrics.items():
+        if values.ndim == 1:
+            reduced[name] = example_mean(values, weights)
+        elif values.ndim == 2 and mask is not None:
+            reduced[name] = token_mean(values, mask, weights=weights)
+        else:
+            expected = "[B] or [B, T]" if values.ndim != 2 else "a mask, because the metric is per token"
+            raise ValueError(f"metrics[{name!r}]: got shape {values.shape}, expected {expected}")
+    return reduced
+
+
+def sequence_sum(values: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, " B"]:
+    """`sum_t m_bt values_bt` in float32, 0 for an empty row; turns token into sequence log-probs.
+
+    Args:
+      values: `[B, T]`, any float dtype.
+      mask: `[B, T]`, bool.
+
+    Returns:
+      `[B]`, float32.
+    """
+    chex.assert_rank(values, 2)
+    return masked(values, mask).sum(axis=1)
+
+
+def _lengths(mask: Array) -> Array:
+    return bool_mask(mask).sum(axis=1).astype(jnp.float32)
+
+
+def _weighted_sum(totals: Array, counts: Array, weights: Array | None) -> WeightedSum:
+    if weights is not None:
+        chex.assert_equal_shape([totals, weights])
+        weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
+        totals = jnp.where(weights != 0, totals, 0.0) * weights
+        counts = counts * weights
+    return WeightedSum(totals.sum(), counts.sum())

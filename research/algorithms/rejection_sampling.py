@@ -1,0 +1,50 @@
+"""Rejection sampling: keep the leanest correct samples, fine-tune on them, repeat (STaR, RFT, ReST)."""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from research.algorithms.base import Batch, Rollouts, sequence_rows
+from research.algorithms.sft import NextToken
+
+Selector = Literal["leanest", "random"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RejectionSampling(NextToken):
+    """Selection on the host, then the next-token loss.
+
+    Sources: STaR (Zelikman et al. 2022), RFT (Yuan et al. 2023), ReST (Gulcehre et al. 2023).
+
+    Attributes:
+      keep_per_prompt: at most this many samples of a prompt are kept.
+      selector: "leanest" prefers fewest tokens among the correct; "random" draws from the correct, the
+        matched control.
+      threshold: a sample is correct if its reward reaches this.
+
+    Scalars: those of `NextToken`.
+    """
+
+    keep_per_prompt: int = 2
+    selector: Selector = "leanest"
+    threshold: float = 1.0
+
+    def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
+        """`[P * keep_per_prompt]` rows; unfilled ones have weight 0."""
+        rng = np.random.default_rng(seed)
+        G, keep = rollouts.group_size, self.keep_per_prompt
+        rows, weights = [], []
+        for start in range(0, len(rollouts.rewards), G):
+            correct = start + np.flatnonzero(
+                (rollouts.rewards[start : start + G] >= self.threshold) & rollouts.stopped[start : start + G]
+            )
+            correct = rng.permutation(correct)
+            if self.selector == "leanest":
+                correct = correct[np.argsort(rollouts.lengths[correct], kind="stable")]
+            chosen = correct[:keep]
+            rows.append(np.concatenate([chosen, np.full(keep - len(chosen), start)]))
+            weights.append(np.arange(keep) < len(chosen))
+        weight = np.concatenate(weights)
+        batch = sequence_rows(rollouts, np.concatenate(rows).astype(np.int64), weight)
+        return batch, {"selected": float(weight.sum()), "selected_fraction": float(weight.mean())}

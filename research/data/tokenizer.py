@@ -1,0 +1,291 @@
+"""A frozen SentencePiece tokenizer whose markup can never be produced by text."""
+
+import codecs
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import sentencepiece
+
+from research.errors import DataError
+
+PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
+IM_START, IM_SEP, IM_END = "<|im_start|>", "<|im_sep|>", "<|im_end|>"
+THINK, END_THINK = "<think>", "</think>"
+TOOL_CALL, END_TOOL_CALL = "<tool_call>", "</tool_call>"
+TOOL_RESULT, END_TOOL_RESULT = "<tool_result>", "</tool_result>"
+MARKUP = (
+    *(IM_START, IM_SEP, IM_END, THINK, END_THINK),
+    *(TOOL_CALL, END_TOOL_CALL, TOOL_RESULT, END_TOOL_RESULT),
+)
+
+# SentencePiece writes a space as this character inside its pieces, so a literal one must travel as bytes.
+_SPACE = "\u2581"
+_SENTENCE_CHARACTERS = 2000  # a longer line is cut for training only: BPE training is superlinear in it
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Text to token ids and back: `decode(encode(text)) == text` for every string with byte fallback.
+
+    Markup pieces (`<|im_start|>` ...) are control symbols. `encode` treats the same characters in a text as
+    ordinary characters; only `piece_id` gives a markup id. A newline is always one piece of its own, so that
+    a line (a reasoning step) ends at a token boundary. Digits are single pieces.
+    """
+
+    model: bytes = field(repr=False)
+
+    @cached_property
+    def _processor(self) -> sentencepiece.SentencePieceProcessor:
+        return sentencepiece.SentencePieceProcessor(model_proto=self.model)
+
+    @cached_property
+    def _bytes(self) -> tuple[bytes, ...]:
+        """The UTF-8 bytes that each id stands for; empty for control symbols."""
+        processor = self._processor
+        table = []
+        for token, piece in enumerate(self.pieces):
+            if processor.is_control(token) or processor.is_unknown(token):
+                table.append(b"")
+            elif processor.is_byte(token):
+                table.append(bytes([int(piece[3:5], 16)]))
+            else:
+                table.append(piece.replace(_SPACE, " ").encode())
+        return tuple(table)
+
+    @cached_property
+    def _markup_bytes(self) -> tuple[bytes, ...]:
+        return tuple(text or piece.encode() for text, piece in zip(self._bytes, self.pieces, strict=True))
+
+    @cached_property
+    def _space_ids(self) -> tuple[int, ...] | None:
+        """The ids that spell U+2581 itself; None where the vocabulary has no bytes."""
+        if not self._processor.is_byte(self._processor.piece_to_id("<0x00>")):
+            return None
+        return tuple(self.piece_id(f"<0x{byte:02X}>") for byte in _SPACE.encode())
+
+    @cached_property
+    def pieces(self) -> tuple[str, ...]:
+        """All pieces in the order of their ids."""
+        return tuple(self._processor.id_to_piece(list(range(self.vocab_size))))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of pieces."""
+        return int(self._processor.vocab_size())
+
+    def piece_id(self, name: str) -> int:
+        """The id of a piece, markup included; DataError if the vocabulary has no such piece."""
+        token = int(self._processor.piece_to_id(name))
+        if token == self._processor.unk_id() and name != UNK:
+            raise DataError(f"tokenizer: the vocabulary of {self.vocab_size} pieces has no piece {name!r}.")
+        return token
+
+    @cached_property
+    def pad_id(self) -> int:
+        """Fills rows; never a target."""
+        return self.piece_id(PAD)
+
+    @cached_property
+    def bos_id(self) -> int:
+        """Stands once at the start of each document or conversation."""
+        return self.piece_id(BOS)
+
+    @cached_property
+    def eos_id(self) -> int:
+        """Ends a document of raw text."""
+        return self.piece_id(EOS)
+
+    @cached_property
+    def im_start_id(self) -> int:
+        """Opens a turn."""
+        return self.piece_id(IM_START)
+
+    @cached_property
+    def im_sep_id(self) -> int:
+        """Separates a turn's role from its content."""
+        return self.piece_id(IM_SEP)
+
+    @cached_property
+    def im_end_id(self) -> int:
+        """Ends a turn; what the sampler stops at."""
+        return self.piece_id(IM_END)
+
+    @cached_property
+    def newline_id(self) -> int:
+        """The piece of a line break."""
+        return self.piece_id("\n")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without BOS or EOS; never a markup id.
+
+        Raises:
+            DataError: the vocabulary has no byte fallback and lacks a character of the text.
+        """
+        if _SPACE in text and self._space_ids is not None:
+            first, *rest = (self.encode(part) for part in text.split(_SPACE))
+            return [*first, *(token for part in rest for token in (*self._space_ids, *part))]
+        try:
+            text.encode()  # SentencePiece's own complaint about a lone surrogate is not readable
+        except UnicodeEncodeError as error:
+            raise DataError(f"tokenizer: {text[:40]!r} is not valid Unicode ({error.reason}).") from error
+        ids: list[int] = self._processor.encode(text)
+        if self._space_ids is None:
+            self._refuse_unknown(text, ids)
+        return ids
+
+    def _refuse_unknown(self, text: str, ids: list[int]) -> None:
+        if _SPACE in text or self._processor.unk_id() in ids:
+            known = set(self.pieces) - {_SPACE} | {" "}
+            missing = next((character for character in text if character not in known), _SPACE)
+            raise DataError(
+                f"tokenizer: character {missing!r} is not in this vocabulary of {self.vocab_size} pieces, "
+                "which has no byte fallback."
+            )
+
+    def decode(self, ids: Sequence[int], *, show_markup: bool = False) -> str:
+        """Text of ids; markup, BOS, EOS and padding vanish unless `show_markup`."""
+        table = self._markup_bytes if show_markup else self._bytes
+        return b"".join(table[token] for token in ids).decode("utf-8", errors="replace")
+
+    def stream(self, *, show_markup: bool = False) -> "StreamDecoder":
+        """A decoder that is fed one id at a time and returns the text that is now certain."""
+        return StreamDecoder(self._markup_bytes if show_markup else self._bytes)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model beside `path`, then renames it."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        beside.write_bytes(self.model)
+        beside.replace(path)
+
+
+class StreamDecoder:
+    """Incremental `decode`: the pieces returned by `push` and `finish` add up to `decode(all ids)`."""
+
+    def __init__(self, table: tuple[bytes, ...]) -> None:
+        self._table = table
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """Text completed by this id: empty while a character's bytes are still incomplete."""
+        return self._utf8.decode(self._table[token])
+
+    def finish(self) -> str:
+        """What remains when no more ids come."""
+        return self._utf8.decode(b"", final=True)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Loads a SentencePiece model written by `train_tokenizer`; DataError if it is missing or corrupt."""
+    path = Path(path)
+    try:
+        tokenizer = Tokenizer(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: the tokenizer cannot be read ({error.strerror}).") from error
+    try:
+        size = tokenizer.vocab_size
+    except RuntimeError as error:
+        raise DataError(f"{path}: is not a SentencePiece model, or is truncated.") from error
+    missing = [name for name in (PAD, BOS, EOS, *MARKUP) if name not in tokenizer.pieces]
+    if missing:
+        raise DataError(f"{path}: its {size} pieces lack the markup {' '.join(missing)}.")
+    return tokenizer
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    *,
+    vocab_size: int | None,
+    path: str | Path,
+    model_type: Literal["bpe", "unigram", "char"] = "bpe",
+    character_coverage: float = 0.9995,
+    byte_fallback: bool = True,
+    required_characters: str = "0123456789",
+    max_sentences: int = 200_000,
+) -> Tokenizer:
+    """Trains a tokenizer deterministically, writes it to `path` and returns it.
+
+    Args:
+        texts: the corpus; only its first `max_sentences` lines are read.
+        vocab_size: number of pieces, markup and the 256 byte pieces included. None (with "char" only): as
+            many as the corpus has characters.
+        path: where the model goes (written beside, then renamed).
+        model_type: "char" with `byte_fallback=False` gives a pure character vocabulary.
+        character_coverage: share of the corpus's characters that get a piece; the rest go as bytes.
+        byte_fallback: without it, encoding a character that is not in the vocabulary raises.
+        required_characters: get a piece even where the corpus lacks them.
+        max_sentences: upper bound of training lines.
+
+    Raises:
+        DataError: the corpus is empty, or the vocabulary is too small or too large for it.
+    """
+    if vocab_size is None and model_type != "char":
+        raise DataError(f"tokenizer: vocab_size must be given for model_type {model_type!r}.")
+    sentences = list(islice(_sentences(texts), max_sentences))
+    if not any(sentence.strip() for sentence in sentences):
+        raise DataError(f"{path}: the tokenizer's training corpus is empty.")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type=model_type,
+            vocab_size=vocab_size or 1_000_000,
+            hard_vocab_limit=vocab_size is not None,
+            character_coverage=1.0 if model_type == "char" else character_coverage,
+            byte_fallback=byte_fallback,
+            required_chars=required_characters,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            split_digits=True,
+            max_sentence_length=16 * _SENTENCE_CHARACTERS,
+            control_symbols=list(MARKUP),
+            user_defined_symbols=["\n"],
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            pad_piece=PAD,
+            bos_piece=BOS,
+            eos_piece=EOS,
+            unk_piece=UNK,
+            num_threads=1,
+            shuffle_input_sentence=False,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise DataError(_vocabulary_message(path, vocab_size, str(error))) from error
+    tokenizer = Tokenizer(model.getvalue())
+    tokenizer.save(path)
+    return tokenizer
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Lines, their line break kept, cut where they are very long."""
+    for text in texts:
+        for line in text.replace(_SPACE, "").split("\n"):
+            for start in range(0, len(line), _SENTENCE_CHARACTERS):
+                yield line[start : start + _SENTENCE_CHARACTERS]
+
+
+def _vocabulary_message(path: str | Path, vocab_size: int | None, error: str) -> str:
+    small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", error)
+    large = re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", error)
+    if small:
+        return (
+            f"{path}: vocab_size {vocab_size} is too small for the characters of this corpus, "
+            f"expected at least {small.group(1)}."
+        )
+    if large:
+        most = large.group(1)
+        return f"{path}: vocab_size {vocab_size} is too large for this corpus, expected at most {most}."
+    return f"{path}: the tokenizer could not be trained ({error.strip()})."

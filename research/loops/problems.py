@@ -1,0 +1,144 @@
+"""Sampling problems on the device and reading what came back: shared by the online loop and the evaluation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from models.config import ModelConfig
+from models.transformer import Params
+from research.data.examples import Records
+from research.data.pipelines import prompt_eval_batches
+from research.data.tokenizer import Tokenizer
+from research.errors import ConfigError
+from research.evals.exact_match import Completion, Evaluation, Problem, score_completions
+from research.loops.session import StageRun
+from research.mesh import to_device
+from research.rewards.verifiers import extract_final_answer, get_verifier
+from research.sampling.methods import SamplingMethod
+from research.sampling.sampler import STOPPED, Completions, Prompts, SamplerScalars, SamplerSpec, sample
+from research.sources import View, answer_of, question_of
+
+
+class Decoded(NamedTuple):
+    """Completions on the host, rows laid out [p1, p1, ..., p2, p2]."""
+
+    arrays: Completions
+    texts: list[str]
+    stopped: np.ndarray
+
+
+def sampler_spec(
+    tokenizer: Tokenizer, *, samples: int, max_new_tokens: int, method: SamplingMethod
+) -> SamplerSpec:
+    """A chat model's rollout: it ends with the end-of-turn piece."""
+    return SamplerSpec(
+        max_new_tokens=max_new_tokens,
+        samples_per_prompt=samples,
+        stop_tokens=(tokenizer.im_end_id, tokenizer.eos_id),
+        pad_id=tokenizer.pad_id,
+        method=method,
+    )
+
+
+def sampler_scalars(*, seed: int, step: int, temperature: float, top_p: float = 1.0) -> SamplerScalars:
+    """The traced numbers of a rollout."""
+    return SamplerScalars(np.int32(seed), np.int32(step), np.float32(temperature), np.float32(top_p))
+
+
+def sample_prompts(
+    params: Params,
+    prompts: Mapping[str, np.ndarray],
+    scalars: SamplerScalars,
+    *,
+    model: ModelConfig,
+    spec: SamplerSpec,
+    mesh: Any,
+    tokenizer: Tokenizer,
+) -> Decoded:
+    """Draws completions of a batch of prompts and decodes them; markup is left out of the texts."""
+    batch = Prompts(prompts["prompt_tokens"], prompts["prompt_mask"], prompts["prompt_id"])
+    out = jax.device_get(sample(params, to_device(mesh, batch), scalars, config=model, spec=spec))
+    texts = [
+        tokenizer.decode(tokens[:length].tolist()) for tokens, length in zip(out.tokens, out.lengths, strict=True)
+    ]
+    return Decoded(out, texts, out.stop_reason == STOPPED)
+
+
+def evaluate_problems(run: StageRun, params: Params, count: int) -> Evaluation:
+    """Samples the first `count` held-out problems as the evaluation section says, and scores them."""
+    stage, how = run.stage, run.evaluation
+    problems = View(run.sources.held_out, count)
+    greedy = how.temperature == 0
+    if greedy and how.samples > 1:
+        raise ConfigError(
+            f"evaluation.samples: got {how.samples}, expected 1 at temperature 0 because greedy samples are equal"
+        )
+    spec = sampler_spec(
+        run.sources.tokenizer,
+        samples=how.samples,
+        max_new_tokens=stage.rollout.max_new_tokens,
+        method=SamplingMethod(greedy=greedy),
+    )
+    scalars = sampler_scalars(seed=how.seed, step=0, temperature=how.temperature or 1.0)
+    return score_problems(
+        params,
+        problems,
+        spec,
+        scalars,
+        model=run.model,
+        mesh=run.mesh,
+        tokenizer=run.sources.tokenizer,
+        batch_problems=how.batch_problems,
+        max_prompt_length=stage.rollout.max_prompt_length,
+        verifier=run.sources.section["problems"]["verifier"],
+        ks=how.k,
+    )
+
+
+def score_problems(
+    params: Params,
+    problems: Records,
+    spec: SamplerSpec,
+    scalars: SamplerScalars,
+    *,
+    model: ModelConfig,
+    mesh: Any,
+    tokenizer: Tokenizer,
+    batch_problems: int,
+    max_prompt_length: int,
+    verifier: str,
+    ks: Sequence[int],
+) -> Evaluation:
+    """Exact match, pass@k and maj@k on problems, one pass in order."""
+    if not len(problems):
+        raise ConfigError("evaluation: there are no held-out problems, expected at least one")
+    batches = prompt_eval_batches(
+        problems, tokenizer, prompts_per_batch=batch_problems, max_prompt_length=max_prompt_length
+    )
+    G = spec.samples_per_prompt
+    questions: list[Problem] = []
+    completions: list[list[Completion]] = []
+    for arrays in batches:
+        out = sample_prompts(
+            params, arrays, scalars, model=model, spec=spec, mesh=mesh, tokenizer=tokenizer
+        )
+        for row, prompt_id in enumerate(arrays["prompt_id"]):
+            if prompt_id < 0:  # fills the last batch
+                continue
+            record = problems[int(prompt_id)]
+            ids = arrays["prompt_tokens"][row][arrays["prompt_mask"][row]].tolist()
+            questions.append(Problem(question_of(record), ids, answer_of(record)))
+            group = range(row * G, (row + 1) * G)
+            completions.append(
+                [Completion(out.texts[i], int(out.arrays.lengths[i]), not out.stopped[i]) for i in group]
+            )
+    verify = get_verifier(verifier)
+    return score_completions(
+        questions,
+        completions,
+        verify=lambda text, answer: verify(text, answer) >= 1.0,
+        extract=extract_final_answer,
+        ks=ks,
+    )

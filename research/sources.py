@@ -1,0 +1,149 @@
+"""The data of an experiment, opened once: text, problems, preferences, and the tokenizer made from them."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from research.config import Tree
+from research.data.arithmetic import ArithmeticSpec
+from research.data.builders.arithmetic import prepare_arithmetic
+from research.data.builders.base import Prepared
+from research.data.builders.chat_sft import ChatSpec, prepare_chat_sft
+from research.data.builders.preferences import PreferenceSpec, prepare_preferences
+from research.data.builders.text_corpus import TextSpec, prepare_text_corpus
+from research.data.chat import split_response
+from research.data.examples import Records, prompt_messages
+from research.data.chat import normalize_record
+from research.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from research.errors import DataError
+
+_TOKENIZER_PROBLEMS = 2_000
+"""Worked problems that the tokenizer sees: digits are single pieces anyway."""
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The first `limit` records of a source, each passed through a function."""
+
+    source: Records
+    limit: int
+    change: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda record: record
+
+    def __len__(self) -> int:
+        return min(self.limit, len(self.source)) if self.limit else len(self.source)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return self.change(self.source[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """Lazily prepared data: a stage pays only for what it reads.
+
+    Attributes:
+      section: the config's data section.
+      data_dir: where prepared data sets and trained tokenizers live; shared by all runs of a working directory.
+    """
+
+    section: Tree
+    data_dir: Path
+
+    @cached_property
+    def text(self) -> Prepared:
+        """Raw documents {text}: train and validation."""
+        text = self.section["text"]
+        spec = TextSpec(
+            path=text["path"] or None,
+            max_bytes=text["max_bytes"] or None,
+            validation_one_in=text["validation_one_in"],
+        )
+        return prepare_text_corpus(self.data_dir, spec)
+
+    @cached_property
+    def problems(self) -> Prepared:
+        """Questions with worked answers: train and test (generated) or validation (a file)."""
+        p = self.section["problems"]
+        if p["kind"] == "jsonl":
+            if not p["path"]:
+                raise DataError("data.problems.path: got '', expected a JSONL file because kind is jsonl")
+            return prepare_chat_sft(
+                self.data_dir, ChatSpec(path=p["path"], validation_one_in=p["validation_one_in"])
+            )
+        shape = {k: p[k] for k in ("operations", "min_steps", "max_steps", "max_operand", "max_value")}
+        return prepare_arithmetic(
+            self.data_dir, n_train=p["train"], n_test=p["test"], seed=p["seed"], spec=ArithmeticSpec(**shape)
+        )
+
+    @property
+    def held_out(self) -> Records:
+        """Problems that nothing trains on."""
+        splits = self.problems.splits
+        return splits["test"] if "test" in splits else splits["validation"]
+
+    @cached_property
+    def preferences(self) -> Prepared:
+        """Pairs: train and validation."""
+        p = self.section["preferences"]
+        if not p["path"]:
+            raise DataError("data.preferences.path: got '', expected a JSONL file of prompt, chosen, rejected")
+        return prepare_preferences(
+            self.data_dir, PreferenceSpec(path=p["path"], validation_one_in=p["validation_one_in"])
+        )
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The given tokenizer, or one trained on this experiment's own corpus, kept by content."""
+        t = self.section["tokenizer"]
+        if t["path"]:
+            return load_tokenizer(t["path"])
+        parts = [t["model_type"], t["vocab_size"], self.text.version]
+        if t["model_type"] != "char":
+            parts.append(self.problems.version)
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        path = self.data_dir / "tokenizers" / f"{digest}.model"
+        if path.exists():
+            return load_tokenizer(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return train_tokenizer(
+            self._corpus(), vocab_size=t["vocab_size"] or None, path=path, model_type=t["model_type"],
+            byte_fallback=t["model_type"] != "char",
+        )  # fmt: skip
+
+    def _corpus(self) -> Iterator[str]:
+        for record in self.text.train:
+            yield record["text"]
+        if self.section["tokenizer"]["model_type"] == "char":
+            return
+        for index in range(min(_TOKENIZER_PROBLEMS, len(self.problems.train))):
+            # The markup's role names are text; seen often, they become single pieces.
+            yield f"system\nuser\nassistant\ntool\n{worked_text(self.problems.train[index])['text']}"
+
+    def versions(self, kinds: tuple[str, ...]) -> dict[str, Any]:
+        """What a run records of the data it reads: kind -> details with a content hash."""
+        prepared = {"text": lambda: self.text, "problems": lambda: self.problems}
+        prepared["preferences"] = lambda: self.preferences
+        found = {kind: dict(prepared[kind]().details) for kind in kinds}
+        return {**found, "tokenizer": hashlib.sha256(self.tokenizer.model).hexdigest()}
+
+
+def worked_text(record: Mapping[str, Any]) -> dict[str, str]:
+    """A problem as plain text for pretraining: the question, then the worked answer."""
+    messages = normalize_record(record, where="problem")
+    return {"text": "\n".join(message.content for message in messages)}
+
+
+def answer_of(record: Mapping[str, Any]) -> str:
+    """What a verifier compares with: the record's answer, or its whole last turn where it has none."""
+    if record.get("answer"):
+        return str(record["answer"])
+    return split_response(normalize_record(record, where="problem"), where="problem")[1].content
+
+
+def question_of(record: Mapping[str, Any]) -> str:
+    """The prompt as a person would read it."""
+    return "\n".join(message.content for message in prompt_messages(record, where="problem"))

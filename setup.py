@@ -1,0 +1,47 @@
+"""Packaging; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "setuptools>=77"]
+
+setup(
+    name="temper",
+    version="0.1.0",
+    description="Post-training of language models in JAX, with the ablation experiment as the unit of work",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8")
+    if (Path(__file__).parent / "README.md").exists()
+    else "",
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["models*", "objectives*", "research*", "experiments*", "launch*"]),
+    package_data={"experiments": ["**/*.md", "**/*.txt"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.8",
+        "chex>=0.1.90",
+        "etils[epath]>=1.10",
+        "flax>=0.12",
+        "grain>=0.2.10",
+        "importlib_resources>=6.4",  # tensorflow-datasets imports it without declaring it
+        "jax>=0.10",
+        "jaxtyping>=0.3",
+        "matplotlib>=3.9",
+        "ml-collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.12",
+        "rich>=13.9",
+        "scipy>=1.14",
+        "sentencepiece>=0.2",
+        "tensorboardX>=2.6.2",
+        "tensorflow-datasets>=4.9.8",
+    ],
+    extras_require={
+        "test": TEST,
+        "dev": [*TEST, "mypy>=1.15", "pre-commit>=4", "ruff>=0.12"],
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda": ["jax[cuda12]>=0.10"],
+    },
+)
