@@ -21,7 +21,7 @@ class NextToken:
     Scalars: `label_smoothing`, `z_loss_coef`.
     """
 
-    data: DataKind
+    data: DataKind = dataclasses.field(compare=False)  # text and chat share one compiled step
     needs_reference: bool = False
 
     def loss(

@@ -98,6 +98,7 @@ class Session:
         self.writer = MetricsWriter(run.folder.path, offsets=offsets)
         self.progress = Progress(run.label, run.stage.steps, initial=self.done)
         self._tick = time.monotonic()
+        self._tokens, self._logged = 0, (self.spent.seconds, 0)
 
     def __enter__(self) -> "Session":
         self.progress.__enter__()
@@ -118,11 +119,14 @@ class Session:
             self.writer.write(step, values)
             keys = ("loss", "reward/mean", "reward_accuracy", "eval/loss")
             shown = {key: values[key] for key in keys if key in values}
+            before, tokens_before = self._logged
             self._clock()
+            seconds, seen = self.spent.seconds - before, self._tokens + tokens - tokens_before
+            self._logged = (self.spent.seconds, self._tokens + tokens)
             self.writer.write_performance(
-                step,
-                {"seconds": self.spent.seconds, "tokens_per_second": self.progress.tokens_per_second()},
+                step, {"seconds": self.spent.seconds, "tokens_per_second": seen / max(seconds, 1e-9)}
             )
+        self._tokens += tokens
         self.progress.advance(1, tokens=tokens, metrics=shown)
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -1,0 +1,56 @@
+"""Does learning from a verifier beat more fine-tuning on the same data?
+
+Varies: the objective of the last stage, all from one SFT checkpoint: `sft` (more of the same data, the
+  control), `rejection_sampling`, `dpo` (pairs of own samples, labelled by the verifier), `grpo`. The last three
+  draw the same number of completions.
+Command: python -m launch.ablate --config=experiments/quickstart.py --workdir=runs/quickstart
+Hardware: 2 CPU cores, 2 GB of memory.
+Time: see experiments/LOG.md; at most 12 minutes.
+Result: see experiments/LOG.md.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The quickstart; `arg` is not used."""
+    config = base.get_config(arg).unlock()
+    config.name = "quickstart"
+    config.question = "Does learning from a verifier beat more fine-tuning on the same data?"
+
+    config.model.update(
+        {"num_layers": 3, "d_model": 96, "num_heads": 3, "num_kv_heads": 3, "head_dim": 32, "d_ff": 256}
+    )
+    config.data.text.max_bytes = 1_000_000
+    config.data.problems.update({"operations": "+-", "min_steps": 2, "max_steps": 4})
+
+    # Prose and worked arithmetic, half a million words: a base model that continues either.
+    config.pretrain.update({"steps": 1200, "batch_size": 32, "length": 64, "log_every": 50})
+    config.pretrain.data.update({"text_weight": 0.2, "problems_weight": 0.8})
+    config.pretrain.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 50})
+
+    # Two thousand worked answers: it answers in the format and stops, and is often wrong.
+    config.sft.update({"steps": 150, "batch_size": 32, "length": 64, "log_every": 25})
+    config.sft.data.limit = 2_000
+    config.sft.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 10})
+
+    # The control sees the same two thousand answers again; the others see questions and a verifier.
+    config.rl.update({"steps": 50, "batch_size": 128, "length": 64, "eval_every": 10, "log_every": 5})
+    config.rl.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 5, "weight_decay": 0.0})
+    config.rl.rollout.update(
+        {"prompts_per_step": 32, "group_size": 8, "max_prompt_length": 24, "max_new_tokens": 44}
+    )
+    config.sft.rollout.update({"max_prompt_length": 24, "max_new_tokens": 44})
+    config.rl.objective.grpo.update({"aggregation": "token_mean"})
+    config.evaluation.update({"problems": 256, "samples": 8, "k": (1, 8), "batch_problems": 32})
+
+    config.ablation.control = "sft"
+    config.ablation.arms = {
+        "sft": ("rl.objective.name=sft", "rl.data.limit=2000", "rl.optimizer.learning_rate=3e-4"),
+        "rejection_sampling": ("rl.objective.name=rejection_sampling",),
+        "dpo": ("rl.objective.name=dpo",),
+        "grpo": (),
+    }
+    return config.lock()

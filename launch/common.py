@@ -1,0 +1,99 @@
+"""What every entry point shares: flags, clear errors, exit codes."""
+
+import errno
+import importlib.util
+import logging as py_logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from research.config import flatten, to_tree, unknown_key
+from research.errors import ConfigError, TemperError
+
+
+def define_config() -> Any:
+    """`--config=FILE[:arg]` with `--config.key=value` overrides, and `--workdir`."""
+    config = config_flags.DEFINE_config_file("config", None, "experiment file, such as experiments/quickstart.py")
+    flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and reports; one config owns it")
+    flags.mark_flags_as_required(["config", "workdir"])
+    return config
+
+
+def overridden_keys() -> list[str]:
+    """The dotted keys that the command line set."""
+    return list(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
+def workdir() -> Path:
+    """The working directory that the command line names."""
+    return Path(flags.FLAGS.workdir)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command: `--help` shows the module's docstring; bad input is one sentence and exit status 1."""
+    # Orbax and JAX tell every checkpoint and compilation at INFO; ours are the lines a person wants.
+    logging.set_verbosity(logging.ERROR)
+    py_logging.getLogger("jax").setLevel(py_logging.ERROR)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    app.run(_explained(main), flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """absl's parser, with an unknown config key explained like every other mistake."""
+    try:
+        return app.parse_flags_with_usage(list(argv))
+    except (AttributeError, KeyError, TypeError) as error:
+        key = next((a for a in argv if a.startswith("--config.")), "").partition("=")[0].removeprefix("--config.")
+        _fail(ConfigError(_nearest(list(argv)) or f"{key}: cannot be set ({error})"))
+    except FileNotFoundError as error:
+        _fail(ConfigError(f"--config: {error.filename or error}: no such experiment file"))
+
+
+def _nearest(argv: list[str]) -> str | None:
+    """Finds the override whose key the config does not have, and the nearest key that it has."""
+    names = [a for a in argv if a.startswith("--config=")]
+    if not names:
+        return None
+    path, _, arg = names[-1].removeprefix("--config=").partition(":")
+    spec = importlib.util.spec_from_file_location("config", path)
+    if spec is None or spec.loader is None:
+        return None
+    module = importlib.util.module_from_spec(spec)  # once more, without overrides: on the way to an error
+    spec.loader.exec_module(module)
+    config = module.get_config(arg) if arg else module.get_config()
+    known = flatten(to_tree(config))
+    for text in argv:
+        if text.startswith("--config."):
+            key = text.removeprefix("--config.").partition("=")[0]
+            if key not in known:
+                return str(unknown_key(key, known))
+    return None
+
+
+def _explained(main: Callable[[], None]) -> Callable[[list[str]], None]:
+    def wrapped(argv: list[str]) -> None:
+        if len(argv) > 1:
+            _fail(ConfigError(f"got the argument {argv[1]!r}, expected flags only; --help shows an example"))
+        try:
+            main()
+        except TemperError as error:
+            _fail(error)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+                raise
+            _fail(error)
+
+    return wrapped
+
+
+def _fail(error: Exception) -> Any:
+    sys.stdout.flush()
+    print(f"error: {error}", file=sys.stderr)
+    sys.stderr.flush()
+    # Not sys.exit: Orbax's and Grain's threads may still be waiting for work that will never come.
+    os._exit(1)

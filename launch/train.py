@@ -1,0 +1,31 @@
+"""Trains one chain of stages: pretrain, fine-tune, reinforce, as the config says.
+
+Example:
+  python -m launch.train --config=experiments/quickstart.py --workdir=runs/one
+  python -m launch.train --config=experiments/quickstart.py --workdir=runs/two --config.rl.objective.name=dpo
+
+A finished stage is read, not run again; an interrupted one goes on from its newest checkpoint and ends bit for
+bit where it would have ended.
+"""
+
+from rich import print as show
+
+from launch import common
+from research.config import resolve
+from research.loops.chain import run_chain
+from research.stages import claim_workdir
+
+_CONFIG = common.define_config()
+
+
+def main() -> None:
+    """Runs what is left of the chain and prints each stage's final metrics."""
+    experiment = resolve(_CONFIG.value, common.overridden_keys())
+    claim_workdir(common.workdir(), experiment.tree)
+    for done in run_chain(experiment, common.workdir()):
+        metrics = ", ".join(f"{key} {value:.4g}" for key, value in sorted(done.result["metrics"].items()))
+        show(f"[bold]{done.stage.name}[/bold] ({done.stage.objective}): {metrics}\n  {done.folder.path}")
+
+
+if __name__ == "__main__":
+    common.run(main)

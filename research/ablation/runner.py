@@ -1,0 +1,115 @@
+"""Runs an ablation: every arm at every seed, in one process, so that arms share compiled steps and stages."""
+
+import json
+import traceback
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from research.ablation.arms import Arm, arm_config, check_arms, control_of, read_arms
+from research.ablation.report import ReportPaths, write_report
+from research.ablation.results import Budget, RunResult, save_results
+from research.config import Experiment, resolve
+from research.files import write_text_atomic
+from research.loops.chain import open_sources, run_chain
+from research.progress import Progress
+from research.sources import Sources
+from research.stages import claim_workdir
+from research.versions import collect_versions
+
+
+def run_ablation(config: ConfigDict, workdir: Path) -> tuple[list[RunResult], ReportPaths]:
+    """Runs what is not finished and writes the report after every run.
+
+    A finished (arm, seed) is read, an interrupted one goes on from its newest checkpoint, a failed one is
+    recorded with its error and tried again next time. Seeds are the outer loop, so that an interrupted
+    ablation has compared all arms at the seeds it has.
+
+    Args:
+      config: with an `ablation` section.
+      workdir: belongs to this config from the first run on.
+
+    Returns:
+      One result an (arm, seed), and the report's files.
+
+    Raises:
+      ConfigError: before anything runs, where arms or their overrides make no sense.
+      WorkdirError: the workdir holds another config's run.
+    """
+    arms = read_arms(config)
+    experiments = check_arms(config, arms)
+    claim_workdir(workdir, json.loads(config.to_json()))
+    seeds = list(config.ablation.seeds)
+    results: dict[tuple[str, int], RunResult] = {}
+    opened: dict[str, Sources] = {}
+    with Progress("ablation", len(arms) * len(seeds), unit="runs") as overall:
+        for seed in seeds:
+            for arm in arms:
+                results[arm.name, seed] = _run(config, arm, seed, workdir, opened)
+                overall.advance(1)
+                paths = _report(config, arms, experiments, results, workdir)
+    return list(results.values()), paths
+
+
+def _run(config: ConfigDict, arm: Arm, seed: int, workdir: Path, opened: dict[str, Sources]) -> RunResult:
+    """One run; whatever stops it is recorded, so that the other arms are not lost."""
+    experiment = resolve(arm_config(config, arm, seed))
+    text = json.dumps(experiment.resolved, indent=1)
+    data = json.dumps(experiment.data, sort_keys=True)
+    try:
+        sources = opened.setdefault(data, open_sources(experiment, workdir))
+        chain = run_chain(experiment, workdir, sources=sources, label=f"{arm.name}, seed {seed}: ")
+        done = next(f for f in chain if f.stage.name == config.ablation.stage)
+        metrics = done.result["metrics"]
+        if config.ablation.metric not in metrics:
+            raise KeyError(
+                f"ablation.metric: got {config.ablation.metric!r}, expected one of {', '.join(sorted(metrics))}"
+            )
+    except Exception as error:  # noqa: BLE001 - one failed arm must not lose the others; recorded, reported
+        place = workdir / "failures" / f"{arm.name}-seed{seed}.txt"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(place, traceback.format_exc())
+        nothing = Budget(0, 0, 0, 0.0, 0.0)
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        return RunResult(
+            arm.name, seed, "failed", {}, nothing, [], line, dict(arm.overrides), text, str(place)
+        )
+    return RunResult(
+        arm=arm.name,
+        seed=seed,
+        status="finished",
+        metrics=metrics,
+        budget=Budget(**done.result["budget"]),
+        curve=done.result["curve"],
+        error=None,
+        overrides=dict(arm.overrides),
+        config_text=text,
+        run_dir=str(done.folder.path.relative_to(workdir)),
+    )
+
+
+def _report(
+    config: ConfigDict,
+    arms: list[Arm],
+    experiments: dict[str, Experiment],
+    results: dict[tuple[str, int], RunResult],
+    workdir: Path,
+) -> ReportPaths:
+    ordered = [results[arm.name, seed] for arm in arms for seed in config.ablation.seeds if (arm.name, seed) in results]
+    save_results(workdir / "results.json", ordered)
+    control = control_of(config, arms)
+    return write_report(
+        ordered,
+        directory=workdir / "report",
+        title=config.name,
+        question=config.question,
+        metric=config.ablation.metric,
+        control=control,
+        base_config_text=json.dumps(experiments[control].resolved, indent=1),
+        versions=_versions(),
+    )
+
+
+def _versions() -> dict[str, Any]:
+    return collect_versions()
