@@ -28,6 +28,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "temperature": 1.0,  # 0 is greedy
             "seed": 1234,  # of the evaluation's own randomness: the same draws for every arm
             "batch_problems": 64,  # problems sampled at a time
+            "max_prompt_length": 64,  # tokens, markup included
+            "max_new_tokens": 64,
         }
     )
     config.ablation = ConfigDict(
@@ -124,6 +126,7 @@ def stage(objective: str) -> ConfigDict:
                 "problems_weight": 0.0,  # ... and from worked problems, written as plain text
                 "limit": 0,  # only the first so many training problems; 0 is all
                 "packing": True,  # sft: several examples a row
+                "terse_fraction": 0.0,  # sft on generated problems: share of answers without their steps
             },
             "objective": {
                 "name": objective,  # next_token, sft, rejection_sampling, dpo, grpo

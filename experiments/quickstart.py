@@ -31,24 +31,23 @@ def get_config(arg: str = "") -> ConfigDict:
     config.pretrain.data.update({"text_weight": 0.2, "problems_weight": 0.8})
     config.pretrain.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 50})
 
-    # Two thousand worked answers: it answers in the format and stops, and is often wrong.
+    # Two thousand answers as people write them: half show their work, half give the answer alone. The model
+    # learns to do both; where it does not show its work it is mostly wrong.
     config.sft.update({"steps": 150, "batch_size": 32, "length": 64, "log_every": 25})
-    config.sft.data.limit = 2_000
+    config.sft.data.update({"limit": 2_000, "terse_fraction": 0.5})
     config.sft.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 10})
 
     # The control sees the same two thousand answers again; the others see questions and a verifier.
-    config.rl.update({"steps": 50, "batch_size": 128, "length": 64, "eval_every": 10, "log_every": 5})
+    config.rl.update({"steps": 30, "batch_size": 128, "length": 64, "eval_every": 10, "log_every": 5})
     config.rl.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 5, "weight_decay": 0.0})
-    config.rl.rollout.update(
-        {"prompts_per_step": 32, "group_size": 8, "max_prompt_length": 24, "max_new_tokens": 44}
-    )
-    config.sft.rollout.update({"max_prompt_length": 24, "max_new_tokens": 44})
+    lengths = {"max_prompt_length": 24, "max_new_tokens": 44}
+    config.rl.rollout.update({"prompts_per_step": 32, "group_size": 8, **lengths})
     config.rl.objective.grpo.update({"aggregation": "token_mean"})
-    config.evaluation.update({"problems": 256, "samples": 8, "k": (1, 8), "batch_problems": 32})
+    config.evaluation.update({"problems": 256, "samples": 8, "k": (1, 8), "batch_problems": 32, **lengths})
 
     config.ablation.control = "sft"
     config.ablation.arms = {
-        "sft": ("rl.objective.name=sft", "rl.data.limit=2000", "rl.optimizer.learning_rate=3e-4"),
+        "sft": ("rl.objective.name=sft", "rl.data.limit=2000", "rl.data.terse_fraction=0.5"),
         "rejection_sampling": ("rl.objective.name=rejection_sampling",),
         "dpo": ("rl.objective.name=dpo",),
         "grpo": (),

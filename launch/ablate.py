@@ -24,7 +24,8 @@ def main() -> None:
     """Runs what is left of the ablation, prints the report; exit status 1 if a run failed."""
     resolve(_CONFIG.value, common.overridden_keys())
     results, paths = run_ablation(_CONFIG.value, common.workdir())
-    show(Markdown(paths.markdown.read_text(encoding="utf-8")))
+    head = paths.markdown.read_text(encoding="utf-8").partition("![")[0]
+    show(Markdown(head))
     show(f"report: {paths.html}")
     failed = [f"{result.arm} seed {result.seed}" for result in results if result.status == "failed"]
     if failed:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -18,7 +18,9 @@ from research.errors import ConfigError, TemperError
 
 def define_config() -> Any:
     """`--config=FILE[:arg]` with `--config.key=value` overrides, and `--workdir`."""
-    config = config_flags.DEFINE_config_file("config", None, "experiment file, such as experiments/quickstart.py")
+    config = config_flags.DEFINE_config_file(
+        "config", None, "experiment file, such as experiments/quickstart.py"
+    )
     flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and reports; one config owns it")
     flags.mark_flags_as_required(["config", "workdir"])
     return config
@@ -48,7 +50,11 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(list(argv))
     except (AttributeError, KeyError, TypeError) as error:
-        key = next((a for a in argv if a.startswith("--config.")), "").partition("=")[0].removeprefix("--config.")
+        key = (
+            next((a for a in argv if a.startswith("--config.")), "")
+            .partition("=")[0]
+            .removeprefix("--config.")
+        )
         _fail(ConfigError(_nearest(list(argv)) or f"{key}: cannot be set ({error})"))
     except FileNotFoundError as error:
         _fail(ConfigError(f"--config: {error.filename or error}: no such experiment file"))
@@ -91,7 +97,7 @@ def _explained(main: Callable[[], None]) -> Callable[[list[str]], None]:
     return wrapped
 
 
-def _fail(error: Exception) -> Any:
+def _fail(error: Exception) -> NoReturn:
     sys.stdout.flush()
     print(f"error: {error}", file=sys.stderr)
     sys.stderr.flush()

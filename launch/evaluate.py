@@ -14,8 +14,8 @@ from absl import flags
 from rich import print as show
 
 from launch import common
-from research.data.jsonl import read_records
 from research.data.examples import Records
+from research.data.jsonl import read_records
 from research.errors import ConfigError
 from research.files import write_json_atomic
 from research.loops.chain import Policy, load_policy
@@ -23,9 +23,13 @@ from research.loops.problems import sampler_scalars, sampler_spec, score_problem
 from research.sampling.methods import SamplingMethod
 from research.sources import Sources, View
 
-_STAGE = flags.DEFINE_string("stage", None, "folder of a stage: <workdir>/stages/<name>-<hash>", required=True)
+_STAGE = flags.DEFINE_string(
+    "stage", None, "folder of a stage: <workdir>/stages/<name>-<hash>", required=True
+)
 _PROBLEMS = flags.DEFINE_string("problems", None, "JSONL of problems (prompt/completion, messages, GSM8K)")
-_LIMIT = flags.DEFINE_integer("limit", 256, "evaluate only the first so many problems; 0 is all", lower_bound=0)
+_LIMIT = flags.DEFINE_integer(
+    "limit", 256, "evaluate only the first so many problems; 0 is all", lower_bound=0
+)
 _SAMPLES = flags.DEFINE_integer("samples", 4, "completions a problem", lower_bound=1)
 _K = flags.DEFINE_list("k", ["1", "4"], "the k of pass@k and maj@k, each at most --samples")
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy", lower_bound=0.0)
@@ -46,7 +50,9 @@ def main() -> None:
     if not ks or min(ks) < 1 or max(ks) > _SAMPLES.value:
         raise ConfigError(f"--k: got {list(ks)}, expected values from 1 to --samples={_SAMPLES.value}")
     if greedy and _SAMPLES.value > 1:
-        raise ConfigError(f"--samples: got {_SAMPLES.value}, expected 1 at --temperature=0: greedy samples are equal")
+        raise ConfigError(
+            f"--samples: got {_SAMPLES.value}, expected 1 at --temperature=0: greedy samples are equal"
+        )
     folder = Path(_STAGE.value)
     policy = load_policy(folder)
     limit = policy.identity["model"]["max_length"]
@@ -77,7 +83,9 @@ def main() -> None:
         )
     show(f"{len(found.problems)} problems, {_SAMPLES.value} samples each, temperature {_TEMPERATURE.value:g}")
     for name, estimate in found.estimates.items():
-        show(f"  {name}: {estimate.mean:.4f} (95% interval over problems {estimate.low:.4f} to {estimate.high:.4f})")
+        show(
+            f"  {name}: {estimate.mean:.4f} (95% interval over problems {estimate.low:.4f} to {estimate.high:.4f})"
+        )
     if _OUTPUT.value:
         problems = [
             {

@@ -24,13 +24,17 @@ from research.loops.problems import sampler_scalars
 from research.sampling.methods import SamplingMethod
 from research.sampling.sampler import Prompts, SamplerSpec, sample_stream
 
-_STAGE = flags.DEFINE_string("stage", None, "folder of a stage: <workdir>/stages/<name>-<hash>", required=True)
+_STAGE = flags.DEFINE_string(
+    "stage", None, "folder of a stage: <workdir>/stages/<name>-<hash>", required=True
+)
 _PROMPT = flags.DEFINE_string("prompt", None, "what to ask; default: lines of standard input")
 _RAW = flags.DEFINE_bool("raw", False, "continue the text as it is, without chat markup: for a base model")
 _TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "longest completion, tokens", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy", lower_bound=0.0)
 _TOP_K = flags.DEFINE_integer("top_k", 0, "keep the k most likely tokens; 0 keeps all", lower_bound=0)
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "keep the smallest set of this mass", lower_bound=1e-6, upper_bound=1.0)
+_TOP_P = flags.DEFINE_float(
+    "top_p", 1.0, "keep the smallest set of this mass", lower_bound=1e-6, upper_bound=1.0
+)
 _SEED = flags.DEFINE_integer("seed", 0, "of the sampler", lower_bound=0)
 
 _BUCKET = 32

@@ -5,7 +5,7 @@ Every parameter and activation names its axes logically; the mesh (`data`, `fsdp
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models.config import ModelConfig
 
@@ -42,7 +42,7 @@ def param_shardings(boxed: object, mesh: Mesh) -> object:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of an array whose first axis is the batch."""
-    return NamedSharding(mesh, nn.logical_to_mesh_axes(("batch",), RULES))
+    return NamedSharding(mesh, nn.logical_to_mesh_axes(("batch",), RULES) or PartitionSpec())
 
 
 def check_divisible(config: ModelConfig, mesh: Mesh) -> None:

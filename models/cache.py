@@ -14,8 +14,7 @@ from models.axes import constrain
 from models.config import ModelConfig
 
 
-@flax.struct.dataclass
-class LayerCache:
+class LayerCache(flax.struct.PyTreeNode):
     """Keys and values of one layer."""
 
     keys: Float[Array, "B K S N"]
@@ -32,8 +31,7 @@ class LayerCache:
         )
 
 
-@flax.struct.dataclass
-class KVCache:
+class KVCache(flax.struct.PyTreeNode):
     """All layers' keys and values and which slots hold a real token.
 
     Attributes:

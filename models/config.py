@@ -52,9 +52,7 @@ class ModelConfig:
                 "because each key head serves an equal group of query heads"
             )
         if self.head_dim % 2:
-            raise ValueError(
-                f"head_dim: got {self.head_dim}, expected an even number for rotary embeddings"
-            )
+            raise ValueError(f"head_dim: got {self.head_dim}, expected an even number for rotary embeddings")
 
     def num_params(self) -> int:
         """Number of parameters, embeddings included."""
@@ -63,7 +61,7 @@ class ModelConfig:
         tables = 1 if self.tie_embeddings else 2
         return self.num_layers * block + tables * self.vocab_size * self.d_model + self.d_model
 
-    def flops_per_token(self, context: int) -> float:
+    def flops_per_token(self, context: float) -> float:
         """Forward FLOPs per token at a mean context of `context` tokens; training costs three times this.
 
         Two per parameter that is multiplied (the embedding look-up is not) plus attention's two products.

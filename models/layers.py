@@ -38,7 +38,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        scale_D = self.param("scale", init, (x_BTD.shape[-1],), jnp.dtype(self.config.param_dtype))
+        scale_D: Any = self.param("scale", init, (x_BTD.shape[-1],), jnp.dtype(self.config.param_dtype))
         x = x_BTD.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.config.norm_eps)
         return (x * scale_D.astype(jnp.float32)[None, None, :]).astype(jnp.dtype(self.config.compute_dtype))
@@ -91,12 +91,8 @@ class Attention(nn.Module):
         k_BTKN = apply_rope(dense(x_BTD, wk), *rope)
         v_BTKN = dense(x_BTD, wv)
         q_BTHN = constrain(q_BTHN, "batch", "length", "activation_heads", "head_dim")
-        k_BKSN = constrain(
-            k_BTKN.swapaxes(1, 2), "batch", "activation_kv_heads", "length", "head_dim"
-        )
-        v_BKSN = constrain(
-            v_BTKN.swapaxes(1, 2), "batch", "activation_kv_heads", "length", "head_dim"
-        )
+        k_BKSN = constrain(k_BTKN.swapaxes(1, 2), "batch", "activation_kv_heads", "length", "head_dim")
+        v_BKSN = constrain(v_BTKN.swapaxes(1, 2), "batch", "activation_kv_heads", "length", "head_dim")
         if cache is not None:
             assert write_at is not None
             cache = cache.write(k_BKSN, v_BKSN, write_at)

@@ -76,7 +76,7 @@ def hidden_logps(
         entropy = normaliser - jnp.sum(probs * logits, axis=-1)
         return TokenLogps(logps, entropy, normaliser, jnp.mean(logits, axis=-1) - normaliser)
 
-    if T == chunk:
+    if chunk == T:
         return score(hidden_BTD, targets_BT)
     split = lambda x: x.reshape(B, -1, chunk, *x.shape[2:]).swapaxes(0, 1)  # noqa: E731
     chunks = jax.lax.map(lambda args: score(*args), (split(hidden_BTD), split(targets_BT)))

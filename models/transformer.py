@@ -60,7 +60,10 @@ class Transformer(nn.Module):
         else:
             layers = self.get_variable("params", "layers")
 
-        x_BTD = jnp.take(embed_VD.astype(compute), tokens_BT, axis=0)
+        # Gathered over fsdp before the look-up, as every other weight is before its product: the batch is
+        # split over the same axis, and the partitioner would otherwise replicate the result.
+        table_VD = constrain(embed_VD.astype(compute), "vocab", "activation_embed")
+        x_BTD = jnp.take(table_VD, tokens_BT, axis=0)
         x_BTD = constrain(x_BTD, "batch", "length", "activation_embed")
         rope = rope_tables(positions_BT, c)
         if cache is None:
@@ -96,7 +99,8 @@ def forward_cached(
     cache: KVCache,
 ) -> tuple[Float[Array, "B T D"], KVCache]:
     """Appends T tokens to the cache; layers are unrolled so that each cache is updated in place."""
-    return Transformer(config).apply({"params": params}, tokens_BT, positions_BT, segment_ids_BT, cache)
+    out: Any = Transformer(config).apply({"params": params}, tokens_BT, positions_BT, segment_ids_BT, cache)
+    return out
 
 
 def unembedding(params: Params, config: ModelConfig) -> Float[Array, "D V"]:
@@ -170,8 +174,9 @@ def _run_cached(
     written = []
     unstacked = layers if isinstance(layers, tuple) else _unstack(layers, c.num_layers)
     for layer, layer_cache in zip(unstacked, cache.layers, strict=True):
-        x_BTD, layer_cache = Block(c, parent=None).apply(
+        out: Any = Block(c, parent=None).apply(
             {"params": layer}, x_BTD, rope, mask_BTS, layer_cache, cache.length
         )
-        written.append(layer_cache)
+        x_BTD = out[0]
+        written.append(out[1])
     return x_BTD, cache.replace(layers=tuple(written), length=cache.length + T)

@@ -3,12 +3,13 @@
 Shapes: B rows, T tokens.
 """
 
+from typing import Any
+
 import flax.struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 
-@flax.struct.dataclass
-class SequenceBatch:
+class SequenceBatch(flax.struct.PyTreeNode):
     """Rows of tokens, packed or padded.
 
     Attributes:
@@ -19,15 +20,14 @@ class SequenceBatch:
       weights: `[B]` float32, 0 for a row that only fills the batch.
     """
 
-    tokens: Int[Array, "B T"]
-    loss_mask: Bool[Array, "B T"]
-    segment_ids: Int[Array, "B T"]
-    positions: Int[Array, "B T"]
-    weights: Float[Array, " B"]
+    tokens: Int[Any, "B T"]
+    loss_mask: Bool[Any, "B T"]
+    segment_ids: Int[Any, "B T"]
+    positions: Int[Any, "B T"]
+    weights: Float[Any, " B"]
 
 
-@flax.struct.dataclass
-class PreferenceBatch:
+class PreferenceBatch(flax.struct.PyTreeNode):
     """Pairs of completions of one prompt.
 
     Attributes:
@@ -37,12 +37,11 @@ class PreferenceBatch:
 
     chosen: SequenceBatch
     rejected: SequenceBatch
-    ref_chosen_logps: Float[Array, " B"]
-    ref_rejected_logps: Float[Array, " B"]
+    ref_chosen_logps: Float[Any, " B"]
+    ref_rejected_logps: Float[Any, " B"]
 
 
-@flax.struct.dataclass
-class RolloutBatch:
+class RolloutBatch(flax.struct.PyTreeNode):
     """Sampled completions with their advantages.
 
     Attributes:
@@ -53,9 +52,9 @@ class RolloutBatch:
     """
 
     sequences: SequenceBatch
-    advantages: Float[Array, " B"]
-    old_logps: Float[Array, "B T"]
-    ref_logps: Float[Array, "B T"]
+    advantages: Float[Any, " B"]
+    old_logps: Float[Any, "B T"]
+    ref_logps: Float[Any, "B T"]
 
 
 Batch = SequenceBatch | PreferenceBatch | RolloutBatch

@@ -39,6 +39,8 @@ _BOUNDS: Mapping[str, tuple[float | None, float | None, str]] = {
     "evaluation.samples": (1, None, "a problem needs a sample"),
     "evaluation.temperature": (0, None, "a negative temperature prefers unlikely tokens; 0 is greedy"),
     "evaluation.batch_problems": (1, None, "a batch needs a problem"),
+    "evaluation.max_prompt_length": (1, None, "a prompt has a token"),
+    "evaluation.max_new_tokens": (1, None, "a completion has a token"),
     "data.text.validation_one_in": (2, None, "some documents must be held out and some remain"),
     "data.problems.validation_one_in": (2, None, "some records must be held out and some remain"),
     "data.preferences.validation_one_in": (2, None, "some pairs must be held out and some remain"),
@@ -50,12 +52,14 @@ _BOUNDS: Mapping[str, tuple[float | None, float | None, str]] = {
     "*.eval_every": (0, None, "0 evaluates only at the end"),
     "*.checkpoint_every": (0, None, "0 saves only at the end"),
     "*.keep_checkpoints": (1, None, "a run resumes from the newest"),
+    "*.data.terse_fraction": (0, 1, "it is a share of the examples"),
     "*.rollout.prompts_per_step": (1, None, "an iteration needs a prompt"),
     "*.rollout.group_size": (2, None, "a completion is compared with others of its prompt"),
     "*.rollout.temperature": (1e-3, None, "rollouts are random; log-probs are divided by it"),
     "*.rollout.top_k": (0, None, "0 keeps all tokens"),
     "*.rollout.top_p": (1e-6, 1, "it is a probability mass"),
     "*.rollout.updates": (1, None, "samples are there to be learned from"),
+    "*.rollout.max_prompt_length": (1, None, "a prompt has a token"),
     "*.rollout.max_new_tokens": (1, None, "a completion has a token"),
     "*.objective.dpo.beta": (1e-6, None, "at 0 the loss is constant"),
     "*.objective.dpo.label_smoothing": (0, 0.5, "it is the probability of a flipped label"),
@@ -110,6 +114,7 @@ class StageData:
     problems_weight: float
     limit: int
     packing: bool
+    terse_fraction: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +164,8 @@ class Evaluation:
     temperature: float
     seed: int
     batch_problems: int
+    max_prompt_length: int
+    max_new_tokens: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +255,9 @@ def resolve(config: ConfigDict, overridden: Iterable[str] = ()) -> Experiment:
     chain = tuple(tree["stages"])
     for name in chain:
         if not isinstance(tree.get(name), dict) or "objective" not in tree[name]:
-            raise ConfigError(f"stages: got {name!r}, expected the name of a stage section such as pretrain, sft, rl")
+            raise ConfigError(
+                f"stages: got {name!r}, expected the name of a stage section such as pretrain, sft, rl"
+            )
     if len(set(chain)) != len(chain) or not chain:
         raise ConfigError(f"stages: got {list(chain)}, expected at least one stage and each once")
     _check_values(flat, chain)
@@ -259,6 +268,7 @@ def resolve(config: ConfigDict, overridden: Iterable[str] = ()) -> Experiment:
             f"evaluation.k: got {list(evaluation.k)}, expected values from 1 to evaluation.samples="
             f"{evaluation.samples} because pass@k needs k samples"
         )
+    _check_context("evaluation", evaluation, tree["model"]["max_length"])
     make_model(tree["model"], 512)
     resolved = {
         "stages": list(chain),
@@ -300,18 +310,19 @@ def _stage(name: str, tree: Tree) -> Stage:
         tree=_effective_stage(section, objective, online),
     )
     limit = tree["model"]["max_length"]
-    longest = rollout.max_prompt_length + rollout.max_new_tokens
-    if online and longest > limit:
-        raise ConfigError(
-            f"{name}.rollout: got max_prompt_length {rollout.max_prompt_length} + max_new_tokens "
-            f"{rollout.max_new_tokens} = {longest}, expected at most model.max_length={limit}"
-        )
+    if online:
+        _check_context(f"{name}.rollout", rollout, limit)
     if not online and stage.length > limit:
         raise ConfigError(f"{name}.length: got {stage.length}, expected at most model.max_length={limit}")
     if online and objective == "grpo" and rollout.method.truncates:
         raise ConfigError(
             f"{name}.rollout: got top_k {rollout.top_k} and top_p {rollout.top_p}, expected 0 and 1 under grpo "
             "because its ratio compares log-probs of the untruncated distribution"
+        )
+    if objective == "sft" and stage.data.terse_fraction and tree["data"]["problems"]["kind"] != "arithmetic":
+        raise ConfigError(
+            f"{name}.data.terse_fraction: got {stage.data.terse_fraction}, expected 0 because only generated "
+            "problems have steps to leave out"
         )
     if objective == "next_token" and stage.data.text_weight + stage.data.problems_weight <= 0:
         raise ConfigError(f"{name}.data: got text_weight and problems_weight 0, expected one to be positive")
@@ -323,6 +334,15 @@ def _stage(name: str, tree: Tree) -> Stage:
                 f"because a group has {rollout.group_size} completions"
             )
     return stage
+
+
+def _check_context(key: str, lengths: Rollout | Evaluation, limit: int) -> None:
+    longest = lengths.max_prompt_length + lengths.max_new_tokens
+    if longest > limit:
+        raise ConfigError(
+            f"{key}: got max_prompt_length {lengths.max_prompt_length} + max_new_tokens "
+            f"{lengths.max_new_tokens} = {longest}, expected at most model.max_length={limit}"
+        )
 
 
 _SCALAR_KEYS = (
@@ -345,7 +365,7 @@ def _effective_stage(section: Tree, objective: str, online: bool) -> Tree:
     unused = {"batch_size", "length", "eval_batches"} if online else {"rollout"}
     data_keys = {
         "next_token": ("text_weight", "problems_weight", "limit"),
-        "sft": ("limit", "packing"),
+        "sft": ("limit", "packing", "terse_fraction"),
         "rejection_sampling": ("limit",),
         "grpo": ("limit",),
         "dpo": ("source", "limit") if online else ("source",),
@@ -376,7 +396,9 @@ def _effective_data(section: Tree, stages: tuple[Stage, ...]) -> Tree:
     for key in generated if problems["kind"] == "jsonl" else ("path", "validation_one_in"):
         del problems[key]
     if not any(stage.objective == "dpo" and not stage.online for stage in stages):
-        return {key: value for key, value in {**section, "problems": problems}.items() if key != "preferences"}
+        return {
+            key: value for key, value in {**section, "problems": problems}.items() if key != "preferences"
+        }
     return {**section, "problems": problems}
 
 

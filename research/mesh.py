@@ -1,5 +1,6 @@
 """One mesh for everything: `data`, `fsdp` and `tensor` axes over the devices at hand."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,14 +11,20 @@ from models.axes import MESH_AXES, batch_sharding
 from research.errors import ConfigError
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+def make_mesh(data: int, fsdp: int, tensor: int, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of shape (data, fsdp, tensor); one of the sizes may be -1, meaning all devices left over.
+
+    Args:
+      data: replicas that split the batch.
+      fsdp: devices that split the batch and the parameters.
+      tensor: devices that split heads, hidden width and vocabulary.
+      devices: which; all of them by default.
 
     Raises:
       ConfigError: the sizes do not multiply to the number of devices.
     """
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    count = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     shown = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
@@ -30,7 +37,7 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
             f"mesh: got {shown}, expected a product of {count} because this machine has {count} "
             f"{jax.default_backend()} device{'s' if count > 1 else ''}; set one axis to -1 to fill in the rest"
         )
-    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def to_device(mesh: Mesh, batch: Any) -> Any:

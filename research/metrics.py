@@ -1,13 +1,13 @@
 """What a run records: metrics, performance figures and samples as JSON lines, and the same for TensorBoard.
 
-    metrics.jsonl      {"step": 10, "loss": 1.25, ...}     deterministic: an interrupted and resumed run ends with
-                                                           the same bytes as one that was never interrupted
+    metrics.jsonl      {"step": 10, "loss": 1.25, ...}     deterministic: an interrupted and resumed run ends
+                                                           with the bytes of an uninterrupted one
     performance.jsonl  {"step": 10, "seconds": 3.1, ...}   wall-clock figures, which differ from run to run
     samples.jsonl      {"step": 10, "prompt": "...", ...}  what the model wrote; deterministic too
     tb/                TensorBoard event files of the first two
 
-Numbers are written by `repr`, which Python reads back to the same float64. JSON has no NaN and no infinity, so
-these three are written as the strings "NaN", "Infinity" and "-Infinity"; `load_metrics` turns them back.
+Numbers are written by `repr`, which Python reads back to the same float64. JSON has no NaN and no infinity,
+so these three are written as the strings "NaN", "Infinity" and "-Infinity"; `load_metrics` turns them back.
 """
 
 import io
@@ -48,14 +48,14 @@ def encode_numbers(value: Any) -> Any:
 
 
 def decode_number(value: Any) -> Any:
-    """The inverse of `encode_numbers` for one value: "NaN", "Infinity" and "-Infinity" become floats again."""
+    """The inverse of `encode_numbers` for one value: "NaN" and "[-]Infinity" become floats again."""
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def load_jsonl(path: Path | str) -> list[dict[str, Any]]:
     """The records of a JSON-lines file.
 
-    A last line without its newline is a record that was being written when the run was killed, and is left out.
+    A last line without its newline is a record that the run was killed in, and is left out.
 
     Raises:
       DataError: there is no such file, or a whole line is not a JSON object.
@@ -98,8 +98,8 @@ class MetricsWriter:
           offsets: byte size of each file at the checkpoint that the run resumes from; None for a new run.
 
         Raises:
-          WorkdirError: the directory holds another run's records (new run); a file is missing, shorter than at
-            the checkpoint, or has no line end there (resumed run); or the directory cannot be written.
+          WorkdirError: the directory holds another run's records (new run); a file is missing, shorter than
+            at the checkpoint, or has no line end there (resumed run); or the directory cannot be written.
         """
         self.directory = Path(directory)
         _check_offsets(self.directory, offsets)
@@ -113,11 +113,13 @@ class MetricsWriter:
                 if offsets is not None:
                     handle.truncate(offsets[name])
                     handle.seek(0, io.SEEK_END)
-            # The synchronous writer: SummaryWriter's thread would swallow a full disk and then hang on its queue.
+            # Synchronous: SummaryWriter's thread would swallow a full disk and then hang on its queue.
             self._tb = EventsWriter(str(self.directory / "tb" / "events"), f".{time.time_ns()}")
             if offsets is not None:
                 first = 1 + max(_last_step(self.directory / name) for name in (METRICS, PERFORMANCE))
-                again = SessionLog(status=SessionLog.START)  # TensorBoard hides earlier events from this step on
+                again = SessionLog(
+                    status=SessionLog.START
+                )  # TensorBoard hides earlier events from this step on
                 self._tb.write_event(Event(wall_time=time.time(), step=first, session_log=again))
             self._tb.flush()
         except OSError as error:
@@ -143,7 +145,9 @@ class MetricsWriter:
     def write_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Appends one line per sample (prompt, completion, reward ...), each with the step."""
         if any("step" in sample for sample in samples):
-            raise ValueError("a sample has a key 'step': the name is taken by the step itself; expected another name.")
+            raise ValueError(
+                "a sample has a key 'step': the name is taken by the step itself; expected another name."
+            )
         self._append(SAMPLES, [{"step": int(step), **encode_numbers(sample)} for sample in samples])
 
     def offsets(self) -> dict[str, int]:
@@ -197,7 +201,9 @@ def _number(key: str, value: ArrayLike) -> int | float:
     if key == "step":
         raise ValueError("metric 'step': the name is taken by the step itself; expected another name.")
     if array.size != 1 or array.dtype.kind in "OSUc":
-        raise ValueError(f"metric {key!r}: got shape {array.shape}, dtype {array.dtype}; expected one number.")
+        raise ValueError(
+            f"metric {key!r}: got shape {array.shape}, dtype {array.dtype}; expected one number."
+        )
     return int(array.item()) if array.dtype.kind in "biu" else float(array.item())
 
 
@@ -208,28 +214,32 @@ def _check_offsets(directory: Path, offsets: Mapping[str, int] | None) -> None:
         for name, size in sizes.items():
             if size:
                 raise WorkdirError(
-                    f"{directory / name}: holds {size} bytes of an earlier run; resume that run or choose another "
-                    "working directory."
+                    f"{directory / name}: holds {size} bytes of an earlier run; resume that run or choose "
+                    "another working directory."
                 )
         return
     if set(offsets) != set(FILES):
-        raise WorkdirError(f"{directory}: the checkpoint has offsets for {sorted(offsets)}, expected {list(FILES)}.")
+        raise WorkdirError(
+            f"{directory}: the checkpoint has offsets for {sorted(offsets)}, expected {list(FILES)}."
+        )
     for name, offset in offsets.items():
         path = directory / name
         if offset and name not in sizes:
-            raise WorkdirError(f"{path}: missing, but the checkpoint to resume from has {offset} bytes of it.")
+            raise WorkdirError(
+                f"{path}: missing, but the checkpoint to resume from has {offset} bytes of it."
+            )
         if sizes.get(name, 0) < offset:
             raise WorkdirError(
-                f"{path}: got {sizes[name]} bytes, expected at least {offset}, which the checkpoint to resume from "
-                "has recorded; the file was shortened or belongs to another run."
+                f"{path}: got {sizes[name]} bytes, expected at least {offset}, which the checkpoint to "
+                "resume from has recorded; the file was shortened or belongs to another run."
             )
         if offset:
             with open(path, "rb") as handle:
                 handle.seek(offset - 1)
                 if handle.read(1) != b"\n":
                     raise WorkdirError(
-                        f"{path}: no line ends at byte {offset}, where the checkpoint to resume from says one does; "
-                        "the file was edited or belongs to another run."
+                        f"{path}: no line ends at byte {offset}, where the checkpoint to resume from says "
+                        "one does; the file was edited or belongs to another run."
                     )
 
 

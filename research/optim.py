@@ -22,15 +22,15 @@ class OptimizerScalars(NamedTuple):
       clip_norm: largest global gradient norm.
     """
 
-    learning_rate: Float[Array, ""]
-    warmup_steps: Float[Array, ""]
-    decay_steps: Float[Array, ""]
-    end_fraction: Float[Array, ""]
-    b1: Float[Array, ""]
-    b2: Float[Array, ""]
-    eps: Float[Array, ""]
-    weight_decay: Float[Array, ""]
-    clip_norm: Float[Array, ""]
+    learning_rate: Float[Any, ""]
+    warmup_steps: Float[Any, ""]
+    decay_steps: Float[Any, ""]
+    end_fraction: Float[Any, ""]
+    b1: Float[Any, ""]
+    b2: Float[Any, ""]
+    eps: Float[Any, ""]
+    weight_decay: Float[Any, ""]
+    clip_norm: Float[Any, ""]
 
 
 def learning_rate_at(step: Int[Array, ""], s: OptimizerScalars) -> Float[Array, ""]:
@@ -56,7 +56,9 @@ def make_optimizer(s: OptimizerScalars, step: Int[Array, ""]) -> optax.GradientT
 def init_optimizer(params: Any) -> optax.OptState:
     """The optimizer state of `params`; keeps the logical axes of boxed parameters."""
     zero = jnp.float32(0.0)
-    return make_optimizer(OptimizerScalars(*[zero] * len(OptimizerScalars._fields)), jnp.int32(0)).init(params)
+    return make_optimizer(OptimizerScalars(*[zero] * len(OptimizerScalars._fields)), jnp.int32(0)).init(
+        params
+    )
 
 
 def _is_matrix(params: Any) -> Any:

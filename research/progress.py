@@ -123,7 +123,9 @@ class Progress:
 
     def _print_line(self) -> None:
         self._line_at, self._line_done = self._marks[-1][0], self.done
-        self._console.print(f"{self.description}: {self.summary()}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(
+            f"{self.description}: {self.summary()}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def _span(seconds: float) -> str:

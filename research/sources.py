@@ -14,9 +14,8 @@ from research.data.builders.base import Prepared
 from research.data.builders.chat_sft import ChatSpec, prepare_chat_sft
 from research.data.builders.preferences import PreferenceSpec, prepare_preferences
 from research.data.builders.text_corpus import TextSpec, prepare_text_corpus
-from research.data.chat import split_response
+from research.data.chat import normalize_record, split_response
 from research.data.examples import Records, prompt_messages
-from research.data.chat import normalize_record
 from research.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from research.errors import DataError
 
@@ -40,6 +39,10 @@ class View:
             raise IndexError(f"record {index} of {len(self)}")
         return self.change(self.source[index])
 
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        for index in range(len(self)):
+            yield self[index]
+
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
@@ -47,7 +50,7 @@ class Sources:
 
     Attributes:
       section: the config's data section.
-      data_dir: where prepared data sets and trained tokenizers live; shared by all runs of a working directory.
+      data_dir: where prepared data sets and trained tokenizers live, shared by all runs of a workdir.
     """
 
     section: Tree
@@ -90,7 +93,9 @@ class Sources:
         """Pairs: train and validation."""
         p = self.section["preferences"]
         if not p["path"]:
-            raise DataError("data.preferences.path: got '', expected a JSONL file of prompt, chosen, rejected")
+            raise DataError(
+                "data.preferences.path: got '', expected a JSONL file of prompt, chosen, rejected"
+            )
         return prepare_preferences(
             self.data_dir, PreferenceSpec(path=p["path"], validation_one_in=p["validation_one_in"])
         )
@@ -135,6 +140,21 @@ def worked_text(record: Mapping[str, Any]) -> dict[str, str]:
     """A problem as plain text for pretraining: the question, then the worked answer."""
     messages = normalize_record(record, where="problem")
     return {"text": "\n".join(message.content for message in messages)}
+
+
+def terse(fraction: float) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    """Leaves the steps out of this share of generated problems, chosen by content: only the final line stays.
+
+    Demonstrations that mix worked and bare answers, as real ones do: a model fine-tuned on them does both.
+    """
+
+    def change(record: Mapping[str, Any]) -> Mapping[str, Any]:
+        draw = (
+            int.from_bytes(hashlib.sha256(f"terse {record['prompt']}".encode()).digest()[:8], "big") / 2**64
+        )
+        return {**record, "completion": record["completion"].splitlines()[-1]} if draw < fraction else record
+
+    return change
 
 
 def answer_of(record: Mapping[str, Any]) -> str:

@@ -16,8 +16,7 @@ from research.errors import ConfigError
 from research.optim import init_optimizer
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """A pytree that a checkpoint holds whole.
 
     Attributes:

@@ -30,7 +30,7 @@ class StepScalars(NamedTuple):
     """
 
     optimizer: OptimizerScalars
-    objective: dict[str, Float[Array, ""]]
+    objective: dict[str, Float[Any, ""]]
 
 
 @partial(jax.jit, static_argnames=("algorithm", "config", "micro_batches"), donate_argnames=("state",))
@@ -63,7 +63,8 @@ def train_step(
         grads, (loss, sums) = gradient(state.params, batch)
     else:
         parts = jax.tree.map(
-            lambda x: x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch
+            lambda x: x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1),
+            batch,
         )
         first = jax.tree.map(lambda x: x[0], parts)
         zeros = jax.tree.map(

@@ -45,7 +45,7 @@ def parse_override(text: str, known: Mapping[str, Any], where: str) -> tuple[str
     try:
         if isinstance(now, str):
             return key, raw
-        value = {"true": True, "false": False}.get(raw.lower())
+        value: Any = {"true": True, "false": False}.get(raw.lower())
         value = ast.literal_eval(raw) if value is None else value
     except (ValueError, SyntaxError) as error:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Numbers as people read them: accuracies in percent, differences in points, budgets in thousands and millions."""
+"""Numbers as people read them: accuracies in percent, differences in points, budgets in millions."""
 
 import math
 import re
@@ -34,22 +34,20 @@ class MetricFormat:
         """A value: "41.2%" or "0.4123"."""
         if value is None:
             return NOTHING
-        return f"{100 * value:.1f}%" if self.percent else f"{value:.4g}"
+        return _minus(f"{100 * value:.1f}%" if self.percent else f"{value:.4g}")
 
     def difference(self, value: float | None) -> str:
         """A difference with its sign; percentages differ by points: "+22.6 pp"."""
         if value is None:
             return NOTHING
-        text = f"{100 * value:+.1f} pp" if self.percent else f"{value:+.4g}"
-        return text.replace("-", "\N{MINUS SIGN}")
+        return _minus(f"{100 * value:+.1f} pp" if self.percent else f"{value:+.4g}")
 
     def interval(self, interval: Interval | None) -> str:
         """An interval of values: "[38.0, 44.4]"."""
         if interval is None:
             return NOTHING
         scale, spec = (100.0, ".1f") if self.percent else (1.0, ".4g")
-        text = f"[{scale * interval.low:{spec}}, {scale * interval.high:{spec}}]"
-        return text.replace("-", "\N{MINUS SIGN}")
+        return f"[{_minus(f'{scale * interval.low:{spec}}')}, {_minus(f'{scale * interval.high:{spec}}')}]"
 
 
 def is_proportion(metric: str, values: Iterable[float]) -> bool:
@@ -84,3 +82,8 @@ def format_seconds(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def _minus(number: str) -> str:
+    """The number with a real minus sign, which no browser breaks a line at."""
+    return "\N{MINUS SIGN}" + number[1:] if number.startswith("-") else number

@@ -1,28 +1,32 @@
-"""The pictures of an ablation, as PNG: final values with intervals, learning curves, accuracy against tokens spent."""
+"""The pictures of an ablation, as PNG: final values, learning curves, accuracy against tokens spent."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from research.ablation.formatting import MetricFormat
 from research.ablation.results import RunResult
 from research.ablation.statistics import Comparison
 from research.files import write_bytes_atomic
 
-# Okabe and Ito's colours, told apart by colour-blind readers too; the control is grey. Markers say it once more.
+# Okabe and Ito's colours, told apart by colour-blind readers too; the control is grey. Markers repeat it.
 CONTROL_COLOR = "#6b6b6b"
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 MARKERS = ("s", "^", "D", "v", "P", "X")
 INK, FAINT = "#222222", "#dddddd"
 DPI = 160
 
+LineStyle = Literal["-", "--", ":"]
+LINES: tuple[LineStyle, ...] = ("-", "--", ":")
 XAxis = Literal["step", "tokens_spent"]
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -56,7 +60,9 @@ def write_plots(
         "bars": _figure([bars], comparison, size=(7.0, 1.5 + 0.5 * rows), legend=False),
         "curves": _figure([curves], comparison, size=(7.0, 4.4), legend=True),
         "tokens": _figure([tokens], comparison, size=(7.0, 4.4), legend=True),
-        "summary": _figure([bars, curves, tokens], comparison, size=(15.0, max(4.6, 1.8 + 0.4 * rows)), legend=True),
+        "summary": _figure(
+            [bars, curves, tokens], comparison, size=(15.0, max(4.6, 1.8 + 0.4 * rows)), legend=True
+        ),
     }
     paths = {}
     for name, figure in figures.items():
@@ -69,12 +75,14 @@ def write_plots(
 
 def draw_bars(axes: Axes, comparison: Comparison, style: MetricFormat) -> None:
     """A bar for each arm's mean, its 95% t-interval, a dot for each seed, a line at the control's mean."""
-    _dress(axes, f"Final {style.name}", "bar: mean · whisker: 95% t-interval · dots: seeds")
+    _dress(axes, f"Final {style.name}", "bar: mean · whisker: 95% t-interval · dots: seeds · dashed: control")
     ends = [0.0]
     for row, summary in enumerate(comparison.arms):
-        color, marker = _look(row)
+        color, marker, _ = _look(row)
         if summary.mean is None:
-            axes.text(0.0, row, "  no finished run", va="center", ha="left", color=INK, fontsize=9, style="italic")
+            axes.text(
+                0.0, row, "  no finished run", va="center", ha="left", color=INK, fontsize=9, style="italic"
+            )
             continue
         axes.barh(row, summary.mean, height=0.62, color=color, alpha=0.35, edgecolor=color, linewidth=1.2)
         low = high = summary.mean
@@ -83,11 +91,13 @@ def draw_bars(axes: Axes, comparison: Comparison, style: MetricFormat) -> None:
             if style.percent:  # a t-interval does not know that an accuracy ends at 0 and 1
                 low, high = max(low, 0.0), min(high, 1.0)
             span = [[summary.mean - low], [high - summary.mean]]
-            axes.errorbar(summary.mean, row, xerr=span, fmt="none", ecolor=INK, elinewidth=1.4, capsize=4, zorder=4)
+            axes.errorbar(
+                summary.mean, row, xerr=span, fmt="none", ecolor=INK, elinewidth=1.4, capsize=4, zorder=4
+            )
         values = list(summary.values.values())
         offsets = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else [0.0]
-        axes.plot(values, row + np.asarray(offsets), linestyle="none", marker=marker, markersize=5.5, color=color,
-                  markeredgecolor="white", markeredgewidth=0.7, zorder=5)  # fmt: skip
+        axes.plot(values, row + np.asarray(offsets), linestyle="none", marker=marker, markersize=5.5,
+                  color=color, markeredgecolor="white", markeredgewidth=0.7, zorder=5)  # fmt: skip
         outermost = max(high, *values) if summary.mean >= 0 else min(low, *values)
         ends += [low, high, *values]
         axes.annotate(style.value(summary.mean), (outermost, row), (7 if summary.mean >= 0 else -7, 0),
@@ -97,7 +107,7 @@ def draw_bars(axes: Axes, comparison: Comparison, style: MetricFormat) -> None:
     if control is not None:
         axes.axvline(control, color=INK, linestyle=(0, (4, 3)), linewidth=1.0, zorder=3)
     width = (max(ends) - min(ends)) or 1.0
-    axes.set_xlim(min(ends) - (0.18 * width if min(ends) < 0 else 0.0), max(ends) + 0.18 * width)
+    axes.set_xlim(min(ends) - (0.24 * width if min(ends) < 0 else 0.0), max(ends) + 0.18 * width)
     axes.set_ylim(len(comparison.arms) - 0.45, -0.55)
     labels = [f"{s.arm}\n(control)" if s.arm == comparison.control else s.arm for s in comparison.arms]
     axes.set_yticks(range(len(labels)), labels, fontsize=10)
@@ -120,11 +130,12 @@ def draw_curves(
         if curve is None:
             continue
         drawn = True
-        color, marker = _look(row)
+        color, marker, line = _look(row)
         where, mean, low, high = curve
         axes.fill_between(where, low, high, color=color, alpha=0.18, linewidth=0)
-        axes.plot(where, mean, color=color, linewidth=2.0, marker=marker, markersize=6, markevery=[len(mean) - 1],
-                  markeredgecolor="white", markeredgewidth=0.7, zorder=3)  # fmt: skip
+        axes.plot(where, mean, color=color, linestyle=line, linewidth=2.0, zorder=3,
+                  marker=marker, markersize=6, markevery=[len(mean) - 1],
+                  markeredgecolor="white", markeredgewidth=0.7)  # fmt: skip
     axes.set_xlabel({"step": "optimizer step", "tokens_spent": "tokens spent (sampled + trained)"}[x])
     axes.set_ylabel(style.label)
     axes.grid(color=FAINT, linewidth=0.8)
@@ -142,7 +153,7 @@ def draw_curves(
 
 
 def _mean_curve(runs: Sequence[RunResult], metric: str, x: XAxis) -> Curve | None:
-    """x, mean, lowest and highest over the runs at the steps that all of them evaluated; None if there are none.
+    """x, mean, lowest and highest over the runs at the steps that all of them evaluated; None without such.
 
     A step that only some seeds reached would shift the mean by who is in it.
     """
@@ -156,27 +167,39 @@ def _mean_curve(runs: Sequence[RunResult], metric: str, x: XAxis) -> Curve | Non
 
 
 def _figure(
-    panels: Sequence[Callable[[Axes], None]], comparison: Comparison, *, size: tuple[float, float], legend: bool
+    panels: Sequence[Callable[[Axes], None]],
+    comparison: Comparison,
+    *,
+    size: tuple[float, float],
+    legend: bool,
 ) -> Figure:
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)  # type: ignore[union-attr]
+    """Panels side by side, `size` inches, with room for the legend below that."""
+    names = [s.arm + (" (control)" if s.arm == comparison.control else "") for s in comparison.arms]
+    widths = [0.75 + 0.085 * len(name) for name in names]  # inches, roughly: line, gap and 10 pt letters
+    columns = len(names) if sum(widths) <= size[0] else max(1, int(size[0] / max(widths)))
+    rows = math.ceil(len(names) / columns)
+    height = size[1] + (0.22 * (rows - 1) if legend else 0.0)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
+    figure = Figure(figsize=(size[0], height), layout=layout, facecolor="white")
     for axes, draw in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         draw(axes)
     if legend:
-        handles = [Line2D([], [], color=_look(row)[0], marker=_look(row)[1], linewidth=2.0, markersize=6)
-                   for row in range(len(comparison.arms))]  # fmt: skip
-        names = [s.arm + (" (control)" if s.arm == comparison.control else "") for s in comparison.arms]
-        columns = max(1, min(len(names), int(12 * size[0] / (6 + max(map(len, names))))))
+        handles = []
+        for row in range(len(names)):
+            color, marker, line = _look(row)
+            handles.append(
+                Line2D([], [], color=color, marker=marker, linestyle=line, linewidth=2.0, markersize=6)
+            )
         figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
     return figure
 
 
-def _look(row: int) -> tuple[str, str]:
-    """Colour and marker of the arm in this row; the control is row 0."""
+def _look(row: int) -> tuple[str, str, LineStyle]:
+    """Colour, marker and line style of the arm in this row; the control is row 0."""
     if row == 0:
-        return CONTROL_COLOR, "o"
+        return CONTROL_COLOR, "o", "-"
     turn, place = divmod(row - 1, len(PALETTE))
-    return PALETTE[place], MARKERS[(place + turn) % len(MARKERS)]
+    return PALETTE[place], MARKERS[(place + turn) % len(MARKERS)], LINES[turn % len(LINES)]
 
 
 def _dress(axes: Axes, title: str, subtitle: str) -> None:
@@ -192,6 +215,6 @@ def _number_axis(axes: Axes, which: Literal["x", "y"], style: MetricFormat) -> N
     axis = axes.xaxis if which == "x" else axes.yaxis
     if style.percent:
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=None, symbol=""))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}"))
     else:
         axis.set_major_locator(MaxNLocator(6))

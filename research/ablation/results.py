@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-
 from research.errors import DataError
 from research.files import write_json_atomic
 from research.metrics import decode_number, encode_numbers
@@ -80,7 +79,9 @@ class RunResult:
         _check_keys(cls, record, source)
         _check_keys(Budget, record["budget"], f"{source}, budget")
         if record["status"] not in get_args(Status):
-            raise DataError(f"{source}: got status {record['status']!r}, expected one of {list(get_args(Status))}.")
+            raise DataError(
+                f"{source}: got status {record['status']!r}, expected one of {list(get_args(Status))}."
+            )
         fields = dict(record)
         fields["metrics"] = _numbers(record["metrics"])
         fields["budget"] = Budget(**_numbers(record["budget"]))
@@ -134,7 +135,9 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
 def _check_keys(kind: type, record: Any, source: str) -> None:
     expected = {field.name for field in dataclasses.fields(kind)}
     if not isinstance(record, dict):
-        raise DataError(f"{source}: got a {type(record).__name__}, expected an object with keys {sorted(expected)}.")
+        raise DataError(
+            f"{source}: got a {type(record).__name__}, expected an object with keys {sorted(expected)}."
+        )
     if missing := sorted(expected - set(record)):
         raise DataError(f"{source}: the keys {missing} are missing.")
     if unknown := sorted(set(record) - expected):

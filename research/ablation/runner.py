@@ -96,7 +96,12 @@ def _report(
     results: dict[tuple[str, int], RunResult],
     workdir: Path,
 ) -> ReportPaths:
-    ordered = [results[arm.name, seed] for arm in arms for seed in config.ablation.seeds if (arm.name, seed) in results]
+    ordered = [
+        results[arm.name, seed]
+        for arm in arms
+        for seed in config.ablation.seeds
+        if (arm.name, seed) in results
+    ]
     save_results(workdir / "results.json", ordered)
     control = control_of(config, arms)
     return write_report(

@@ -2,15 +2,15 @@
 
 With three seeds no method makes the data say more than three numbers do. Two 95% intervals are given:
 
-- the **Student-t interval** is the primary one. It is exact if seeds scatter normally, and with n = 3 rightly wide
-  (4.3 standard errors to either side).
-- the **percentile bootstrap**, which assumes no shape, but with few seeds it is too narrow: it cannot leave the
-  range of the values, and its nominal 95% cover the mean of normal data 75% of the time with n = 3, 85% with
-  n = 5, 90% with n = 10 (simulated). BCa is no way
-  out: its acceleration is a third moment estimated from three numbers, and it degenerates where resamples coincide.
+- the **Student-t interval** is the primary one. It is exact if seeds scatter normally, and with n = 3 rightly
+  wide (4.3 standard errors to either side).
+- the **percentile bootstrap** assumes no shape, but with few seeds it is too narrow: it cannot leave the
+  range of the values, and its nominal 95% cover the mean of normal data 75% of the time with n = 3, 85%
+  with n = 5, 90% with n = 10 (simulated). BCa is no way out: its acceleration is a third moment estimated
+  from three numbers, and it degenerates where resamples coincide.
 
-Arms are compared with the control **seed by seed** (paired t), because runs of one seed share initialisation and
-data order, and the common part of their scatter cancels. P-values are corrected over the arms by Holm's method.
+Arms are compared with the control **seed by seed** (paired t), because runs of one seed share initialisation
+and data order, and the common part of their scatter cancels. P-values are corrected over the arms (Holm).
 """
 
 import dataclasses
@@ -113,17 +113,17 @@ def compare_arms(results: Sequence[RunResult], *, metric: str, control: str) -> 
     if finished and not any(metric in result.metrics for result in finished):
         known = sorted({key for result in finished for key in result.metrics})
         raise DataError(f"metric {metric!r}: no finished run has it; expected one of {known}.")
-    arms = {name: _summarise([result for result in results if result.arm == name], name, metric) for name in names}
+    arms = {
+        name: _summarise([result for result in results if result.arm == name], name, metric) for name in names
+    }
     raw = [_paired(arms[name], arms[control]) for name in names if name != control]
     corrected = iter(holm([difference.p for difference in raw if difference.p is not None]))
-    differences = tuple(
-        dataclasses.replace(d, p_holm=None if d.p is None else next(corrected)) for d in raw
-    )
+    differences = tuple(dataclasses.replace(d, p_holm=None if d.p is None else next(corrected)) for d in raw)
     return Comparison(metric=metric, control=control, arms=tuple(arms.values()), differences=differences)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction, in the order given (SciPy has none; `false_discovery_control` is another thing).
+    """Holm's step-down correction, in the order given; SciPy has only Benjamini-Hochberg's.
 
     `p~_(i) = max_{j <= i} min(1, (m - j + 1) p_(j))` over the m sorted p-values (Holm 1979).
     """
@@ -193,8 +193,8 @@ def _paired(arm: ArmSummary, control: ArmSummary) -> PairedDifference:
     elif len(seeds) == 1:
         note = "one shared seed: no interval and no p-value"
     elif _constant(numbers):
-        # The t statistic divides by a zero. The sign-flip test stands: 2 of the 2^n equally likely sign patterns are
-        # as extreme as what was seen, or all of them if the difference is zero.
+        # The t statistic divides by a zero. The sign-flip test stands: 2 of the 2^n equally likely sign
+        # patterns are as extreme as what was seen, or all of them if the difference is zero.
         same = math.isclose(numbers[0], 0.0, abs_tol=1e-12)
         p = 1.0 if same else 2.0 ** (1 - len(numbers))
         note = "all differences are equal: no interval; p by the exact sign-flip test"

@@ -5,7 +5,7 @@ through the one shared function, and calls its objective. It holds only what is 
 traced, in a dict, at every call.
 """
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -19,7 +19,7 @@ from research.batch import Batch, SequenceBatch
 DataKind = Literal["text", "chat", "preferences", "rollouts"]
 """Where batches come from: raw text, chat examples, preference pairs, or the policy's own samples."""
 
-Scalars = dict[str, Float[Array, ""]]
+Scalars = dict[str, Float[Any, ""]]
 
 
 class Rollouts(NamedTuple):
@@ -83,9 +83,7 @@ def batch_logps(
     params: Params, config: ModelConfig, rows: SequenceBatch, temperature: float | Array = 1.0
 ) -> TokenLogps:
     """Teacher-forced log-probs of a SequenceBatch."""
-    return token_logps(
-        params, config, rows.tokens, rows.positions, rows.segment_ids, temperature=temperature
-    )
+    return token_logps(params, config, rows.tokens, rows.positions, rows.segment_ids, temperature=temperature)
 
 
 def sequence_rows(rollouts: Rollouts, rows: np.ndarray, weights: np.ndarray) -> SequenceBatch:
@@ -105,5 +103,3 @@ def sequence_rows(rollouts: Rollouts, rows: np.ndarray, weights: np.ndarray) -> 
 def after_prompt(values: np.ndarray, prompt_length: int) -> np.ndarray:
     """Per-completion-token values `[B, N]` aligned with prompt + completion rows `[B, L + N]`."""
     return np.pad(values, ((0, 0), (prompt_length, 0))).astype(np.float32)
-
-

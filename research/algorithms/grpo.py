@@ -9,8 +9,7 @@ import numpy as np
 from models.config import ModelConfig
 from models.transformer import Params
 from objectives.advantages import Baseline, Normalization, frac_reward_zero_std, group_advantages
-from objectives.grpo import grpo_loss
-from objectives.grpo import LossKLEstimator
+from objectives.grpo import LossKLEstimator, grpo_loss
 from objectives.reduce import Aggregation, reduce, reduce_metrics
 from objectives.types import WeightedSum
 from research.algorithms.base import (

@@ -38,7 +38,9 @@ def build(stage: Stage) -> tuple[Algorithm, StepScalars]:
             max_new_tokens=stage.rollout.max_new_tokens,
         )
         options["temperature"] = stage.rollout.temperature
-    return algorithm, StepScalars(optimizer_scalars(stage), {key: np.float32(v) for key, v in options.items()})
+    return algorithm, StepScalars(
+        optimizer_scalars(stage), {key: np.float32(v) for key, v in options.items()}
+    )
 
 
 def optimizer_scalars(stage: Stage) -> OptimizerScalars:
@@ -56,4 +58,4 @@ def optimizer_scalars(stage: Stage) -> OptimizerScalars:
         "weight_decay": o.weight_decay,
         "clip_norm": o.clip_norm,
     }
-    return OptimizerScalars(**{key: np.float32(value) for key, value in values.items()})  # type: ignore[arg-type]
+    return OptimizerScalars(**{key: np.float32(value) for key, value in values.items()})

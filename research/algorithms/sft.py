@@ -51,4 +51,6 @@ class NextToken:
 
     def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
         """Not used: the data are given."""
-        raise NotImplementedError(f"{self.data} batches do not come from rollouts ({rollouts.group_size}, {seed})")
+        raise NotImplementedError(
+            f"{self.data} batches do not come from rollouts ({rollouts.group_size}, {seed})"
+        )

@@ -1,4 +1,4 @@
-"""Exact-match evaluation: sample each problem, verify the completions, report pass@k and maj@k with error bars."""
+"""Exact-match evaluation: sample each problem, verify the completions, report pass@k and maj@k."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Evaluation:
     """The outcome.
 
     Attributes:
-      metrics: `eval/pass@k`, `eval/maj@k`, `eval/truncated_fraction`, `eval/mean_length` (tokens), for logging.
+      metrics: `eval/pass@k`, `eval/maj@k`, `eval/truncated_fraction`, `eval/mean_length` (tokens).
       estimates: the same names, with error bars over the problems.
       per_problem: the same names, [P] values in the order of `problems`, for paired comparison of two models.
       problems: the evidence.
@@ -103,11 +103,15 @@ def score_completions(
       DataError: no problems, completions for another number of problems, or fewer samples than the largest k.
     """
     if not problems or len(problems) != len(completions):
-        raise DataError(f"evaluation: got completions of {len(completions)} problems, expected {len(problems)} (> 0).")
+        raise DataError(
+            f"evaluation: got completions of {len(completions)} problems, expected {len(problems)} (> 0)."
+        )
     results = []
     for problem, row in zip(problems, completions, strict=True):
         if len(row) < max(1, *ks):
-            raise DataError(f"evaluation: {problem.name!r} has {len(row)} samples, expected >= {max(1, *ks)}.")
+            raise DataError(
+                f"evaluation: {problem.name!r} has {len(row)} samples, expected >= {max(1, *ks)}."
+            )
         results.append(
             ProblemResult(
                 name=problem.name,

@@ -23,7 +23,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over problems with its standard error and a 95% interval; NaN where one problem says nothing of them."""
+    """A mean over problems, its standard error and 95% interval (both NaN for a single problem)."""
 
     mean: float
     standard_error: float
@@ -97,8 +97,8 @@ def majority_at_k(
     """maj@k (self-consistency, Wang et al. 2022): the chance that the majority of k samples is right.
 
     The mean of `majority_of` over the subsets of k of the n samples: over all of them where there are at most
-    `trials`, otherwise over `trials` random ones (as the resampled trials of prm800k's evaluation, Lightman et
-    al. 2023). The draws of a problem depend on `seed` and its place only.
+    `trials`, otherwise over `trials` random ones (as the resampled trials of prm800k's evaluation, Lightman
+    et al. 2023). The draws of a problem depend on `seed` and its place only.
 
     Args:
       answers: [P][n] final answers; None abstains.
@@ -150,7 +150,7 @@ def exact_match(predictions: Sequence[str | None], answers: Sequence[str]) -> Va
 
 
 def mean_with_error(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """Mean over problems; the interval is a 95% percentile bootstrap over the problems, model and samples held fixed.
+    """Mean over problems with a 95% percentile bootstrap over the problems, model and samples held fixed.
 
     Args:
       values: [P], one number a problem.
@@ -165,11 +165,20 @@ def mean_with_error(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) 
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
-        raise DataError(f"mean over problems: got an array of shape {array.shape}, expected one value a problem.")
+        raise DataError(
+            f"mean over problems: got an array of shape {array.shape}, expected one value a problem."
+        )
     if array.size == 1:
         return Estimate(float(array[0]), math.nan, math.nan, math.nan)
     result = stats.bootstrap(
-        (array,), np.mean, n_resamples=resamples, batch=100, method="percentile", rng=np.random.default_rng(seed)
+        (array,),
+        np.mean,
+        n_resamples=resamples,
+        batch=100,
+        method="percentile",
+        rng=np.random.default_rng(seed),
     )
     low, high = result.confidence_interval
-    return Estimate(float(array.mean()), float(array.std(ddof=1) / math.sqrt(array.size)), float(low), float(high))
+    return Estimate(
+        float(array.mean()), float(array.std(ddof=1) / math.sqrt(array.size)), float(low), float(high)
+    )

@@ -23,7 +23,6 @@ from research.sources import Sources
 from research.stages import StageDir
 from research.state import abstract_state
 
-
 TOKENIZER = "tokenizer.model"
 
 

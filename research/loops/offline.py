@@ -21,7 +21,7 @@ from research.data.pipelines import (
 from research.loops.problems import evaluate_problems
 from research.loops.session import Session, StageRun, due
 from research.mesh import check_rows, to_device
-from research.sources import Sources, View, worked_text
+from research.sources import Sources, View, terse, worked_text
 from research.step import eval_step, reference_step, train_step
 
 
@@ -33,6 +33,8 @@ def run_offline(run: StageRun) -> dict[str, Any]:
     with Session(run, iter(pipeline)) as session:
         session.note.setdefault("data", dict(pipeline.report))
         reference = run.initial_params() if session.algorithm.needs_reference else None
+        if stage.eval_every and not session.curve:
+            session.evaluated(0, _evaluate(session, reference, final=False))
         for step in range(session.done + 1, stage.steps + 1):
             batch, counts = _next_batch(session, reference)
             session.state, metrics = train_step(
@@ -50,12 +52,14 @@ def run_offline(run: StageRun) -> dict[str, Any]:
             session.save(step)
         if not session.curve or session.curve[-1]["step"] != stage.steps:
             session.evaluated(stage.steps, _evaluate(session, reference, final=True))
-        return session.finish({k: v for k, v in session.curve[-1].items() if k not in ("step", "tokens_spent")})
+        return session.finish(
+            {k: v for k, v in session.curve[-1].items() if k not in ("step", "tokens_spent")}
+        )
 
 
 def training_batches(stage: Stage, sources: Sources) -> Pipeline:
     """The endless, shuffled training data of an offline stage."""
-    shape = {"batch_size": stage.batch_size, "length": stage.length, "seed": stage.seed}
+    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "seed": stage.seed}
     if stage.objective == "next_token":
         parts: list[Any] = []
         weights = []
@@ -67,14 +71,15 @@ def training_batches(stage: Stage, sources: Sources) -> Pipeline:
             weights.append(stage.data.problems_weight)
         return text_mixture_batches(parts, sources.tokenizer, weights=weights, name=stage.name, **shape)
     if stage.objective == "sft":
-        records = View(sources.problems.train, stage.data.limit)
+        change = terse(stage.data.terse_fraction) if stage.data.terse_fraction else dict
+        records = View(sources.problems.train, stage.data.limit, change)
         return sft_batches(records, sources.tokenizer, packing=stage.data.packing, name=stage.name, **shape)
     return preference_batches(sources.preferences.train, sources.tokenizer, name=stage.name, **shape)
 
 
 def validation_batches(stage: Stage, sources: Sources) -> Pipeline:
     """One ordered pass over held-out data of the same kind."""
-    shape = {"batch_size": stage.batch_size, "length": stage.length, "name": stage.name}
+    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "name": stage.name}
     if stage.objective == "next_token":
         if stage.data.text_weight > 0:
             return text_eval_batches(sources.text.validation, sources.tokenizer, **shape)
@@ -89,9 +94,9 @@ def as_batch(arrays: Mapping[str, np.ndarray]) -> SequenceBatch | PreferenceBatc
     if "tokens" in arrays:
         weights = arrays["loss_mask"].any(axis=1).astype(np.float32)
         return SequenceBatch(weights=weights, **{key: arrays[key] for key in _ROW_KEYS})
-    sides = {}
-    for side in ("chosen", "rejected"):
-        sides[side] = as_batch({key: arrays[f"{side}_{key}"] for key in _ROW_KEYS})
+    sides: dict[str, Any] = {
+        side: as_batch({key: arrays[f"{side}_{key}"] for key in _ROW_KEYS}) for side in ("chosen", "rejected")
+    }
     zeros = np.zeros(len(arrays["chosen_tokens"]), np.float32)
     return PreferenceBatch(ref_chosen_logps=zeros, ref_rejected_logps=zeros, **sides)
 
@@ -164,4 +169,6 @@ def validation_metrics(
         )
         sums = part if not sums else {key: sums[key] + value for key, value in part.items()}
     fetched = jax.device_get(sums)
-    return {f"eval/{key}": float(value.total / max(float(value.count), 1e-8)) for key, value in fetched.items()}
+    return {
+        f"eval/{key}": float(value.total / max(float(value.count), 1e-8)) for key, value in fetched.items()
+    }

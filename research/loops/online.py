@@ -56,7 +56,9 @@ def run_online(run: StageRun) -> dict[str, Any]:
         if session.curve[-1]["step"] != stage.steps:
             final = evaluate_problems(run, session.state.params, run.evaluation.problems)
             session.evaluated(stage.steps, final.metrics)
-        return session.finish({k: v for k, v in session.curve[-1].items() if k not in ("step", "tokens_spent")})
+        return session.finish(
+            {k: v for k, v in session.curve[-1].items() if k not in ("step", "tokens_spent")}
+        )
 
 
 def _iterate(session: Session, problems: View, reference: Any, step: int) -> tuple[dict[str, Any], int]:

@@ -61,14 +61,15 @@ def sample_prompts(
     batch = Prompts(prompts["prompt_tokens"], prompts["prompt_mask"], prompts["prompt_id"])
     out = jax.device_get(sample(params, to_device(mesh, batch), scalars, config=model, spec=spec))
     texts = [
-        tokenizer.decode(tokens[:length].tolist()) for tokens, length in zip(out.tokens, out.lengths, strict=True)
+        tokenizer.decode(tokens[:length].tolist())
+        for tokens, length in zip(out.tokens, out.lengths, strict=True)
     ]
     return Decoded(out, texts, out.stop_reason == STOPPED)
 
 
 def evaluate_problems(run: StageRun, params: Params, count: int) -> Evaluation:
     """Samples the first `count` held-out problems as the evaluation section says, and scores them."""
-    stage, how = run.stage, run.evaluation
+    how = run.evaluation
     problems = View(run.sources.held_out, count)
     greedy = how.temperature == 0
     if greedy and how.samples > 1:
@@ -78,7 +79,7 @@ def evaluate_problems(run: StageRun, params: Params, count: int) -> Evaluation:
     spec = sampler_spec(
         run.sources.tokenizer,
         samples=how.samples,
-        max_new_tokens=stage.rollout.max_new_tokens,
+        max_new_tokens=how.max_new_tokens,
         method=SamplingMethod(greedy=greedy),
     )
     scalars = sampler_scalars(seed=how.seed, step=0, temperature=how.temperature or 1.0)
@@ -91,7 +92,7 @@ def evaluate_problems(run: StageRun, params: Params, count: int) -> Evaluation:
         mesh=run.mesh,
         tokenizer=run.sources.tokenizer,
         batch_problems=how.batch_problems,
-        max_prompt_length=stage.rollout.max_prompt_length,
+        max_prompt_length=how.max_prompt_length,
         verifier=run.sources.section["problems"]["verifier"],
         ks=how.k,
     )
@@ -121,9 +122,7 @@ def score_problems(
     questions: list[Problem] = []
     completions: list[list[Completion]] = []
     for arrays in batches:
-        out = sample_prompts(
-            params, arrays, scalars, model=model, spec=spec, mesh=mesh, tokenizer=tokenizer
-        )
+        out = sample_prompts(params, arrays, scalars, model=model, spec=spec, mesh=mesh, tokenizer=tokenizer)
         for row, prompt_id in enumerate(arrays["prompt_id"]):
             if prompt_id < 0:  # fills the last batch
                 continue

@@ -7,7 +7,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,8 @@ class SamplingMethod:
     Attributes:
       greedy: take the most likely token; the distribution is then a point mass, its log-prob 0.
       top_k: keep the k most likely tokens (Fan et al. 2018); 0 keeps all. Ties with the k-th stay.
-      nucleus: keep the smallest set of tokens whose mass reaches `top_p` (Holtzman et al. 2020).
+      nucleus: keep the smallest set of tokens whose mass reaches `top_p` (Holtzman et al. 2020);
+        of equal tokens the first ids stay.
     """
 
     greedy: bool = False
@@ -49,13 +50,23 @@ def sampling_logps(
         kth = jax.lax.top_k(logits_BV, method.top_k)[0][:, -1:]
         logits_BV = jnp.where(logits_BV >= kth, logits_BV, -jnp.inf)
     if method.nucleus:
-        ranked = -jnp.sort(-logits_BV, axis=-1)
-        probs = jax.nn.softmax(ranked, axis=-1)
-        before = jnp.cumsum(probs, axis=-1) - probs
-        kept = jnp.sum(before < top_p, axis=-1, keepdims=True)
-        threshold = jnp.take_along_axis(ranked, jnp.maximum(kept, 1) - 1, axis=-1)
-        logits_BV = jnp.where(logits_BV >= threshold, logits_BV, -jnp.inf)
+        logits_BV = jnp.where(nucleus_mask(logits_BV, top_p), logits_BV, -jnp.inf)
     return jax.nn.log_softmax(logits_BV, axis=-1)
+
+
+def nucleus_mask(logits_BV: Float[Array, "B V"], top_p: Float[Array, ""]) -> Bool[Array, "B V"]:
+    """True on the smallest set of tokens whose mass reaches `top_p`; of equal tokens the first ids stay.
+
+    At least one token stays. At 1 all do: rounding must not cost the tail its place.
+    """
+    ranked = -jnp.sort(-logits_BV, axis=-1)
+    probs = jax.nn.softmax(ranked, axis=-1)
+    before = jnp.cumsum(probs, axis=-1) - probs
+    size = jnp.maximum(jnp.sum(before < top_p, axis=-1, keepdims=True), 1)
+    threshold = jnp.take_along_axis(ranked, size - 1, axis=-1)
+    above, tied = logits_BV > threshold, logits_BV == threshold
+    room = size - jnp.sum(above, axis=-1, keepdims=True)
+    return above | (tied & (jnp.cumsum(tied, axis=-1) <= room)) | (top_p >= 1.0)
 
 
 def draw(keys_B: Array, logps_BV: Float[Array, "B V"]) -> Int[Array, " B"]:

@@ -7,6 +7,7 @@ N completion slots, V vocabulary.
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import flax.struct
 import jax
@@ -42,18 +43,16 @@ class SamplerSpec:
     method: SamplingMethod = SamplingMethod()
 
 
-@flax.struct.dataclass
-class SamplerScalars:
+class SamplerScalars(flax.struct.PyTreeNode):
     """The traced part of a rollout, so that a sweep over it compiles once."""
 
-    seed: Int[Array, ""]
-    step: Int[Array, ""]
-    temperature: Float[Array, ""]
-    top_p: Float[Array, ""]
+    seed: Int[Any, ""]
+    step: Int[Any, ""]
+    temperature: Float[Any, ""]
+    top_p: Float[Any, ""]
 
 
-@flax.struct.dataclass
-class Prompts:
+class Prompts(flax.struct.PyTreeNode):
     """Left-padded prompts.
 
     Attributes:
@@ -62,13 +61,12 @@ class Prompts:
       prompt_ids: `[P]` int32, a stable id of each prompt; it keys the randomness.
     """
 
-    tokens: Int[Array, "P L"]
-    mask: Bool[Array, "P L"]
-    prompt_ids: Int[Array, " P"]
+    tokens: Int[Any, "P L"]
+    mask: Bool[Any, "P L"]
+    prompt_ids: Int[Any, " P"]
 
 
-@flax.struct.dataclass
-class Completions:
+class Completions(flax.struct.PyTreeNode):
     """What was sampled, B = P * G rows.
 
     Attributes:
@@ -80,16 +78,15 @@ class Completions:
       lengths: `[B]` int32, tokens in the completion, the stop token included.
     """
 
-    tokens: Int[Array, "B N"]
-    mask: Bool[Array, "B N"]
-    sampler_logps: Float[Array, "B N"]
-    policy_logps: Float[Array, "B N"]
-    stop_reason: Int[Array, " B"]
-    lengths: Int[Array, " B"]
+    tokens: Int[Any, "B N"]
+    mask: Bool[Any, "B N"]
+    sampler_logps: Float[Any, "B N"]
+    policy_logps: Float[Any, "B N"]
+    stop_reason: Int[Any, " B"]
+    lengths: Int[Any, " B"]
 
 
-@flax.struct.dataclass
-class DecodeState:
+class DecodeState(flax.struct.PyTreeNode):
     """Everything between two decode steps.
 
     Attributes:
@@ -140,13 +137,15 @@ def sample_stream(
     params: Params, prompts: Prompts, scalars: SamplerScalars, *, config: ModelConfig, spec: SamplerSpec
 ) -> Iterator[Completions]:
     """The same completions as `sample`, yielded after every token: for a terminal."""
+    # Copies, because `decode` takes the state's buffers for itself.
+    shown = lambda state: jax.tree.map(jnp.copy, _completions(state))  # noqa: E731
     state = prefill(params, prompts, scalars, config=config, spec=spec)
-    yield _completions(state)
+    yield shown(state)
     for t in range(2, spec.max_new_tokens + 1):
         if bool(state.done.all()):
             return
         state = decode(params, state, scalars, jnp.int32(t), config=config, spec=spec)
-        yield _completions(state)
+        yield shown(state)
 
 
 @partial(jax.jit, static_argnames=("config", "spec"))

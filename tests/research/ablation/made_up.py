@@ -18,7 +18,16 @@ OVERRIDES: dict[str, dict[str, object]] = {
     "dpo": {"objective.name": "dpo", "objective.beta": 0.1},
     "grpo": {"objective.name": "grpo", "rollout.group_size": 16, "objective.clip_eps_high": 0.28},
 }
-BASE_CONFIG = "data:\n  samples_per_prompt: 1\nobjective:\n  beta: 0.0\n  name: sft\n  clip_eps_high: 0.2\nrollout:\n  group_size: 1\n"
+BASE_CONFIG = """\
+data:
+  samples_per_prompt: 1
+objective:
+  beta: 0.0
+  name: sft
+  clip_eps_high: 0.2
+rollout:
+  group_size: 1
+"""
 
 
 def run(arm: str, seed: int, accuracy: float, sampled: int = 0, trained: int = 1000) -> RunResult:
@@ -27,7 +36,9 @@ def run(arm: str, seed: int, accuracy: float, sampled: int = 0, trained: int = 1
     curve = [
         {
             "step": float(step),
-            "eval/pass@1": accuracy - (accuracy - 0.22) * float(np.exp(-step / 60)) + 0.008 * float(rng.normal()),
+            "eval/pass@1": accuracy
+            - (accuracy - 0.22) * float(np.exp(-step / 60))
+            + 0.008 * float(rng.normal()),
             "tokens_spent": (sampled + trained) * step / 200,
         }
         for step in range(0, 180, 20)
@@ -46,7 +57,9 @@ def run(arm: str, seed: int, accuracy: float, sampled: int = 0, trained: int = 1
         seed=seed,
         status="finished",
         metrics={"eval/pass@1": accuracy, "eval/loss": 3 - accuracy},
-        budget=Budget(sampled, sampled // 130, trained, 6e9 * trained + 2e9 * sampled, 60.0 + sampled / 40_000),
+        budget=Budget(
+            sampled, sampled // 130, trained, 6e9 * trained + 2e9 * sampled, 60.0 + sampled / 40_000
+        ),
         curve=curve,
         error=None,
         overrides=OVERRIDES.get(arm, {}),

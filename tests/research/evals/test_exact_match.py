@@ -12,7 +12,10 @@ TEXTS = {(1, 2): ["#5", "#5", "#4", "cut"], (3,): ["#7", "#6", "#7", "#7"]}
 
 def _generate(prompts, samples):
     return [
-        [Completion(text, num_tokens=len(text), truncated=text == "cut") for text in TEXTS[tuple(p)][:samples]]
+        [
+            Completion(text, num_tokens=len(text), truncated=text == "cut")
+            for text in TEXTS[tuple(p)][:samples]
+        ]
         for p in prompts
     ]
 

@@ -70,6 +70,12 @@ def test_majority_by_resampling_comes_near_enumeration_and_repeats():
     assert sampled != majority_at_k([answers], [correct], 5, trials=1000, seed=4)
 
 
+def test_majority_by_resampling_draws_without_replacement():
+    # 29 of 30 samples always hold at least 15 of the 16 right ones.
+    answers, correct = ["a"] * 16 + ["b"] * 14, [True] * 16 + [False] * 14
+    assert majority_at_k([answers], [correct], 29, trials=20) == 1.0
+
+
 def test_majority_ties_and_abstentions():
     assert majority_of(["1", "2"], [True, False]) == 0.5
     assert majority_of(["1", "2", "3"], [True, False, False]) == pytest.approx(1 / 3)

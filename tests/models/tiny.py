@@ -1,0 +1,91 @@
+"""A tiny decoder for tests: two layers, width 32, every parameter moved away from its initial value."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.config import ModelConfig
+from models.transformer import Params, init_params
+
+CONFIG = ModelConfig(
+    vocab_size=40,
+    num_layers=2,
+    d_model=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    d_ff=48,
+    rope_theta=100.0,
+    logprob_chunk=4,
+)
+UNTIED = dataclasses.replace(CONFIG, tie_embeddings=False)
+
+
+@cache
+def make_params(config: ModelConfig, seed: int = 0, spread: float = 0.25) -> Params:
+    """Unboxed parameters with logits of standard deviation about `spread * sqrt(D)` and norm scales off 1."""
+    params = nn.meta.unbox(init_params(config, jax.random.key(seed)))
+    noise = np.random.default_rng(seed)
+
+    def move(path: tuple, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path)
+        if "scale" in name:
+            moved = 1.0 + 0.3 * noise.standard_normal(leaf.shape)
+        elif "embed" in name:
+            moved = spread * noise.standard_normal(leaf.shape)
+        else:
+            moved = 2.0 * np.asarray(leaf, np.float64)
+        return jnp.asarray(moved, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(move, params)
+
+
+def make_tokens(config: ModelConfig, rows: int, length: int, seed: int = 0) -> np.ndarray:
+    """Uniform token ids `[rows, length]`."""
+    return np.random.default_rng(seed).integers(0, config.vocab_size, (rows, length), dtype=np.int32)
+
+
+def plain(tokens: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Tokens, positions and segment ids of rows that are one document each, without padding."""
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    return jnp.asarray(tokens), jnp.asarray(positions), jnp.ones(tokens.shape, jnp.int32)
+
+
+def left_padded(prompts: list[np.ndarray], width: int, fill: int = 0) -> tuple[np.ndarray, ...]:
+    """Tokens, positions and segment ids of prompts pushed to the right of `width` slots."""
+    tokens = np.full((len(prompts), width), fill, np.int32)
+    segments = np.zeros((len(prompts), width), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, width - len(prompt) :] = prompt
+        segments[row, width - len(prompt) :] = 1
+    return tokens, np.maximum(np.cumsum(segments, axis=1, dtype=np.int32) - 1, 0), segments
+
+
+def values_of(jaxpr: Any) -> Iterator[Any]:
+    """The abstract value of everything computed in a jaxpr and in the jaxprs inside it."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    for equation in jaxpr.eqns:
+        yield from (var.aval for var in equation.outvars)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(inner):
+                yield from values_of(inner)
+
+
+def primitives_of(jaxpr: Any) -> Iterator[str]:
+    """The name of every primitive in a jaxpr and in the jaxprs inside it."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(inner):
+                yield from primitives_of(inner)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
