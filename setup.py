@@ -27,11 +27,13 @@ setup(
         "importlib_resources>=6.4",  # tensorflow-datasets imports it without declaring it
         "jax>=0.10",
         "jaxtyping>=0.3",
+        "markdown-it-py>=3",
         "matplotlib>=3.9",
         "ml-collections>=1.0",
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12",
+        "pyyaml>=6",
         "rich>=13.9",
         "scipy>=1.14",
         "sentencepiece>=0.2",

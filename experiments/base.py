@@ -39,6 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "seeds": (0, 1, 2),  # written to `seed_keys` for each run of an arm
             "seed_keys": ("rl.seed",),
             "metric": "eval/pass@1",  # of the final evaluation
+            "higher_is_better": True,
             # name -> overrides of the config, each "dotted.key=value"
             "arms": ConfigDict(),
         }
@@ -106,7 +107,7 @@ def data() -> ConfigDict:
 
 
 def stage(objective: str) -> ConfigDict:
-    """One stage. Keys that have no effect under the chosen objective are ignored by hashes, refused as overrides."""
+    """One stage; keys without effect under its objective do not enter hashes and are refused as overrides."""
     return ConfigDict(
         {
             "seed": 0,

@@ -89,6 +89,9 @@ def _explained(main: Callable[[], None]) -> Callable[[list[str]], None]:
             main()
         except TemperError as error:
             _fail(error)
+        except KeyboardInterrupt:
+            print("interrupted: the same command goes on from the newest checkpoint", file=sys.stderr, flush=True)
+            os._exit(130)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
                 raise

@@ -121,6 +121,10 @@ class Progress:
         parts += [f"{key} {value:.4g}" for key, value in self._metrics.items()]
         return ", ".join(parts)
 
+    def say(self, line: str) -> None:
+        """Prints a line of its own, above the bar where there is one."""
+        self._console.print(f"{self.description}: {line}", markup=False, highlight=False, soft_wrap=True)
+
     def _print_line(self) -> None:
         self._line_at, self._line_done = self._marks[-1][0], self.done
         self._console.print(

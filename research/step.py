@@ -82,7 +82,7 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     metrics = {name: value.mean() for name, value in sums.items()}
     metrics["loss"] = loss.mean()
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     metrics["learning_rate"] = learning_rate_at(state.step, scalars.optimizer)
     return TrainState(state.step + 1, params, opt_state), metrics
 

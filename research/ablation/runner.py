@@ -3,7 +3,6 @@
 import json
 import traceback
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -40,6 +39,8 @@ def run_ablation(config: ConfigDict, workdir: Path) -> tuple[list[RunResult], Re
     arms = read_arms(config)
     experiments = check_arms(config, arms)
     claim_workdir(workdir, json.loads(config.to_json()))
+    # The control first, so that every report has something to compare with.
+    arms.sort(key=lambda arm: arm.name != control_of(config, arms))
     seeds = list(config.ablation.seeds)
     results: dict[tuple[str, int], RunResult] = {}
     opened: dict[str, Sources] = {}
@@ -55,7 +56,7 @@ def run_ablation(config: ConfigDict, workdir: Path) -> tuple[list[RunResult], Re
 def _run(config: ConfigDict, arm: Arm, seed: int, workdir: Path, opened: dict[str, Sources]) -> RunResult:
     """One run; whatever stops it is recorded, so that the other arms are not lost."""
     experiment = resolve(arm_config(config, arm, seed))
-    text = json.dumps(experiment.resolved, indent=1)
+    text = _text(experiment)
     data = json.dumps(experiment.data, sort_keys=True)
     try:
         sources = opened.setdefault(data, open_sources(experiment, workdir))
@@ -111,10 +112,12 @@ def _report(
         question=config.question,
         metric=config.ablation.metric,
         control=control,
-        base_config_text=json.dumps(experiments[control].resolved, indent=1),
-        versions=_versions(),
+        higher_is_better=config.ablation.higher_is_better,
+        base_config_text=_text(experiments[control]),
+        versions=collect_versions(),
     )
 
 
-def _versions() -> dict[str, Any]:
-    return collect_versions()
+def _text(experiment: Experiment) -> str:
+    """The run's config as the report shows it: all keys but those of the ablation itself."""
+    return json.dumps({key: value for key, value in experiment.tree.items() if key != "ablation"}, indent=1)

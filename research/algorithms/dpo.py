@@ -37,16 +37,17 @@ class DPO:
     ) -> tuple[WeightedSum, dict[str, WeightedSum]]:
         """Mean over pairs; log-probs are summed over the completion."""
         assert isinstance(batch, PreferenceBatch)
+        weights = batch.chosen.weights
         chosen, rejected = _pair_logps(params, config, batch)
+        used = weights > 0  # a NaN in a pair of weight 0 would still reach the gradient, as 0 * NaN
         out = dpo_loss(
-            policy_chosen_logps=chosen,
-            policy_rejected_logps=rejected,
-            ref_chosen_logps=batch.ref_chosen_logps,
-            ref_rejected_logps=batch.ref_rejected_logps,
+            policy_chosen_logps=jnp.where(used, chosen, 0.0),
+            policy_rejected_logps=jnp.where(used, rejected, 0.0),
+            ref_chosen_logps=jnp.where(used, batch.ref_chosen_logps, 0.0),
+            ref_rejected_logps=jnp.where(used, batch.ref_rejected_logps, 0.0),
             beta=scalars["beta"],
             label_smoothing=scalars["label_smoothing"],
         )
-        weights = batch.chosen.weights
         return example_mean(out.losses, weights), reduce_metrics(out.metrics, weights=weights)
 
     def with_reference(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars) -> Batch:

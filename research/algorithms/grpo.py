@@ -56,7 +56,9 @@ class GRPO:
     ) -> tuple[WeightedSum, dict[str, WeightedSum]]:
         """The surrogate at the rollout's temperature, reduced as configured."""
         assert isinstance(batch, RolloutBatch)
-        rows, mask = batch.sequences, batch.sequences.loss_mask
+        rows = batch.sequences
+        # A NaN in a row of weight 0 would still reach the gradient, as 0 * NaN.
+        mask = rows.loss_mask & (rows.weights > 0)[:, None]
         scored = batch_logps(params, config, rows, scalars["temperature"])
         out = grpo_loss(
             policy_logps=scored.logps,

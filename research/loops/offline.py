@@ -1,6 +1,6 @@
 """The loop over given data: pretraining, SFT, DPO on a file of pairs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -144,10 +144,17 @@ def _evaluate(session: Session, reference: Any, *, final: bool) -> dict[str, flo
     """Validation loss and metrics; at the end of SFT also the accuracy on held-out problems."""
     run = session.run
     metrics = validation_metrics(session, validation_batches(run.stage, run.sources), reference)
+    metrics["alarm/overfitting"] = overfitting([*session.curve, metrics])
     if run.stage.objective == "sft":
         count = run.evaluation.problems if final else run.stage.eval_problems
         metrics.update(evaluate_problems(run, session.state.params, count).metrics)
     return metrics
+
+
+def overfitting(curve: Sequence[Mapping[str, float]]) -> float:
+    """1.0 where the validation loss has risen at each of the last two evaluations, else 0.0."""
+    losses = [point["eval/loss"] for point in curve if "eval/loss" in point]
+    return float(len(losses) >= 3 and losses[-1] > losses[-2] > losses[-3])
 
 
 def validation_metrics(

@@ -132,6 +132,8 @@ class Session:
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records an evaluation in the metrics and as a point of the learning curve."""
         self.writer.write(step, metrics)
+        if metrics.get("alarm/overfitting"):
+            self.progress.say(f"alarm at step {step}: the validation loss rises (overfitting)")
         self.curve.append({"step": step, "tokens_spent": self.spent.tokens, **metrics})
 
     def save(self, step: int, *, last: bool = False) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from models.config import ModelConfig
-from models.layers import apply_rope, rope_tables
+from models.layers import RMSNorm, apply_rope, rope_tables
 from models.transformer import forward, init_params, unembedding
 from tests.models.reference import numpy_hidden, numpy_unembedding
-from tests.models.tiny import CONFIG, UNTIED, left_padded, make_params, make_tokens, plain
+from tests.models.tiny import CONFIG, UNTIED, left_padded, make_params, make_tokens, plain, right_padded
 
 MULTI_HEAD = dataclasses.replace(CONFIG, num_kv_heads=4, head_dim=6, d_ff=20, rope_theta=10_000.0)
 MULTI_QUERY = dataclasses.replace(UNTIED, num_kv_heads=1, num_layers=1, norm_eps=1e-2)
@@ -33,58 +33,49 @@ def test_matches_numpy(config: ModelConfig) -> None:
 
 
 def test_untied_read_out_is_a_parameter_of_its_own() -> None:
-    assert "unembed" not in init_params(CONFIG, jax.random.key(0))
+    assert "unembed" not in make_params(CONFIG)
     params = make_params(UNTIED)
     assert not np.array_equal(unembedding(params, UNTIED), params["embed"].T)
 
 
 def test_packed_documents_are_separate_rows() -> None:
-    params, lengths = make_params(CONFIG), (4, 5, 3)
+    params, lengths = make_params(CONFIG), (4, 3, 2)
     documents = [make_tokens(CONFIG, 1, n, seed=n)[0] for n in lengths]
-    packed = np.concatenate(documents)[None]
-    positions = np.concatenate([np.arange(n, dtype=np.int32) for n in lengths])[None]
-    segments = np.repeat(np.arange(1, 4, dtype=np.int32), lengths)[None]
+    packed = np.tile(np.concatenate(documents), (3, 1))
+    positions = np.tile(np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]), (3, 1))
+    segments = np.tile(np.repeat(np.arange(1, 4, dtype=np.int32), lengths), (3, 1))
+    packed[1, :4] = (packed[1, :4] + 1) % CONFIG.vocab_size
+    packed[2, 4:7] = (packed[2, 4:7] + 1) % CONFIG.vocab_size
     hidden = run(params, CONFIG, packed, positions, segments)
-    start = 0
-    for document, n in zip(documents, lengths, strict=True):
-        alone = run(params, CONFIG, *plain(document[None]))
-        np.testing.assert_allclose(hidden[:, start : start + n], alone, atol=1e-5)
-        start += n
-
-    changed = packed.copy()
-    changed[:, :4] = (changed[:, :4] + 1) % CONFIG.vocab_size
-    other = run(params, CONFIG, changed, positions, segments)
-    assert np.abs(other - hidden)[:, :4].max() > 0.1
-    np.testing.assert_array_equal(other[:, 4:], hidden[:, 4:])
+    alone = run(params, CONFIG, *right_padded(documents, 9))
+    for document, start in enumerate((0, 4, 7)):
+        n = lengths[document]
+        np.testing.assert_allclose(hidden[0, start : start + n], alone[document, :n], atol=1e-5)
+    differs = np.abs(hidden - hidden[:1]).max(axis=-1) > 1e-6
+    np.testing.assert_array_equal(differs[1], segments[0] == 1)
+    np.testing.assert_array_equal(differs[2], segments[0] == 2)
 
 
 def test_left_padding_changes_nothing() -> None:
     params = make_params(CONFIG)
-    prompts = [make_tokens(CONFIG, 1, n, seed=n)[0] for n in (7, 3)]
-    for width, fill in ((7, 0), (10, 0), (10, 5)):
+    prompts = [make_tokens(CONFIG, 1, n, seed=n)[0] for n in (9, 6, 2)]
+    alone = run(params, CONFIG, *right_padded(prompts, 9))
+    for width, fill in ((9, 0), (9, 5), (12, 0)):
         hidden = run(params, CONFIG, *left_padded(prompts, width, fill))
+        assert np.isfinite(hidden).all()
         for row, prompt in enumerate(prompts):
-            alone = run(params, CONFIG, *plain(prompt[None]))[0]
-            np.testing.assert_allclose(hidden[row, width - len(prompt) :], alone, atol=1e-5)
-            assert np.isfinite(hidden).all()
-
-
-def test_right_padding_changes_nothing() -> None:
-    params, tokens = make_params(CONFIG), make_tokens(CONFIG, 2, 10)
-    _, positions, ones = plain(tokens)
-    padded = run(params, CONFIG, tokens, positions, np.where(np.arange(10)[None] < 7, ones, 0))
-    np.testing.assert_allclose(padded[:, :7], run(params, CONFIG, *plain(tokens[:, :7])), atol=1e-5)
+            n = len(prompt)
+            np.testing.assert_allclose(hidden[row, width - n :], alone[row, :n], atol=1e-5)
 
 
 def test_future_tokens_do_not_matter() -> None:
-    params, tokens = make_params(CONFIG), make_tokens(CONFIG, 1, 8)
+    params, tokens = make_params(CONFIG), np.tile(make_tokens(CONFIG, 1, 9), (3, 1))
+    tokens[1, 4] = (tokens[1, 4] + 1) % CONFIG.vocab_size
+    tokens[2, 8] = (tokens[2, 8] + 1) % CONFIG.vocab_size
     hidden = run(params, CONFIG, *plain(tokens))
-    for t in (1, 4, 7):
-        changed = tokens.copy()
-        changed[:, t] = (changed[:, t] + 1) % CONFIG.vocab_size
-        other = run(params, CONFIG, *plain(changed))
-        np.testing.assert_array_equal(other[:, :t], hidden[:, :t])
-        assert (np.abs(other - hidden).max(axis=-1)[0, t:] > 1e-3).all()
+    differs = np.abs(hidden - hidden[:1]).max(axis=-1) > 1e-6
+    np.testing.assert_array_equal(differs[1], np.arange(9) >= 4)
+    np.testing.assert_array_equal(differs[2], np.arange(9) >= 8)
 
 
 def test_bfloat16_compute_is_finite_and_close() -> None:
@@ -94,7 +85,8 @@ def test_bfloat16_compute_is_finite_and_close() -> None:
     exact = run(params, CONFIG, *batch)
     assert hidden.dtype == jnp.bfloat16
     error = np.abs(np.asarray(hidden, np.float32) - exact)
-    assert 1e-4 < error.max() < 0.15
+    assert error.max() > 1e-4  # it did run in bfloat16
+    assert error.mean() < 0.03 and error.max() < 0.3  # hidden states are about 1, bfloat16 resolves 1 / 256
     gradient = jax.grad(lambda p: jnp.sum(run(p, config, *batch).astype(jnp.float32) ** 2))(params)
     for leaf in jax.tree.leaves(gradient):
         assert leaf.dtype == jnp.float32
@@ -104,13 +96,10 @@ def test_bfloat16_compute_is_finite_and_close() -> None:
 def test_bfloat16_parameters() -> None:
     config = dataclasses.replace(CONFIG, param_dtype="bfloat16", compute_dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(make_params(config))} == {jnp.dtype("bfloat16")}
-    assert np.isfinite(np.asarray(run(make_params(config), config, *plain(make_tokens(config, 1, 5))), np.float32)).all()
+    assert np.isfinite(np.asarray(run(make_params(config), config, *plain(make_tokens(config, 3, 9))), np.float32)).all()
 
 
 def test_norm_is_float32_in_bfloat16_compute() -> None:
-    """Activations of 256 +- 1 differ by less than bfloat16 resolves after squaring."""
-    from models.layers import RMSNorm
-
     config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 1, 32)) * 300, jnp.bfloat16)
     y = RMSNorm(config).apply({"params": {"scale": jnp.ones(32)}}, x)
@@ -133,7 +122,7 @@ def test_rope_depends_on_relative_position_only() -> None:
 
 
 def test_positions_may_start_anywhere() -> None:
-    params, (tokens, positions, segments) = make_params(CONFIG), plain(make_tokens(CONFIG, 2, 8))
+    params, (tokens, positions, segments) = make_params(CONFIG), plain(make_tokens(CONFIG, 3, 9))
     hidden = run(params, CONFIG, tokens, positions, segments)
     np.testing.assert_allclose(run(params, CONFIG, tokens, positions + 31, segments), hidden, atol=1e-4)
     assert np.abs(run(params, CONFIG, tokens, positions * 2, segments) - hidden).max() > 1e-2
@@ -142,7 +131,7 @@ def test_positions_may_start_anywhere() -> None:
 def test_initial_scale() -> None:
     """Residual branches start small (1 / sqrt(2 L)) and the norms at one, so depth does not blow the stream up."""
     config = dataclasses.replace(CONFIG, d_model=128, num_layers=8, d_ff=256)
-    params = init_params(config, jax.random.key(0))
+    params = init_params(config, jax.random.key(0, impl="rbg"))  # compiles faster than threefry
     std = {jax.tree_util.keystr(k): float(np.std(v)) for k, v in jax.tree_util.tree_leaves_with_path(params)}
     expected = {"wq": 128**-0.5, "wo": 32**-0.5 / 4, "gate": 128**-0.5, "down": 256**-0.5 / 4, "embed": 0.02}
     for name, value in expected.items():

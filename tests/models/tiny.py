@@ -29,21 +29,24 @@ UNTIED = dataclasses.replace(CONFIG, tie_embeddings=False)
 
 @cache
 def make_params(config: ModelConfig, seed: int = 0, spread: float = 0.25) -> Params:
-    """Unboxed parameters with logits of standard deviation about `spread * sqrt(D)` and norm scales off 1."""
-    params = nn.meta.unbox(init_params(config, jax.random.key(seed)))
+    """Unboxed parameters with logits of standard deviation about `spread * sqrt(D)` and norm scales off 1.
+
+    Drawn by NumPy into the shapes of `init_params`: to compile that takes ten seconds on a CPU.
+    """
+    shapes = jax.eval_shape(lambda key: nn.meta.unbox(init_params(config, key)), jax.random.key(0))
     noise = np.random.default_rng(seed)
 
-    def move(path: tuple, leaf: jax.Array) -> jax.Array:
-        name = jax.tree_util.keystr(path)
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name, value = jax.tree_util.keystr(path), noise.standard_normal(leaf.shape)
         if "scale" in name:
-            moved = 1.0 + 0.3 * noise.standard_normal(leaf.shape)
+            value = 1.0 + 0.3 * value
         elif "embed" in name:
-            moved = spread * noise.standard_normal(leaf.shape)
+            value = spread * value
         else:
-            moved = 2.0 * np.asarray(leaf, np.float64)
-        return jnp.asarray(moved, leaf.dtype)
+            value = value / np.sqrt(config.d_model)
+        return jnp.asarray(value, leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(move, params)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def make_tokens(config: ModelConfig, rows: int, length: int, seed: int = 0) -> np.ndarray:
@@ -64,6 +67,15 @@ def left_padded(prompts: list[np.ndarray], width: int, fill: int = 0) -> tuple[n
     for row, prompt in enumerate(prompts):
         tokens[row, width - len(prompt) :] = prompt
         segments[row, width - len(prompt) :] = 1
+    return tokens, np.maximum(np.cumsum(segments, axis=1, dtype=np.int32) - 1, 0), segments
+
+
+def right_padded(prompts: list[np.ndarray], width: int) -> tuple[np.ndarray, ...]:
+    """Tokens, positions and segment ids of rows pushed to the left of `width` slots."""
+    tokens, segments = np.zeros((2, len(prompts), width), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+        segments[row, : len(prompt)] = 1
     return tokens, np.maximum(np.cumsum(segments, axis=1, dtype=np.int32) - 1, 0), segments
 
 

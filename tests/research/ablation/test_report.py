@@ -29,7 +29,7 @@ class _Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.links, self.tags, self.text, self.rows = [], [], "", []
+        self.links, self.tags, self.text, self.rows, self.in_cell = [], [], "", [], False
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -39,10 +39,15 @@ class _Page(HTMLParser):
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.in_cell = False
 
     def handle_data(self, data):
         self.text += data
-        if self.rows and self.rows[-1] and data.strip():
+        if self.in_cell:
             self.rows[-1][-1] += data
 
 

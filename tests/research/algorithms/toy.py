@@ -1,6 +1,7 @@
 """A tiny model and tiny batches of every kind, for the tests of steps and algorithms."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -11,16 +12,15 @@ from models.config import ModelConfig
 from research.algorithms.base import Algorithm, Rollouts
 from research.algorithms.dpo import DPO
 from research.algorithms.grpo import GRPO
-from research.algorithms.rejection_sampling import RejectionSampling
 from research.algorithms.sft import NextToken
 from research.batch import Batch, PreferenceBatch, RolloutBatch, SequenceBatch
 from research.mesh import make_mesh
 from research.optim import OptimizerScalars
+from research.state import TrainState, abstract_state, state_from_params
 from research.step import StepScalars
 
 MODEL = ModelConfig(
-    vocab_size=24, num_layers=2, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=24,
-    scan_layers=True, logprob_chunk=64,
+    vocab_size=24, num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=24, logprob_chunk=64
 )  # fmt: skip
 ROWS, LENGTH = 8, 12
 LENGTHS = np.array([12, 3, 2, 12, 5, 3, 9, 2])
@@ -33,6 +33,32 @@ def one_device() -> Mesh:
 
 def eight_devices() -> Mesh:
     return make_mesh(2, 2, 2)
+
+
+@contextmanager
+def quick_compilation() -> Iterator[None]:
+    """XLA without its optimisations: toy programs run as well and compile in half the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def host_params(model: ModelConfig = MODEL, seed: int = 3) -> Any:
+    """Random parameters drawn by NumPy: compiling the real initialisation takes longer than any test here."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if getattr(path[-1], "key", "") == "scale":
+            return np.ones(leaf.shape, np.float32)
+        return rng.normal(0, 0.2, leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract_state(model, one_device()).params)
+
+
+def toy_state(mesh: Mesh) -> TrainState:
+    return state_from_params(host_params(), MODEL, mesh)
 
 
 def grpo(**changes: Any) -> GRPO:
@@ -50,7 +76,6 @@ def grpo(**changes: Any) -> GRPO:
 
 ALGORITHMS: Mapping[str, Algorithm] = {
     "next_token": NextToken("text"),
-    "rejection_sampling": RejectionSampling("rollouts"),
     "dpo": DPO("preferences"),
     "grpo_token_mean": grpo(aggregation="token_mean"),
     "grpo_sequence_mean": grpo(aggregation="sequence_mean"),
