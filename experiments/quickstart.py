@@ -38,12 +38,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sft.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 10})
 
     # The control sees the same two thousand answers again; the others see questions and a verifier.
-    config.rl.update({"steps": 30, "batch_size": 128, "length": 64, "eval_every": 10, "log_every": 5})
-    config.rl.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 5, "weight_decay": 0.0})
+    config.rl.update({"steps": 16, "batch_size": 128, "length": 64, "eval_every": 4, "eval_problems": 64, "log_every": 4})
+    config.rl.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 2, "end_fraction": 0.5, "weight_decay": 0.0})
     lengths = {"max_prompt_length": 24, "max_new_tokens": 44}
     config.rl.rollout.update({"prompts_per_step": 32, "group_size": 8, **lengths})
     config.rl.objective.grpo.update({"aggregation": "token_mean"})
-    config.evaluation.update({"problems": 256, "samples": 8, "k": (1, 8), "batch_problems": 32, **lengths})
+    config.evaluation.update({"problems": 256, "samples": 4, "k": (1, 4), "batch_problems": 64, **lengths})
 
     config.ablation.control = "sft"
     config.ablation.arms = {

@@ -3,12 +3,14 @@
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from models.config import ModelConfig
+from research.config_rules import BOUNDS, CHOICES, SECTIONS
 from research.errors import ConfigError
 from research.sampling.methods import SamplingMethod
 
@@ -16,60 +18,6 @@ Tree = dict[str, Any]
 
 ONLINE = ("rejection_sampling", "dpo", "grpo")
 """Objectives that can learn from the policy's own samples (dpo only where data.source is "own")."""
-
-_CHOICES: Mapping[str, tuple[Any, ...]] = {
-    "model.remat": ("none", "dots", "full"),
-    "model.param_dtype": ("float32", "bfloat16"),
-    "model.compute_dtype": ("float32", "bfloat16"),
-    "data.problems.kind": ("arithmetic", "jsonl"),
-    "data.problems.verifier": ("exact_answer", "final_line"),
-    "data.tokenizer.model_type": ("bpe", "unigram", "char"),
-    "*.objective.name": ("next_token", "sft", "rejection_sampling", "dpo", "grpo"),
-    "*.data.source": ("own", "preferences"),
-    "*.objective.rejection_sampling.selector": ("leanest", "random"),
-    "*.objective.grpo.kl_estimator": ("k2", "k3"),
-    "*.objective.grpo.aggregation": ("sequence_mean", "token_mean", "constant"),
-    "*.objective.grpo.normalization": ("group", "batch", "none"),
-    "*.objective.grpo.baseline": ("mean", "leave_one_out"),
-}
-
-# key -> (lowest, highest, why); None is unbounded.
-_BOUNDS: Mapping[str, tuple[float | None, float | None, str]] = {
-    "evaluation.problems": (1, None, "something must be evaluated"),
-    "evaluation.samples": (1, None, "a problem needs a sample"),
-    "evaluation.temperature": (0, None, "a negative temperature prefers unlikely tokens; 0 is greedy"),
-    "evaluation.batch_problems": (1, None, "a batch needs a problem"),
-    "evaluation.max_prompt_length": (1, None, "a prompt has a token"),
-    "evaluation.max_new_tokens": (1, None, "a completion has a token"),
-    "data.text.validation_one_in": (2, None, "some documents must be held out and some remain"),
-    "data.problems.validation_one_in": (2, None, "some records must be held out and some remain"),
-    "data.preferences.validation_one_in": (2, None, "some pairs must be held out and some remain"),
-    "*.steps": (1, None, "a stage without steps does nothing"),
-    "*.batch_size": (1, None, "a batch needs a row"),
-    "*.length": (2, None, "a row needs a token to predict and one to predict it from"),
-    "*.micro_batches": (1, None, "a batch has at least one part"),
-    "*.log_every": (1, None, "metrics are written every so many steps"),
-    "*.eval_every": (0, None, "0 evaluates only at the end"),
-    "*.checkpoint_every": (0, None, "0 saves only at the end"),
-    "*.keep_checkpoints": (1, None, "a run resumes from the newest"),
-    "*.data.terse_fraction": (0, 1, "it is a share of the examples"),
-    "*.rollout.prompts_per_step": (1, None, "an iteration needs a prompt"),
-    "*.rollout.group_size": (2, None, "a completion is compared with others of its prompt"),
-    "*.rollout.temperature": (1e-3, None, "rollouts are random; log-probs are divided by it"),
-    "*.rollout.top_k": (0, None, "0 keeps all tokens"),
-    "*.rollout.top_p": (1e-6, 1, "it is a probability mass"),
-    "*.rollout.updates": (1, None, "samples are there to be learned from"),
-    "*.rollout.max_prompt_length": (1, None, "a prompt has a token"),
-    "*.rollout.max_new_tokens": (1, None, "a completion has a token"),
-    "*.objective.dpo.beta": (1e-6, None, "at 0 the loss is constant"),
-    "*.objective.dpo.label_smoothing": (0, 0.5, "it is the probability of a flipped label"),
-    "*.objective.grpo.beta": (0, None, "it is the strength of a penalty"),
-    "*.objective.grpo.clip_eps_low": (0, 1, "the ratio is positive"),
-    "*.objective.grpo.clip_eps_high": (0, None, "the ratio is clipped above 1"),
-    "*.optimizer.learning_rate": (0, None, "a negative rate climbs"),
-    "*.optimizer.clip_norm": (1e-9, None, "at 0 nothing moves"),
-    "*.optimizer.eps": (1e-20, None, "Adam divides by it where gradients vanish"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,6 +208,7 @@ def resolve(config: ConfigDict, overridden: Iterable[str] = ()) -> Experiment:
             )
     if len(set(chain)) != len(chain) or not chain:
         raise ConfigError(f"stages: got {list(chain)}, expected at least one stage and each once")
+    _check_keys(tree)
     _check_values(flat, chain)
     stages = tuple(_stage(name, tree) for name in chain)
     evaluation = Evaluation(**{**tree["evaluation"], "k": tuple(tree["evaluation"]["k"])})
@@ -267,6 +216,11 @@ def resolve(config: ConfigDict, overridden: Iterable[str] = ()) -> Experiment:
         raise ConfigError(
             f"evaluation.k: got {list(evaluation.k)}, expected values from 1 to evaluation.samples="
             f"{evaluation.samples} because pass@k needs k samples"
+        )
+    if evaluation.temperature == 0 and evaluation.samples > 1:
+        raise ConfigError(
+            f"evaluation.samples: got {evaluation.samples}, expected 1 at evaluation.temperature=0 because "
+            "greedy samples are equal"
         )
     _check_context("evaluation", evaluation, tree["model"]["max_length"])
     make_model(tree["model"], 512)
@@ -333,6 +287,12 @@ def _stage(name: str, tree: Tree) -> Stage:
                 f"{name}.objective.{objective}.{key}: got {options[key]}, expected 1 to {most} "
                 f"because a group has {rollout.group_size} completions"
             )
+    per_prompt = options.get("keep_per_prompt") or options.get("pairs_per_prompt") or rollout.group_size
+    rows = rollout.prompts_per_step * per_prompt if online else stage.batch_size
+    if rows % stage.micro_batches:
+        raise ConfigError(
+            f"{name}.micro_batches: got {stage.micro_batches}, expected a divisor of the {rows} rows of an update"
+        )
     return stage
 
 
@@ -363,6 +323,8 @@ _SCALAR_KEYS = (
 def _effective_stage(section: Tree, objective: str, online: bool) -> Tree:
     """The keys of a stage that change its result or its records."""
     unused = {"batch_size", "length", "eval_batches"} if online else {"rollout"}
+    if not online and objective != "sft":  # no completions to score
+        unused.add("eval_problems")
     data_keys = {
         "next_token": ("text_weight", "problems_weight", "limit"),
         "sft": ("limit", "packing", "terse_fraction"),
@@ -402,20 +364,39 @@ def _effective_data(section: Tree, stages: tuple[Stage, ...]) -> Tree:
     return {**section, "problems": problems}
 
 
+def _check_keys(tree: Tree) -> None:
+    """Refuses keys that nothing reads and names those that are missing."""
+    sections = {key for key, value in tree.items() if isinstance(value, dict) and "objective" in value}
+    for pattern, known in SECTIONS.items():
+        paths = [pattern.replace("*", stage) for stage in sorted(sections)] if "*" in pattern else [pattern]
+        for path in paths:
+            section: Any = tree
+            for part in filter(None, path.split(".")):
+                section = section.get(part, {}) if isinstance(section, dict) else {}
+            prefix = f"{path}." if path else ""
+            for key in section:
+                if key not in known and not (path == "" and key in sections):
+                    raise unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in known])
+            for key in known:
+                if key not in section and (path or key != "ablation"):
+                    raise ConfigError(f"{prefix}{key}: is missing, expected every key of experiments/base.py")
+
+
 def _check_values(flat: Tree, chain: tuple[str, ...]) -> None:
     def keys(pattern: str) -> list[str]:
         if not pattern.startswith("*."):
             return [pattern]
         return [f"{stage}.{pattern[2:]}" for stage in chain]
 
-    for pattern, choices in _CHOICES.items():
+    for pattern, choices in CHOICES.items():
         for key in keys(pattern):
             if flat[key] not in choices:
                 raise ConfigError(f"{key}: got {flat[key]!r}, expected one of {', '.join(map(str, choices))}")
-    for pattern, (low, high, why) in _BOUNDS.items():
+    for pattern, (low, high, why) in BOUNDS.items():
         for key in keys(pattern):
             value = flat[key]
-            if (low is not None and value < low) or (high is not None and value > high):
+            inside = (low is None or value >= low) and (high is None or value <= high)  # false for NaN
+            if not inside or value == math.inf:
                 limits = f"expected >= {low:g}" if high is None else f"expected {low:g} to {high:g}"
                 raise ConfigError(f"{key}: got {value}, {limits} because {why}")
 

@@ -41,10 +41,10 @@ def tiny_config() -> ConfigDict:
     return config.lock()
 
 
-def resumable_config() -> ConfigDict:
+def resumable_config(steps: int) -> ConfigDict:
     """A GRPO run with a reference and two updates a rollout, that saves at every third iteration."""
     config = tiny_config().unlock()
-    config.rl.update({"steps": 30, "checkpoint_every": 3, "eval_every": 10})
+    config.rl.update({"steps": steps, "checkpoint_every": 3, "eval_every": 10})
     config.rl.objective.grpo.beta = 0.01
     config.rl.rollout.updates = 2
     # Untrained models are never right: reward the format's last line, so that there is something to learn.
@@ -56,4 +56,4 @@ if __name__ == "__main__":
     from research.config import resolve
     from research.loops.chain import run_chain
 
-    run_chain(resolve(resumable_config()), Path(sys.argv[1]))
+    run_chain(resolve(resumable_config(int(sys.argv[2]))), Path(sys.argv[1]))

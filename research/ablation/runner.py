@@ -39,8 +39,8 @@ def run_ablation(config: ConfigDict, workdir: Path) -> tuple[list[RunResult], Re
     arms = read_arms(config)
     experiments = check_arms(config, arms)
     claim_workdir(workdir, json.loads(config.to_json()))
-    # The control first, so that every report has something to compare with.
-    arms.sort(key=lambda arm: arm.name != control_of(config, arms))
+    control = control_of(config, arms)
+    arms.sort(key=lambda arm: arm.name != control)  # first, so that every report has it to compare with
     seeds = list(config.ablation.seeds)
     results: dict[tuple[str, int], RunResult] = {}
     opened: dict[str, Sources] = {}
@@ -49,7 +49,7 @@ def run_ablation(config: ConfigDict, workdir: Path) -> tuple[list[RunResult], Re
             for arm in arms:
                 results[arm.name, seed] = _run(config, arm, seed, workdir, opened)
                 overall.advance(1)
-                paths = _report(config, arms, experiments, results, workdir)
+                paths = _report(config, arms, control, experiments, results, workdir)
     return list(results.values()), paths
 
 
@@ -93,6 +93,7 @@ def _run(config: ConfigDict, arm: Arm, seed: int, workdir: Path, opened: dict[st
 def _report(
     config: ConfigDict,
     arms: list[Arm],
+    control: str,
     experiments: dict[str, Experiment],
     results: dict[tuple[str, int], RunResult],
     workdir: Path,
@@ -104,7 +105,6 @@ def _report(
         if (arm.name, seed) in results
     ]
     save_results(workdir / "results.json", ordered)
-    control = control_of(config, arms)
     return write_report(
         ordered,
         directory=workdir / "report",

@@ -20,6 +20,7 @@ from research.step import StepScalars, eval_step, train_step
 from tests.research.algorithms.toy import (
     ALGORITHMS,
     MODEL,
+    compilations,
     eight_devices,
     grpo,
     host_batch,
@@ -159,28 +160,25 @@ def test_evaluation_sums_divided_once_are_the_training_metrics() -> None:
         assert mean == pytest.approx(float(expected[key]), rel=2e-5, abs=2e-6), key
 
 
-def test_numbers_never_recompile() -> None:
-    whole("dpo"), whole("grpo_token_mean")
-    mesh = one_device()
+@pytest.mark.parametrize("name", ["dpo", "grpo_token_mean"])
+def test_numbers_never_recompile(name: str) -> None:
+    whole(name)
+    algorithm, mesh, base = ALGORITHMS[name], one_device(), step_scalars(ALGORITHMS[name])
+    changes = [
+        base._replace(optimizer=base.optimizer._replace(**{key: np.float32(0.3)})) for key in base.optimizer._fields
+    ]
+    changes += [base._replace(objective={**base.objective, key: np.float32(0.3)}) for key in base.objective]
     with jax.set_mesh(mesh):
-        for name in ("dpo", "grpo_token_mean"):
-            algorithm = ALGORITHMS[name]
-            before = train_step._cache_size()
-            base = step_scalars(algorithm)
-            changes = [
-                base._replace(optimizer=base.optimizer._replace(**{key: np.float32(0.3)}))
-                for key in base.optimizer._fields
-            ]
-            changes += [
-                base._replace(objective={**base.objective, key: np.float32(0.3)}) for key in base.objective
-            ]
-            state, losses = toy_state(mesh), []
+        state, losses = toy_state(mesh), []
+        entries = []
+        with compilations() as compiled:
             for scalars in changes:
                 batch = to_device(mesh, host_batch(algorithm))
                 state, metrics = train_step(state, batch, scalars, algorithm=algorithm, config=MODEL)
                 losses.append(float(metrics["loss"]))
-            assert train_step._cache_size() == before
-            assert np.isfinite(losses).all()
+                entries.append(train_step._cache_size())
+    assert "train_step" not in compiled
+    assert entries[0] == entries[-1] and np.isfinite(losses).all()
 
 
 def test_text_and_chat_share_one_compiled_step_and_structure_does_not() -> None:

@@ -1,5 +1,7 @@
 """A tiny model and tiny batches of every kind, for the tests of steps and algorithms."""
 
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -43,6 +45,31 @@ def quick_compilation() -> Iterator[None]:
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Collects the names of the functions that XLA compiles inside the block."""
+    names: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found = re.match(r"Compiling jit\((\w+)\)", record.getMessage())
+            if found:
+                names.append(found[1])
+
+    logger, listener = logging.getLogger("jax"), Listener()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(listener)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        with jax.log_compiles():
+            yield names
+    finally:
+        logger.removeHandler(listener)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def host_params(model: ModelConfig = MODEL, seed: int = 3) -> Any:

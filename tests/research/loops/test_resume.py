@@ -19,7 +19,7 @@ from research.loops.chain import load_policy
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def start(workdir: Path, cache: Path) -> subprocess.Popen:
+def start(workdir: Path, cache: Path, steps: int) -> subprocess.Popen:
     """Starts or resumes the run of `tests.tiny` on one device."""
     env = {
         **os.environ,
@@ -28,7 +28,7 @@ def start(workdir: Path, cache: Path) -> subprocess.Popen:
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    command = [sys.executable, "-m", "tests.tiny", str(workdir)]
+    command = [sys.executable, "-m", "tests.tiny", str(workdir), str(steps)]
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -60,9 +60,9 @@ def wait_until_it_moves(process: subprocess.Popen, log: Path) -> bool:
     return False
 
 
-def kill_and_resume(tmp_path: Path, kills: int) -> None:
+def kill_and_resume(tmp_path: Path, kills: int, steps: int) -> None:
     cache, whole, killed = tmp_path / "cache", tmp_path / "whole", tmp_path / "killed"
-    process = start(whole, cache)
+    process = start(whole, cache, steps)
     assert process.wait() == 0, process.stderr.read().decode()[-2000:]
     # The stages before are shared, so that all kills fall into the RL loop.
     shutil.copytree(whole / "data", killed / "data")
@@ -72,10 +72,10 @@ def kill_and_resume(tmp_path: Path, kills: int) -> None:
     rng = random.Random(0)
     name, done = rl_folder(whole).name, 0
     for attempt in range(10 * kills):
-        process = start(killed, cache)
+        process = start(killed, cache, steps)
         if done < kills:
             if wait_until_it_moves(process, killed / "stages" / name / "metrics.jsonl"):
-                time.sleep(rng.uniform(0.0, 0.4))
+                time.sleep(rng.uniform(0.0, 0.3))
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
@@ -90,9 +90,9 @@ def kill_and_resume(tmp_path: Path, kills: int) -> None:
 
 
 def test_three_kills(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, kills=3)
+    kill_and_resume(tmp_path, kills=3, steps=20)
 
 
 @pytest.mark.slow
 def test_ten_kills(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, kills=10)
+    kill_and_resume(tmp_path, kills=10, steps=60)

@@ -1,0 +1,144 @@
+"""Token log-probs: against the whole softmax, and without ever holding it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.config import ModelConfig
+from models.logprobs import TokenLogps, compute_logits, hidden_logps, token_logps
+from models.transformer import forward, unembedding
+from tests.models.tiny import CONFIG, UNTIED, make_params, make_tokens, plain, values_of
+
+B, T, V = 3, 10, CONFIG.vocab_size
+score = jax.jit(hidden_logps, static_argnames="config")
+
+
+def with_chunk(chunk: int, config: ModelConfig = CONFIG) -> ModelConfig:
+    return dataclasses.replace(config, logprob_chunk=chunk)
+
+
+def arrays() -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Hidden states, a read-out matrix and targets, with logits of standard deviation about 2."""
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.standard_normal((B, T, 32)), jnp.float32)
+    unembed = jnp.asarray(0.35 * rng.standard_normal((32, V)), jnp.float32)
+    return hidden, unembed, jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32)
+
+
+def unchunked(
+    hidden: jax.Array, unembed: jax.Array, targets: jax.Array, temperature: float | jax.Array
+) -> TokenLogps:
+    """The textbook definition, `[B, T, V]` and all."""
+    logits = (hidden @ unembed) / temperature
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    return TokenLogps(
+        jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0],
+        -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1),
+        jax.nn.logsumexp(logits, axis=-1),
+        jnp.mean(log_probs, axis=-1),
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 10, 128])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_equals_log_softmax(chunk: int, temperature: float) -> None:
+    found = score(*arrays(), with_chunk(chunk), temperature=jnp.float32(temperature))
+    expected = unchunked(*arrays(), temperature)
+    for name, value, target in zip(TokenLogps._fields, found, expected, strict=True):
+        assert value.shape == (B, T) and value.dtype == jnp.float32
+        np.testing.assert_allclose(value, target, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("chunk", [4, 10])
+def test_gradient_equals_the_unchunked(chunk: int) -> None:
+    weights = jnp.asarray(np.random.default_rng(1).standard_normal((4, B, T)), jnp.float32)
+    hidden, unembed, targets = arrays()
+
+    def total(scored: TokenLogps) -> jax.Array:
+        return sum(jnp.sum(w * value) for w, value in zip(weights, scored, strict=True))
+
+    def chunked_loss(hidden: jax.Array, unembed: jax.Array, temperature: jax.Array) -> jax.Array:
+        return total(hidden_logps(hidden, unembed, targets, with_chunk(chunk), temperature=temperature))
+
+    def plain_loss(hidden: jax.Array, unembed: jax.Array, temperature: jax.Array) -> jax.Array:
+        return total(unchunked(hidden, unembed, targets, temperature))
+
+    point = (hidden, unembed, jnp.float32(0.7))
+    found = jax.jit(jax.grad(chunked_loss, argnums=(0, 1, 2)))(*point)
+    expected = jax.jit(jax.grad(plain_loss, argnums=(0, 1, 2)))(*point)
+    for value, target in zip(found, expected, strict=True):
+        np.testing.assert_allclose(value, target, atol=2e-5 * np.abs(target).max())
+
+
+@pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied", "untied"])
+def test_is_aligned_with_the_tokens(config: ModelConfig) -> None:
+    """Column t speaks of token t given those before it; column 0 of nothing."""
+    params, batch = make_params(config), plain(make_tokens(config, B, T))
+    found = jax.jit(token_logps, static_argnames="config")(params, config, *batch, temperature=0.7)
+    hidden = jax.jit(forward, static_argnames="config")(params, config, *batch)
+    targets = batch[0][:, 1:]
+    expected = unchunked(hidden[:, :-1], unembedding(params, config), targets, 0.7)
+    for name, value, target in zip(TokenLogps._fields, found, expected, strict=True):
+        np.testing.assert_array_equal(value[:, 0], 0.0)
+        np.testing.assert_allclose(value[:, 1:], target, atol=2e-5, err_msg=name)
+
+
+def test_temperature_is_traced() -> None:
+    score(*arrays(), CONFIG, temperature=jnp.float32(0.5))
+    before = score._cache_size()
+    cold, warm = (score(*arrays(), CONFIG, temperature=jnp.float32(t)) for t in (0.25, 4.0))
+    assert score._cache_size() == before
+    assert (cold.entropy < warm.entropy).all()
+
+
+def test_extreme_logits_stay_finite() -> None:
+    hidden, unembed, targets = arrays()
+    scored, gradient = jax.jit(
+        jax.value_and_grad(lambda h: sum(jnp.sum(x) for x in hidden_logps(h, unembed, targets, CONFIG)))
+    )(hidden * 1e4)
+    assert np.isfinite(scored) and np.isfinite(gradient).all()
+    certain = score(*(hidden * 1e4, unembed, jnp.argmax(hidden @ unembed, axis=-1).astype(jnp.int32)), CONFIG)
+    np.testing.assert_allclose(certain.logps, 0.0, atol=1e-3)
+    np.testing.assert_allclose(certain.entropy, 0.0, atol=1e-3)
+
+
+def test_bfloat16_logits_are_accumulated_in_float32() -> None:
+    hidden, unembed, targets = arrays()
+    config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    rounded = [np.asarray(x.astype(jnp.bfloat16), np.float64) for x in (hidden, unembed)]
+    logits = compute_logits(hidden, unembed, config)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, rounded[0] @ rounded[1], atol=1e-4)
+    exact = unchunked(hidden, unembed, targets, 1.0)
+    np.testing.assert_allclose(score(hidden, unembed, targets, config).logps, exact.logps, atol=0.1)
+
+
+class TestMemory:
+    """No value computed on the way, forward or backward, is as large as `[B, T, V]`."""
+
+    CONFIG = dataclasses.replace(CONFIG, vocab_size=600)
+    LENGTH = 18
+
+    def largest(self, chunk: int, *, gradient: bool) -> int:
+        config = dataclasses.replace(self.CONFIG, logprob_chunk=chunk)
+        batch = plain(make_tokens(config, B, self.LENGTH))
+
+        def loss(params: Any) -> jax.Array:
+            return sum(jnp.sum(x) for x in token_logps(params, config, *batch))
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss) if gradient else loss)(make_params(self.CONFIG))
+        return max(aval.size for aval in values_of(jaxpr) if hasattr(aval, "size"))
+
+    @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
+    @pytest.mark.parametrize("chunk", [4, 6])
+    def test_stays_below_all_logits(self, chunk: int, gradient: bool) -> None:
+        everything = B * self.LENGTH * self.CONFIG.vocab_size
+        assert self.largest(chunk, gradient=gradient) < everything
+
+    def test_the_walk_sees_all_logits_when_they_exist(self) -> None:
+        for gradient in (False, True):
+            assert self.largest(self.LENGTH, gradient=gradient) >= B * self.LENGTH * self.CONFIG.vocab_size

@@ -1,0 +1,44 @@
+"""What the sampler ought to draw from, in float64 NumPy, one token at a time."""
+
+from typing import Any
+
+import numpy as np
+
+from models.config import ModelConfig
+from research.sampling.methods import SamplingMethod
+from tests.models.reference import numpy_log_probs
+
+
+def numpy_distribution(
+    logits: np.ndarray, method: SamplingMethod, temperature: float = 1.0, top_p: float = 1.0
+) -> np.ndarray:
+    """Probabilities `[V]`: temperature, then top-k, then top-p, each on what the one before has left."""
+    if method.greedy:
+        return np.eye(len(logits))[int(np.argmax(logits))]
+    scaled = np.asarray(logits, np.float64) / temperature
+    probs = np.exp(scaled - scaled.max())
+    if method.top_k:
+        kth = sorted(probs, reverse=True)[min(method.top_k, len(probs)) - 1]
+        probs = np.array([p if p >= kth else 0.0 for p in probs])
+    probs = probs / probs.sum()
+    if method.nucleus and top_p < 1.0:
+        mass, kept = 0.0, []
+        for token in sorted(range(len(probs)), key=lambda i: (-probs[i], i)):
+            kept.append(token)
+            mass += probs[token]
+            if mass >= top_p:
+                break
+        probs = np.array([p if token in kept else 0.0 for token, p in enumerate(probs)])
+    return probs / probs.sum()
+
+
+def numpy_two_tokens(
+    params: Any, config: ModelConfig, prompt: list[int], method: SamplingMethod, temperature: float, top_p: float
+) -> np.ndarray:
+    """Exact probabilities `[V, V]` of the first two tokens of a completion."""
+    first = numpy_distribution(numpy_log_probs(params, config, prompt), method, temperature, top_p)
+    second = [
+        numpy_distribution(numpy_log_probs(params, config, [*prompt, token]), method, temperature, top_p)
+        for token in range(config.vocab_size)
+    ]
+    return first[:, None] * np.stack(second)
