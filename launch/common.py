@@ -46,38 +46,55 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """absl's parser, with an unknown config key explained like every other mistake."""
+    """absl's parser, with its mistakes explained like every other one, in one sentence."""
     try:
-        return app.parse_flags_with_usage(list(argv))
+        rest = flags.FLAGS(list(argv))
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+            flags.FLAGS.config.is_locked  # noqa: B018 - a file that could not be read tells so when it is used
+        return rest
+    except OSError as error:
+        path = _config_path(argv)[0]
+        reason = "no such experiment file" if not Path(path).exists() else _last_line(error)
+        _fail(ConfigError(f"--config: {path}: {reason}"))
+    except flags.Error as error:
+        _fail(ConfigError(f"{_last_line(error)} (--help shows an example)"))
     except (AttributeError, KeyError, TypeError) as error:
-        key = (
-            next((a for a in argv if a.startswith("--config.")), "")
-            .partition("=")[0]
-            .removeprefix("--config.")
-        )
-        _fail(ConfigError(_nearest(list(argv)) or f"{key}: cannot be set ({error})"))
-    except FileNotFoundError as error:
-        _fail(ConfigError(f"--config: {error.filename or error}: no such experiment file"))
+        _fail(ConfigError(_nearest(argv) or f"--config: {_config_path(argv)[0]}: {_last_line(error)}"))
 
 
-def _nearest(argv: list[str]) -> str | None:
+def _config_path(argv: Sequence[str]) -> tuple[str, str]:
+    """The experiment's file and its argument, as the command line has them."""
+    names = [a.partition("=")[2] for a in argv if a.startswith(("--config=", "-config="))]
+    names += [b for a, b in zip(argv, argv[1:], strict=False) if a in ("--config", "-config")]
+    path, _, arg = (names or [""])[-1].partition(":")
+    return path, arg
+
+
+def _last_line(error: Exception) -> str:
+    """What an error says, without the traceback that ml_collections puts before it."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)
+
+
+def _nearest(argv: Sequence[str]) -> str | None:
     """Finds the override whose key the config does not have, and the nearest key that it has."""
-    names = [a for a in argv if a.startswith("--config=")]
-    if not names:
-        return None
-    path, _, arg = names[-1].removeprefix("--config=").partition(":")
+    overrides = [
+        text.removeprefix("--config.").partition("=")[0] for text in argv if text.startswith("--config.")
+    ]
+    path, arg = _config_path(argv)
     spec = importlib.util.spec_from_file_location("config", path)
-    if spec is None or spec.loader is None:
+    if not overrides or spec is None or spec.loader is None:
         return None
     module = importlib.util.module_from_spec(spec)  # once more, without overrides: on the way to an error
-    spec.loader.exec_module(module)
-    config = module.get_config(arg) if arg else module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(arg) if arg else module.get_config()
+    except (AttributeError, KeyError, TypeError):  # the file itself is at fault
+        return None
     known = flatten(to_tree(config))
-    for text in argv:
-        if text.startswith("--config."):
-            key = text.removeprefix("--config.").partition("=")[0]
-            if key not in known:
-                return str(unknown_key(key, known))
+    for key in overrides:
+        if key not in known:
+            return str(unknown_key(key, known))
     return None
 
 
@@ -90,7 +107,11 @@ def _explained(main: Callable[[], None]) -> Callable[[list[str]], None]:
         except TemperError as error:
             _fail(error)
         except KeyboardInterrupt:
-            print("interrupted: the same command goes on from the newest checkpoint", file=sys.stderr, flush=True)
+            print(
+                "interrupted: the same command goes on from the newest checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
             os._exit(130)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):

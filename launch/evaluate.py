@@ -53,9 +53,9 @@ def main() -> None:
         raise ConfigError(
             f"--samples: got {_SAMPLES.value}, expected 1 at --temperature=0: greedy samples are equal"
         )
-    folder = Path(_STAGE.value)
+    folder = Path(_STAGE.value).resolve()
     policy = load_policy(folder)
-    limit = policy.identity["model"]["max_length"]
+    limit = policy.experiment["model"]["max_length"]
     if _PROMPT_TOKENS.value + _TOKENS.value > limit:
         raise ConfigError(
             f"--max_new_tokens: got {_TOKENS.value} after prompts of up to {_PROMPT_TOKENS.value} tokens, "
@@ -78,7 +78,7 @@ def main() -> None:
             tokenizer=policy.tokenizer,
             batch_problems=_BATCH.value,
             max_prompt_length=_PROMPT_TOKENS.value,
-            verifier=policy.identity["problems"]["verifier"],
+            verifier=policy.experiment["data"]["problems"]["verifier"],
             ks=ks,
         )
     show(f"{len(found.problems)} problems, {_SAMPLES.value} samples each, temperature {_TEMPERATURE.value:g}")
@@ -102,8 +102,7 @@ def main() -> None:
 def _problems(policy: Policy, folder: Path) -> Records:
     if _PROBLEMS.value:
         return [record for _, record in read_records(_PROBLEMS.value)]
-    section = {"problems": policy.identity["problems"]}
-    return Sources(section, folder.parent.parent / "data").held_out
+    return Sources(policy.experiment["data"], folder.parent.parent / "data").held_out
 
 
 if __name__ == "__main__":

@@ -58,11 +58,11 @@ def _stream(policy: Policy, prompt: str, number: int) -> Iterator[str]:
         tokens = np.array([tokenizer.bos_id, *tokenizer.encode(prompt)], np.int32)
     else:
         tokens = render_prompt([Message("user", prompt)], tokenizer)
-    limit = policy.identity["model"]["max_length"] - _TOKENS.value
+    limit = policy.experiment["model"]["max_length"] - _TOKENS.value
     if len(tokens) > limit:
         raise ConfigError(
             f"--prompt: has {len(tokens)} tokens, expected at most {limit} because the context is "
-            f"{policy.identity['model']['max_length']} and --max_new_tokens={_TOKENS.value}"
+            f"{policy.experiment['model']['max_length']} and --max_new_tokens={_TOKENS.value}"
         )
     padded = -(-len(tokens) // _BUCKET) * _BUCKET
     row = np.full((1, padded), tokenizer.pad_id, np.int32)

@@ -12,7 +12,7 @@ from rich import print as show
 
 from launch import common
 from research.config import resolve
-from research.loops.chain import run_chain
+from research.loops.chain import lay_ground, run_chain
 from research.stages import claim_workdir
 
 _CONFIG = common.define_config()
@@ -21,8 +21,10 @@ _CONFIG = common.define_config()
 def main() -> None:
     """Runs what is left of the chain and prints each stage's final metrics."""
     experiment = resolve(_CONFIG.value, common.overridden_keys())
+    show(f"preparing data in {common.workdir() / 'data'}")
+    ground = lay_ground(experiment, common.workdir())
     claim_workdir(common.workdir(), experiment.tree)
-    for done in run_chain(experiment, common.workdir()):
+    for done in run_chain(experiment, common.workdir(), ground=ground):
         metrics = ", ".join(f"{key} {value:.4g}" for key, value in sorted(done.result["metrics"].items()))
         show(f"[bold]{done.stage.name}[/bold] ({done.stage.objective}): {metrics}\n  {done.folder.path}")
 

@@ -52,6 +52,15 @@ def decode_number(value: Any) -> Any:
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
+def decode_numbers(value: Any) -> Any:
+    """The inverse of `encode_numbers`, for a whole tree."""
+    if isinstance(value, Mapping):
+        return {key: decode_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [decode_numbers(item) for item in value]
+    return decode_number(value) if isinstance(value, str) else value
+
+
 def load_jsonl(path: Path | str) -> list[dict[str, Any]]:
     """The records of a JSON-lines file.
 

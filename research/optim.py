@@ -54,7 +54,8 @@ def make_optimizer(s: OptimizerScalars, step: Int[Array, ""]) -> optax.GradientT
 
 
 def init_optimizer(params: Any) -> optax.OptState:
-    """The optimizer state of `params`; keeps the logical axes of boxed parameters."""
+    """The optimizer state of `params`, float32 whatever their dtype; keeps the logical axes of boxed ones."""
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
     zero = jnp.float32(0.0)
     return make_optimizer(OptimizerScalars(*[zero] * len(OptimizerScalars._fields)), jnp.int32(0)).init(
         params

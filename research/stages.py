@@ -23,6 +23,7 @@ from typing import Any
 
 from research.errors import WorkdirError
 from research.files import explain_os_error, make_folder, read_json, to_plain_json, write_json_atomic
+from research.metrics import decode_numbers, encode_numbers
 from research.versions import collect_versions
 
 
@@ -98,12 +99,12 @@ class StageDir:
     def result(self) -> dict[str, Any] | None:
         """What `finish` was given, or None where the stage is unfinished."""
         done = self.path / "done.json"
-        return read_json(done) if done.exists() else None
+        return decode_numbers(read_json(done)) if done.exists() else None
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Marks the stage as finished, with its result."""
         if self.primary:
-            write_json_atomic(self.path / "done.json", to_plain_json(result))
+            write_json_atomic(self.path / "done.json", to_plain_json(encode_numbers(result)))
 
     @contextmanager
     def running(self) -> Iterator[None]:

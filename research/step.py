@@ -58,7 +58,11 @@ def train_step(
         loss, metrics = algorithm.loss(params, config, part, scalars.objective)
         return loss.total, (loss, metrics)
 
-    gradient = jax.grad(objective, has_aux=True)
+    def gradient(params: Params, part: Batch) -> Any:
+        """In float32 whatever the parameters' dtype, so that small parts add up."""
+        grads, aux = jax.grad(objective, has_aux=True)(params, part)
+        return jax.tree.map(lambda g: g.astype(jnp.float32), grads), aux
+
     if micro_batches == 1:
         grads, (loss, sums) = gradient(state.params, batch)
     else:

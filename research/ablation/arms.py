@@ -118,11 +118,17 @@ def check_arms(config: ConfigDict, arms: list[Arm]) -> dict[str, Experiment]:
     seeds = list(config.ablation.seeds)
     if not seeds or len(set(seeds)) != len(seeds):
         raise ConfigError(f"ablation.seeds: got {seeds}, expected at least one and each once")
-    base = resolve(arm_config(config, Arm("base", {}), seeds[0])).resolved
     known = flatten(to_tree(config))
     for key in config.ablation.seed_keys:
         if key not in known:
             raise ConfigError(f"ablation.seed_keys: {unknown_key(key, known)}")
+        for arm in arms:
+            if key in arm.overrides:
+                raise ConfigError(
+                    f"ablation.arms.{arm.name}: {key}: is one of ablation.seed_keys, which each run overwrites; "
+                    "expected it not to be set"
+                )
+    base = resolve(arm_config(config, Arm("base", {}), seeds[0])).resolved
     experiments: dict[str, Experiment] = {}
     for arm in arms:
         try:

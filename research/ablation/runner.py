@@ -10,10 +10,10 @@ from research.ablation.arms import Arm, arm_config, check_arms, control_of, read
 from research.ablation.report import ReportPaths, write_report
 from research.ablation.results import Budget, RunResult, save_results
 from research.config import Experiment, resolve
+from research.errors import ConfigError
 from research.files import write_text_atomic
-from research.loops.chain import open_sources, run_chain
+from research.loops.chain import Ground, lay_ground, run_chain
 from research.progress import Progress
-from research.sources import Sources
 from research.stages import claim_workdir
 from research.versions import collect_versions
 
@@ -37,45 +37,56 @@ def run_ablation(config: ConfigDict, workdir: Path) -> tuple[list[RunResult], Re
       WorkdirError: the workdir holds another config's run.
     """
     arms = read_arms(config)
-    experiments = check_arms(config, arms)
-    claim_workdir(workdir, json.loads(config.to_json()))
     control = control_of(config, arms)
+    experiments = check_arms(config, arms)
+    grounds = {_ground_key(experiments[control]): lay_ground(experiments[control], workdir)}
+    claim_workdir(workdir, json.loads(config.to_json()))
     arms.sort(key=lambda arm: arm.name != control)  # first, so that every report has it to compare with
     seeds = list(config.ablation.seeds)
     results: dict[tuple[str, int], RunResult] = {}
-    opened: dict[str, Sources] = {}
     with Progress("ablation", len(arms) * len(seeds), unit="runs") as overall:
         for seed in seeds:
             for arm in arms:
-                results[arm.name, seed] = _run(config, arm, seed, workdir, opened)
+                results[arm.name, seed] = _run(config, arm, seed, workdir, grounds)
                 overall.advance(1)
                 paths = _report(config, arms, control, experiments, results, workdir)
     return list(results.values()), paths
 
 
-def _run(config: ConfigDict, arm: Arm, seed: int, workdir: Path, opened: dict[str, Sources]) -> RunResult:
+def _run(config: ConfigDict, arm: Arm, seed: int, workdir: Path, grounds: dict[str, Ground]) -> RunResult:
     """One run; whatever stops it is recorded, so that the other arms are not lost."""
     experiment = resolve(arm_config(config, arm, seed))
     text = _text(experiment)
-    data = json.dumps(experiment.data, sort_keys=True)
+    place = workdir / "failures" / f"{arm.name}-seed{seed}.txt"
     try:
-        sources = opened.setdefault(data, open_sources(experiment, workdir))
-        chain = run_chain(experiment, workdir, sources=sources, label=f"{arm.name}, seed {seed}: ")
+        key = _ground_key(experiment)
+        if key not in grounds:
+            grounds[key] = lay_ground(experiment, workdir)
+        chain = run_chain(experiment, workdir, ground=grounds[key], label=f"{arm.name}, seed {seed}: ")
         done = next(f for f in chain if f.stage.name == config.ablation.stage)
         metrics = done.result["metrics"]
         if config.ablation.metric not in metrics:
-            raise KeyError(
+            raise ConfigError(
                 f"ablation.metric: got {config.ablation.metric!r}, expected one of {', '.join(sorted(metrics))}"
             )
     except Exception as error:  # noqa: BLE001 - one failed arm must not lose the others; recorded, reported
-        place = workdir / "failures" / f"{arm.name}-seed{seed}.txt"
         place.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(place, traceback.format_exc())
         nothing = Budget(0, 0, 0, 0.0, 0.0)
         line = " ".join(f"{type(error).__name__}: {error}".split())
         return RunResult(
-            arm.name, seed, "failed", {}, nothing, [], line, dict(arm.overrides), text, str(place)
+            arm.name,
+            seed,
+            "failed",
+            {},
+            nothing,
+            [],
+            line,
+            dict(arm.overrides),
+            text,
+            str(place.relative_to(workdir)),
         )
+    place.unlink(missing_ok=True)  # an earlier try's
     return RunResult(
         arm=arm.name,
         seed=seed,
@@ -116,6 +127,12 @@ def _report(
         base_config_text=_text(experiments[control]),
         versions=collect_versions(),
     )
+
+
+def _ground_key(experiment: Experiment) -> str:
+    """Equal for experiments that share data, mesh and model."""
+    parts = (experiment.data, experiment.mesh, experiment.model, experiment.resolved["stages"])
+    return json.dumps(parts, sort_keys=True)
 
 
 def _text(experiment: Experiment) -> str:

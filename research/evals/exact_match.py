@@ -94,7 +94,7 @@ def score_completions(
     Args:
       problems: [P].
       completions: [P][n].
-      verify: decides whether a completion is right.
+      verify: decides whether a completion is right; one that was cut at its limit never is.
       extract: finds the answer that a completion votes for.
       ks: the k of pass@k and maj@k; maj@1 equals pass@1 and is left out.
       seed: of the random subsets and of the bootstrap.
@@ -118,7 +118,10 @@ def score_completions(
                 answer=problem.answer,
                 completions=tuple(row),
                 extracted=tuple(extract(completion.text) for completion in row),
-                correct=tuple(bool(verify(completion.text, problem.answer)) for completion in row),
+                correct=tuple(
+                    not completion.truncated and bool(verify(completion.text, problem.answer))
+                    for completion in row
+                ),
             )
         )
 

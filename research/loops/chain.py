@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,19 @@ from jax.sharding import Mesh
 from models.config import ModelConfig
 from models.transformer import Params
 from research.checkpoint import restore_subtree
-from research.config import Experiment, Stage, make_model
+from research.config import Experiment, Stage, Tree, make_model
 from research.data.tokenizer import Tokenizer, load_tokenizer
 from research.errors import WorkdirError
-from research.files import read_json
+from research.files import read_json, write_json_atomic
 from research.loops.offline import run_offline
 from research.loops.online import run_online
 from research.loops.session import StageRun
-from research.mesh import make_mesh
+from research.mesh import check_rows, make_mesh
 from research.sources import Sources
 from research.stages import StageDir
-from research.state import abstract_state
+from research.state import abstract_state, state_shardings
 
-TOKENIZER = "tokenizer.model"
+TOKENIZER, EXPERIMENT = "tokenizer.model", "experiment.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,57 +42,85 @@ class Finished:
     result: Mapping[str, Any]
 
 
-def open_sources(experiment: Experiment, workdir: Path) -> Sources:
-    """The experiment's data; prepared data sets are shared by all runs of a working directory."""
-    return Sources(experiment.data, workdir / "data")
+@dataclasses.dataclass(frozen=True)
+class Ground:
+    """What all stages of an experiment stand on.
+
+    Attributes:
+      sources: the data, opened.
+      mesh: the devices.
+      model: static model description, vocabulary included.
+    """
+
+    sources: Sources
+    mesh: Mesh
+    model: ModelConfig
+
+
+def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
+    """Prepares the data, trains the tokenizer and checks that everything fits the devices, before any training.
+
+    Prepared data are addressed by content and shared by all runs of a working directory.
+
+    Raises:
+      ConfigError: rows or the model do not divide over the mesh.
+      DataError: a file or record cannot be used.
+    """
+    mesh = make_mesh(*experiment.mesh)
+    check_rows(mesh, "evaluation.batch_problems", experiment.evaluation.batch_problems)
+    for stage in experiment.stages:
+        if stage.online:
+            check_rows(mesh, f"{stage.name}.rollout.prompts_per_step", stage.rollout.prompts_per_step)
+        else:
+            check_rows(mesh, f"{stage.name}.batch_size", stage.batch_size, stage.micro_batches)
+    sources = Sources(experiment.data, workdir / "data")
+    model = experiment.model_config(sources.tokenizer.vocab_size)
+    state_shardings(model, mesh)
+    for stage in experiment.stages:
+        sources.versions(_kinds(stage))
+    return Ground(sources, mesh, model)
 
 
 def run_chain(
-    experiment: Experiment, workdir: Path, *, sources: Sources | None = None, label: str = ""
+    experiment: Experiment, workdir: Path, *, ground: Ground | None = None, label: str = ""
 ) -> list[Finished]:
     """Runs every stage of the experiment that is not finished yet, in order.
 
     Args:
       experiment: the resolved config.
       workdir: holds `stages/` and `data/`.
-      sources: the data, where the caller has opened them already.
+      ground: data, mesh and model, where the caller has laid them already.
       label: goes before the stage's name on the progress bar.
     """
-    sources = sources or open_sources(experiment, workdir)
-    mesh = make_mesh(*experiment.mesh)
-    model = experiment.model_config(sources.tokenizer.vocab_size)
+    ground = ground or lay_ground(experiment, workdir)
     finished: list[Finished] = []
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(ground.mesh):
         for stage in experiment.stages:
-            folder = _open_folder(experiment, stage, workdir, sources, finished)
+            folder = _open_folder(experiment, stage, workdir, ground, finished)
             result = folder.result()
             if result is None:
-                sources.tokenizer.save(folder.path / TOKENIZER)
+                before = finished[-1].folder if finished else None
+                run = StageRun(
+                    stage=stage,
+                    folder=folder,
+                    model=ground.model,
+                    mesh=ground.mesh,
+                    sources=ground.sources,
+                    evaluation=experiment.evaluation,
+                    start_from=partial(_load_params, before, ground) if before else None,
+                    label=f"{label}{stage.name} ({stage.objective})",
+                )
                 with folder.running():
-                    run = StageRun(
-                        stage=stage,
-                        folder=folder,
-                        model=model,
-                        mesh=mesh,
-                        sources=sources,
-                        evaluation=experiment.evaluation,
-                        start_from=_loader(finished[-1].folder, model, mesh) if finished else None,
-                        label=f"{label}{stage.name} ({stage.objective})",
-                    )
+                    ground.sources.tokenizer.save(folder.path / TOKENIZER)
+                    write_json_atomic(folder.path / EXPERIMENT, experiment.tree)
                     result = (run_online if stage.online else run_offline)(run)
             finished.append(Finished(stage, folder, result))
     return finished
 
 
-class _loader:
-    """Loads the last parameters of a finished stage, split over the mesh."""
-
-    def __init__(self, folder: StageDir, model: ModelConfig, mesh: Mesh) -> None:
-        self.folder, self.model, self.mesh = folder, model, mesh
-
-    def __call__(self) -> Params:
-        abstract = abstract_state(self.model, self.mesh).params
-        return restore_subtree(self.folder.checkpoints, abstract).arrays
+def _load_params(folder: StageDir, ground: Ground) -> Params:
+    """The last parameters of a finished stage, split over the mesh."""
+    return restore_subtree(folder.checkpoints, abstract_state(ground.model, ground.mesh).params).arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +132,14 @@ class Policy:
       model: static model description.
       tokenizer: the one it was trained with.
       mesh: the devices it lies on.
-      identity: the stage's config: model, data, stage settings.
+      experiment: the config that it came from.
     """
 
     params: Params
     model: ModelConfig
     tokenizer: Tokenizer
     mesh: Mesh
-    identity: Mapping[str, Any]
+    experiment: Tree
 
 
 def load_policy(folder: Path, mesh_shape: tuple[int, int, int] = (-1, 1, 1)) -> Policy:
@@ -120,28 +149,33 @@ def load_policy(folder: Path, mesh_shape: tuple[int, int, int] = (-1, 1, 1)) -> 
       WorkdirError: the folder is not a stage's.
       CheckpointError: it holds no readable checkpoint.
     """
-    if not (folder / "config.json").exists() or not (folder / TOKENIZER).exists():
-        raise WorkdirError(f"{folder}: is not a stage's folder, expected config.json and {TOKENIZER} in it")
-    identity = read_json(folder / "config.json")
+    for name in (EXPERIMENT, TOKENIZER):
+        if not (folder / name).exists():
+            raise WorkdirError(f"{folder}: is not the folder of a stage that has run, expected {name} in it")
+    experiment = read_json(folder / EXPERIMENT)
     tokenizer = load_tokenizer(folder / TOKENIZER)
     mesh = make_mesh(*mesh_shape)
-    model = make_model(identity["model"], tokenizer.vocab_size)
+    model = make_model(experiment["model"], tokenizer.vocab_size)
     params = restore_subtree(folder / "checkpoints", abstract_state(model, mesh).params).arrays
-    return Policy(params, model, tokenizer, mesh, identity)
+    return Policy(params, model, tokenizer, mesh, experiment)
 
 
 def _open_folder(
-    experiment: Experiment, stage: Stage, workdir: Path, sources: Sources, before: list[Finished]
+    experiment: Experiment, stage: Stage, workdir: Path, ground: Ground, before: list[Finished]
 ) -> StageDir:
-    """The stage's folder: named by what it is made of, and nothing else."""
-    identity = {
+    """The stage's folder: named by what its result is made of, and nothing else."""
+    identity: Tree = {
         "stage": stage.tree,
         "model": experiment.model,
-        "mesh": experiment.tree["mesh"],
-        "data": sources.versions(_kinds(stage)),
-        "problems": experiment.resolved["data"]["problems"],
-        **({} if stage.objective == "next_token" else {"evaluation": experiment.tree["evaluation"]}),
+        "mesh": dict(ground.mesh.shape),
+        "data": ground.sources.versions(_kinds(stage)),
     }
+    if stage.objective != "next_token":
+        identity["evaluation"] = {
+            "verifier": experiment.data["problems"]["verifier"],
+            "problems": ground.sources.problems.version,
+            **{key: value for key, value in experiment.tree["evaluation"].items() if key != "batch_problems"},
+        }
     return StageDir.open(workdir, stage.name, identity, [done.folder.hash for done in before[-1:]])
 
 

@@ -1,6 +1,7 @@
 """The loop over given data: pretraining, SFT, DPO on a file of pairs."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,9 +19,9 @@ from research.data.pipelines import (
     text_eval_batches,
     text_mixture_batches,
 )
-from research.loops.problems import evaluate_problems
+from research.loops.problems import problem_metrics
 from research.loops.session import Session, StageRun, due
-from research.mesh import check_rows, to_device
+from research.mesh import to_device
 from research.sources import Sources, View, terse, worked_text
 from research.step import eval_step, reference_step, train_step
 
@@ -28,13 +29,12 @@ from research.step import eval_step, reference_step, train_step
 def run_offline(run: StageRun) -> dict[str, Any]:
     """Runs a stage to its end, from wherever it was; returns its result."""
     stage = run.stage
-    check_rows(run.mesh, f"{stage.name}.batch_size", stage.batch_size, stage.micro_batches)
     pipeline = training_batches(stage, run.sources)
     with Session(run, iter(pipeline)) as session:
         session.note.setdefault("data", dict(pipeline.report))
         reference = run.initial_params() if session.algorithm.needs_reference else None
         if stage.eval_every and not session.curve:
-            session.evaluated(0, _evaluate(session, reference, final=False))
+            session.evaluate(0, partial(_evaluate, session, reference))
         for step in range(session.done + 1, stage.steps + 1):
             batch, counts = _next_batch(session, reference)
             session.state, metrics = train_step(
@@ -48,13 +48,11 @@ def run_offline(run: StageRun) -> dict[str, Any]:
             session.spent.trained(**counts)
             session.log(step, metrics, tokens=counts["real_tokens"])
             if due(step, stage.eval_every, stage.steps):
-                session.evaluated(step, _evaluate(session, reference, final=False))
+                session.evaluate(step, partial(_evaluate, session, reference))
             session.save(step)
-        if not session.curve or session.curve[-1]["step"] != stage.steps:
-            session.evaluated(stage.steps, _evaluate(session, reference, final=True))
-        return session.finish(
-            {k: v for k, v in session.curve[-1].items() if k not in ("step", "tokens_spent")}
-        )
+        final: dict[str, float] = {}
+        session.evaluate(stage.steps, partial(_evaluate, session, reference, final))
+        return session.finish(final)
 
 
 def training_batches(stage: Stage, sources: Sources) -> Pipeline:
@@ -140,14 +138,18 @@ def _with_reference(session: Session, batch: Batch, reference: Any) -> Batch:
     )
 
 
-def _evaluate(session: Session, reference: Any, *, final: bool) -> dict[str, float]:
-    """Validation loss and metrics; at the end of SFT also the accuracy on held-out problems."""
+def _evaluate(session: Session, reference: Any, final: dict[str, float] | None = None) -> dict[str, float]:
+    """Validation loss and metrics and, but for plain text, the accuracy on held-out problems.
+
+    Returns a point of the learning curve; fills `final`, where given, with the final evaluation.
+    """
     run = session.run
     metrics = validation_metrics(session, validation_batches(run.stage, run.sources), reference)
     metrics["alarm/overfitting"] = overfitting([*session.curve, metrics])
-    if run.stage.objective == "sft":
-        count = run.evaluation.problems if final else run.stage.eval_problems
-        metrics.update(evaluate_problems(run, session.state.params, count).metrics)
+    if final is not None:
+        final.update(metrics)
+    if run.stage.objective != "next_token":
+        metrics.update(problem_metrics(run, session.state.params, final))
     return metrics
 
 

@@ -10,16 +10,19 @@ from research.data.pipelines import prompt_batches
 from research.loops.offline import count_tokens
 from research.loops.problems import (
     Decoded,
-    evaluate_problems,
+    problem_metrics,
     sample_prompts,
     sampler_scalars,
     sampler_spec,
 )
 from research.loops.session import Session, StageRun, due, iteration_seed
-from research.mesh import check_rows, to_device
+from research.mesh import to_device
 from research.rewards.verifiers import get_verifier, score
 from research.sources import View, answer_of, question_of
 from research.step import reference_step, train_step
+
+TRUNCATED_BOUND = 0.25
+"""Share of completions cut at their limit above which an alarm line is printed."""
 
 _SHOWN = 4
 """Prompts of each logged iteration whose first completion goes into samples.jsonl."""
@@ -32,7 +35,6 @@ def run_online(run: StageRun) -> dict[str, Any]:
     `updates` optimizer steps on it. A checkpoint falls between iterations, so no rollout is ever in flight.
     """
     stage = run.stage
-    check_rows(run.mesh, f"{stage.name}.rollout.prompts_per_step", stage.rollout.prompts_per_step)
     problems = View(run.sources.problems.train, stage.data.limit)
     pipeline = prompt_batches(
         problems,
@@ -44,21 +46,21 @@ def run_online(run: StageRun) -> dict[str, Any]:
     )
     with Session(run, iter(pipeline)) as session:
         reference = run.initial_params() if session.algorithm.needs_reference else None
+
+        def measure(final: dict[str, float] | None = None) -> dict[str, float]:
+            return problem_metrics(run, session.state.params, final)
+
         if not session.curve:
-            session.evaluated(0, evaluate_problems(run, session.state.params, stage.eval_problems).metrics)
+            session.evaluate(0, measure)
         for step in range(session.done + 1, stage.steps + 1):
             metrics, tokens = _iterate(session, problems, reference, step)
             session.log(step, metrics, tokens=tokens)
             if due(step, stage.eval_every, stage.steps):
-                found = evaluate_problems(run, session.state.params, stage.eval_problems)
-                session.evaluated(step, found.metrics)
+                session.evaluate(step, measure)
             session.save(step)
-        if session.curve[-1]["step"] != stage.steps:
-            final = evaluate_problems(run, session.state.params, run.evaluation.problems)
-            session.evaluated(stage.steps, final.metrics)
-        return session.finish(
-            {k: v for k, v in session.curve[-1].items() if k not in ("step", "tokens_spent")}
-        )
+        final: dict[str, float] = {}
+        session.evaluate(stage.steps, lambda: measure(final))
+        return session.finish(final)
 
 
 def _iterate(session: Session, problems: View, reference: Any, step: int) -> tuple[dict[str, Any], int]:
@@ -86,6 +88,7 @@ def _iterate(session: Session, problems: View, reference: Any, step: int) -> tup
     answers = [answer_of(problems[int(index)]) for index in prompts["prompt_id"]]
     verifier = get_verifier(run.sources.section["problems"]["verifier"])
     rewards = score(out.texts, [answer for answer in answers for _ in range(G)], verifier)
+    rewards = np.where(out.stopped, rewards, np.float32(0.0))  # an answer that never ends is not right
     rollouts = Rollouts(
         prompt_tokens=np.repeat(prompts["prompt_tokens"], G, axis=0),
         prompt_mask=np.repeat(prompts["prompt_mask"], G, axis=0),
@@ -98,9 +101,8 @@ def _iterate(session: Session, problems: View, reference: Any, step: int) -> tup
         group_size=G,
     )
     drawn, asked = int(rollouts.lengths.sum()), int(prompts["prompt_mask"].sum())
-    session.spent.sampled(
-        completions=len(rewards), tokens=drawn, prompt_tokens=asked, context=rollouts.prompt_mask.shape[1]
-    )
+    context = float(rollouts.prompt_mask.sum(axis=1).mean() + rollouts.lengths.mean()) / 2
+    session.spent.sampled(completions=len(rewards), tokens=drawn, prompt_tokens=asked, context=context)
     batch, chosen = session.algorithm.from_rollouts(rollouts, iteration_seed(stage.seed, step))
     metrics: dict[str, Any] = {**rollout_metrics(rollouts), **chosen}
     tokens = drawn
@@ -116,7 +118,7 @@ def _iterate(session: Session, problems: View, reference: Any, step: int) -> tup
                 algorithm=session.algorithm,
                 config=run.model,
             )
-        for _ in range(stage.rollout.updates):
+        for number in range(stage.rollout.updates):
             session.state, update = train_step(
                 session.state,
                 device_batch,
@@ -127,7 +129,11 @@ def _iterate(session: Session, problems: View, reference: Any, step: int) -> tup
             )
             session.spent.trained(**counts)
             tokens += counts["real_tokens"]
-        metrics.update(update)
+            # Of the first update, before the policy has moved; the others' say how far it has.
+            gap = update.pop("sampler_trainer_gap", None)
+            metrics.update(update)
+            if number == 0 and gap is not None:
+                metrics["sampler_trainer_gap"] = gap
     if step % stage.log_every == 0 or step in (1, stage.steps):
         _write_samples(session, step, problems, prompts["prompt_id"], out, rewards)
     return metrics, tokens
@@ -145,6 +151,7 @@ def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
         "completions/truncated_fraction": float(1.0 - rollouts.stopped.mean()),
         "sampler_entropy_estimate": float(-rollouts.sampler_logps.sum() / max(lengths.sum(), 1)),
     }
+    metrics["alarm/truncated"] = float(metrics["completions/truncated_fraction"] > TRUNCATED_BOUND)
     for name, rows in (("right", right), ("wrong", ~right)):
         if rows.any():
             metrics[f"completions/mean_length_{name}"] = float(lengths[rows].mean())

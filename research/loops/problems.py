@@ -67,15 +67,25 @@ def sample_prompts(
     return Decoded(out, texts, out.stop_reason == STOPPED)
 
 
+def problem_metrics(run: StageRun, params: Params, final: dict[str, float] | None = None) -> dict[str, float]:
+    """A point of the learning curve: means over the first `eval_problems` held-out problems.
+
+    Where `final` is given, all of the final evaluation's problems are sampled and their means put into it; the
+    point is then of the first ones among them, so that a curve is of the same problems throughout.
+    """
+    count = run.stage.eval_problems
+    found = evaluate_problems(run, params, count if final is None else max(count, run.evaluation.problems))
+    if final is not None:
+        n = run.evaluation.problems
+        final.update({name: float(values[:n].mean()) for name, values in found.per_problem.items()})
+    return {name: float(values[:count].mean()) for name, values in found.per_problem.items()}
+
+
 def evaluate_problems(run: StageRun, params: Params, count: int) -> Evaluation:
     """Samples the first `count` held-out problems as the evaluation section says, and scores them."""
     how = run.evaluation
     problems = View(run.sources.held_out, count)
     greedy = how.temperature == 0
-    if greedy and how.samples > 1:
-        raise ConfigError(
-            f"evaluation.samples: got {how.samples}, expected 1 at temperature 0 because greedy samples are equal"
-        )
     spec = sampler_spec(
         run.sources.tokenizer,
         samples=how.samples,

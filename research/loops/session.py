@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -98,6 +97,7 @@ class Session:
         self.writer = MetricsWriter(run.folder.path, offsets=offsets)
         self.progress = Progress(run.label, run.stage.steps, initial=self.done)
         self._tick = time.monotonic()
+        self._alarms: set[str] = set()  # each is said once
         self._tokens, self._logged = 0, (self.spent.seconds, 0)
 
     def __enter__(self) -> "Session":
@@ -117,6 +117,7 @@ class Session:
         if step % stage.log_every == 0 or step == stage.steps or step == 1:
             values = {key: float(value) for key, value in jax.device_get(dict(metrics)).items()}
             self.writer.write(step, values)
+            self._alarm(step, values)
             keys = ("loss", "reward/mean", "reward_accuracy", "eval/loss")
             shown = {key: values[key] for key in keys if key in values}
             before, tokens_before = self._logged
@@ -129,18 +130,20 @@ class Session:
         self._tokens += tokens
         self.progress.advance(1, tokens=tokens, metrics=shown)
 
-    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records an evaluation in the metrics and as a point of the learning curve."""
+    def evaluate(self, step: int, measure: Callable[[], Mapping[str, float]]) -> None:
+        """Records an evaluation in the metrics and as a point of the learning curve; its time is not spent."""
+        self._clock()
+        metrics = measure()
+        self._tick = time.monotonic()
         self.writer.write(step, metrics)
-        if metrics.get("alarm/overfitting"):
-            self.progress.say(f"alarm at step {step}: the validation loss rises (overfitting)")
+        self._alarm(step, metrics)
         self.curve.append({"step": step, "tokens_spent": self.spent.tokens, **metrics})
 
-    def save(self, step: int, *, last: bool = False) -> None:
-        """Writes a checkpoint every `checkpoint_every` steps and at the end."""
+    def save(self, step: int) -> None:
+        """Writes a checkpoint every `checkpoint_every` steps and after the last, before the final evaluation."""
         every = self.run.stage.checkpoint_every
         self.done = step
-        if not last and (every == 0 or step % every or step == self.run.stage.steps):
+        if step != self.run.stage.steps and (every == 0 or step % every):
             return
         self._clock()
         record = {
@@ -153,9 +156,7 @@ class Session:
         self.checkpointer.save(step, self.state, record)
 
     def finish(self, metrics: Mapping[str, float]) -> dict[str, Any]:
-        """Saves the end, waits until it is whole on disk, and writes the result that marks the stage done."""
-        if self.done not in self.checkpointer.steps():
-            self.save(self.done, last=True)
+        """Waits until the last checkpoint is whole on disk, and writes the result that marks the stage done."""
         self.checkpointer.wait()
         self._clock()
         result = {
@@ -167,15 +168,26 @@ class Session:
         self.run.folder.finish(result)
         return result
 
+    def _alarm(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Says what a person should look at."""
+        found = {name for name in _ALARMS if metrics.get(name)}
+        if not all(np.isfinite(value) for value in metrics.values()):
+            found.add("non_finite")
+        for name in sorted(found - self._alarms):
+            self.progress.say(f"alarm at step {step}: {_ALARMS[name]}")
+        self._alarms |= found
+
     def _clock(self) -> None:
         now = time.monotonic()
         self.spent.seconds += now - self._tick
         self._tick = now
 
 
-def frozen_copy(params: Params) -> Params:
-    """A copy that outlives the donation of the original."""
-    return jax.tree.map(jnp.copy, params)
+_ALARMS = {
+    "non_finite": "a metric is not a finite number",
+    "alarm/overfitting": "the validation loss rises (overfitting)",
+    "alarm/truncated": "many completions are cut at max_new_tokens, which silently ends learning",
+}
 
 
 def due(step: int, every: int, last: int) -> bool:

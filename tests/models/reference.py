@@ -12,9 +12,7 @@ def numpy_hidden(
 ) -> np.ndarray:
     """Hidden states `[B, T, D]` after the final norm."""
     params = _to_numpy(params)
-    rows = [
-        _row(params, config, tokens[b], positions[b], segments[b]) for b in range(tokens.shape[0])
-    ]
+    rows = [_row(params, config, tokens[b], positions[b], segments[b]) for b in range(tokens.shape[0])]
     return np.stack(rows)
 
 
@@ -52,7 +50,9 @@ def _row(
         added = np.zeros_like(x)
         for head in range(c.num_heads):
             q = [_turn(h[t] @ attention["wq"][:, head], positions[t], c.rope_theta) for t in range(T)]
-            k = [_turn(h[t] @ attention["wk"][:, head // shared], positions[t], c.rope_theta) for t in range(T)]
+            k = [
+                _turn(h[t] @ attention["wk"][:, head // shared], positions[t], c.rope_theta) for t in range(T)
+            ]
             v = h @ attention["wv"][:, head // shared]
             for t in range(T):
                 seen = [s for s in range(t + 1) if segments[s] == segments[t]]

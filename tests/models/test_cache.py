@@ -75,7 +75,9 @@ def test_mask_counts_from_the_write_position() -> None:
 
 
 def test_repeated_rows_are_adjacent() -> None:
-    cache = init_cache(CONFIG, 2, 3).replace(segment_ids=jnp.array([[0, 1, 1], [1, 1, 1]]), length=jnp.int32(3))
+    cache = init_cache(CONFIG, 2, 3).replace(
+        segment_ids=jnp.array([[0, 1, 1], [1, 1, 1]]), length=jnp.int32(3)
+    )
     marked = jax.tree.map(lambda x: x + jnp.arange(1.0, 3.0)[:, None, None, None], cache.layers)
     repeated = repeat_rows(cache.replace(layers=marked), 3)
     np.testing.assert_array_equal(repeated.segment_ids, [[0, 1, 1]] * 3 + [[1, 1, 1]] * 3)

@@ -54,4 +54,3 @@ def test_flops_are_what_xla_counts(tied: bool) -> None:
     ids = jax.ShapeDtypeStruct((B, T), jnp.int32)
     compiled = jax.jit(logits).lower(params, ids).compile()
     assert compiled.cost_analysis()["flops"] / (B * T) == pytest.approx(config.flops_per_token(T), rel=0.06)
-

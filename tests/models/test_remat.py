@@ -42,7 +42,9 @@ def outcome(scan: bool, remat: Remat) -> Outcome:
 @cache
 def residuals(scan: bool, remat: Remat) -> int:
     """Elements that the forward pass leaves for the backward pass, the parameters included."""
-    _, pull_back = jax.eval_shape(lambda params: jax.vjp(loss_under(scan, remat), params), make_params(CONFIG))
+    _, pull_back = jax.eval_shape(
+        lambda params: jax.vjp(loss_under(scan, remat), params), make_params(CONFIG)
+    )
     return sum(leaf.size for leaf in jax.tree.leaves(pull_back))
 
 
@@ -85,7 +87,9 @@ def test_full_remat_saves_block_inputs_only(scan: bool) -> None:
 
     def shapes(remat: Remat) -> set[tuple[int, ...]]:
         _, pull_back = jax.eval_shape(lambda p: jax.vjp(loss_under(scan, remat), p), params)
-        known = {leaf.shape for leaf in jax.tree.leaves(params)} | {leaf.shape[1:] for leaf in jax.tree.leaves(params)}
+        known = {leaf.shape for leaf in jax.tree.leaves(params)} | {
+            leaf.shape[1:] for leaf in jax.tree.leaves(params)
+        }
         shapes = {leaf.shape for leaf in jax.tree.leaves(pull_back)} - known
         return {shape for shape in shapes if np.prod(shape) > 3 * 9 * CONFIG.d_model * (2 if scan else 1)}
 

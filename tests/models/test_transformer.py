@@ -11,7 +11,16 @@ from models.config import ModelConfig
 from models.layers import RMSNorm, apply_rope, rope_tables
 from models.transformer import forward, init_params, unembedding
 from tests.models.reference import numpy_hidden, numpy_unembedding
-from tests.models.tiny import CONFIG, UNTIED, left_padded, make_params, make_tokens, plain, right_padded
+from tests.models.tiny import (
+    CONFIG,
+    ONE_LAYER,
+    UNTIED,
+    left_padded,
+    make_params,
+    make_tokens,
+    plain,
+    right_padded,
+)
 
 MULTI_HEAD = dataclasses.replace(CONFIG, num_kv_heads=4, head_dim=6, d_ff=20, rope_theta=10_000.0)
 MULTI_QUERY = dataclasses.replace(UNTIED, num_kv_heads=1, num_layers=1, norm_eps=1e-2)
@@ -19,7 +28,9 @@ MULTI_QUERY = dataclasses.replace(UNTIED, num_kv_heads=1, num_layers=1, norm_eps
 run = jax.jit(forward, static_argnames="config")
 
 
-@pytest.mark.parametrize("config", [CONFIG, UNTIED, MULTI_HEAD, MULTI_QUERY], ids=["gqa", "untied", "mha", "mqa"])
+@pytest.mark.parametrize(
+    "config", [CONFIG, UNTIED, MULTI_HEAD, MULTI_QUERY], ids=["gqa", "untied", "mha", "mqa"]
+)
 def test_matches_numpy(config: ModelConfig) -> None:
     params = make_params(config)
     tokens = make_tokens(config, rows=3, length=9)
@@ -29,7 +40,9 @@ def test_matches_numpy(config: ModelConfig) -> None:
     expected = numpy_hidden(params, config, tokens, positions, segments)
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(hidden, expected, atol=1e-5, rtol=1e-5)
-    np.testing.assert_array_equal(unembedding(params, config), numpy_unembedding(params, config).astype(np.float32))
+    np.testing.assert_array_equal(
+        unembedding(params, config), numpy_unembedding(params, config).astype(np.float32)
+    )
 
 
 def test_untied_read_out_is_a_parameter_of_its_own() -> None:
@@ -87,9 +100,9 @@ def test_bfloat16_compute_is_finite_and_close() -> None:
     error = np.abs(np.asarray(hidden, np.float32) - exact)
     assert error.max() > 1e-4  # it did run in bfloat16
     assert error.mean() < 0.03 and error.max() < 0.3  # hidden states are about 1, bfloat16 resolves 1 / 256
-    one = dataclasses.replace(config, num_layers=1)
+    one = dataclasses.replace(ONE_LAYER, compute_dtype="bfloat16")
     loss = lambda p: jnp.sum(forward(p, one, *batch).astype(jnp.float32) ** 2)  # noqa: E731
-    gradient = jax.jit(jax.grad(loss))(make_params(dataclasses.replace(CONFIG, num_layers=1)))
+    gradient = jax.jit(jax.grad(loss))(make_params(ONE_LAYER))
     for leaf in jax.tree.leaves(gradient):
         assert leaf.dtype == jnp.float32
         assert np.isfinite(leaf).all()
@@ -98,7 +111,9 @@ def test_bfloat16_compute_is_finite_and_close() -> None:
 def test_bfloat16_parameters() -> None:
     config = dataclasses.replace(CONFIG, param_dtype="bfloat16", compute_dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(make_params(config))} == {jnp.dtype("bfloat16")}
-    assert np.isfinite(np.asarray(run(make_params(config), config, *plain(make_tokens(config, 3, 9))), np.float32)).all()
+    assert np.isfinite(
+        np.asarray(run(make_params(config), config, *plain(make_tokens(config, 3, 9))), np.float32)
+    ).all()
 
 
 def test_norm_is_float32_in_bfloat16_compute() -> None:

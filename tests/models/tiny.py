@@ -24,6 +24,7 @@ CONFIG = ModelConfig(
     rope_theta=100.0,
     logprob_chunk=4,
 )
+ONE_LAYER = dataclasses.replace(CONFIG, num_layers=1)
 UNTIED = dataclasses.replace(CONFIG, tie_embeddings=False)
 
 

@@ -19,7 +19,15 @@ from research.sampling.methods import SamplingMethod
 from research.sampling.sampler import Completions, sample
 from tests.models.tiny import CONFIG, make_params
 from tests.research.sampling.reference import numpy_distribution, numpy_two_tokens
-from tests.research.sampling.tiny import TEMPERATURE, TOP_K, TOP_K_TOP_P, TOP_P, make_prompts, make_spec, scalars
+from tests.research.sampling.tiny import (
+    TEMPERATURE,
+    TOP_K,
+    TOP_K_TOP_P,
+    TOP_P,
+    make_prompts,
+    make_spec,
+    scalars,
+)
 
 SMALL = dataclasses.replace(CONFIG, vocab_size=7)
 PROMPTS = [np.array([1, 4, 2, 5], np.int32), np.array([6, 2], np.int32)]
@@ -83,7 +91,12 @@ def teacher_forced() -> tuple[np.ndarray, ...]:
     rows = np.r_[0:30, G : G + 30]
     prompts = make_prompts(PROMPTS, WIDTH)
     mask = np.concatenate([np.repeat(prompts.mask, 30, axis=0), np.ones((60, N), bool)], axis=1)
-    return rows, np.repeat(prompts.tokens, 30, axis=0), np.maximum(np.cumsum(mask, axis=1, dtype=np.int32) - 1, 0), mask
+    return (
+        rows,
+        np.repeat(prompts.tokens, 30, axis=0),
+        np.maximum(np.cumsum(mask, axis=1, dtype=np.int32) - 1, 0),
+        mask,
+    )
 
 
 def rescored(name: str, temperature: float) -> np.ndarray:
@@ -116,7 +129,9 @@ def test_sampler_logps_are_those_of_the_renormalised_distribution(name: str) -> 
     case, (rows, prompts, positions, mask) = CASES[name], teacher_forced()
     params, completions = make_params(SMALL), drawn(name).tokens[rows]
     tokens = np.concatenate([prompts, completions], axis=1)
-    hidden = jax.jit(forward, static_argnames="config")(params, SMALL, tokens, positions, mask.astype(np.int32))
+    hidden = jax.jit(forward, static_argnames="config")(
+        params, SMALL, tokens, positions, mask.astype(np.int32)
+    )
     logits = np.asarray(hidden[:, WIDTH - 1 : -1] @ unembedding(params, SMALL), np.float64)
     expected = np.array([
         [np.log(numpy_distribution(logits[row, t], case.method, case.temperature, case.top_p)[token])

@@ -15,7 +15,9 @@ LOGITS = np.random.default_rng(0).standard_normal((5, V)).astype(np.float32) * 2
 distribution = jax.jit(sampling_logps, static_argnames="method")
 
 
-def probs_of(logits: np.ndarray, method: SamplingMethod, temperature: float = 1.0, top_p: float = 1.0) -> np.ndarray:
+def probs_of(
+    logits: np.ndarray, method: SamplingMethod, temperature: float = 1.0, top_p: float = 1.0
+) -> np.ndarray:
     logps = distribution(jnp.asarray(logits), method, jnp.float32(temperature), jnp.float32(top_p))
     return np.exp(np.asarray(logps, np.float64))
 
@@ -28,7 +30,9 @@ def kept(probs: list[float], top_p: float) -> list[int]:
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 1.7])
 @pytest.mark.parametrize("top_p", [0.2, 0.6, 0.95, 1.0])
 @pytest.mark.parametrize(
-    "method", [TEMPERATURE, GREEDY, TOP_K, TOP_P, TOP_K_TOP_P], ids=["plain", "greedy", "top_k", "top_p", "both"]
+    "method",
+    [TEMPERATURE, GREEDY, TOP_K, TOP_P, TOP_K_TOP_P],
+    ids=["plain", "greedy", "top_k", "top_p", "both"],
 )
 def test_equals_numpy(method: SamplingMethod, temperature: float, top_p: float) -> None:
     found = probs_of(LOGITS, method, temperature, top_p)
@@ -93,7 +97,8 @@ def test_greedy_is_a_point_mass_at_the_first_of_the_best() -> None:
 
 
 @pytest.mark.parametrize(
-    "method,truncates", [(TEMPERATURE, False), (GREEDY, True), (TOP_K, True), (TOP_P, True), (TOP_K_TOP_P, True)]
+    "method,truncates",
+    [(TEMPERATURE, False), (GREEDY, True), (TOP_K, True), (TOP_P, True), (TOP_K_TOP_P, True)],
 )
 def test_truncates(method: SamplingMethod, truncates: bool) -> None:
     assert method.truncates is truncates
@@ -115,5 +120,7 @@ def test_row_keys_differ_in_every_counter() -> None:
     grid = np.stack(np.meshgrid(*[np.arange(3)] * 4, indexing="ij"), -1).reshape(-1, 4).astype(np.int32)
     found = [jax.random.key_data(keys(s, t, p[None], g[None]))[0] for s, t, p, g in grid]
     assert len({tuple(np.asarray(key).tolist()) for key in found}) == len(grid)
-    padding = jax.random.key_data(keys(np.int32(0), np.int32(0), np.array([-1], np.int32), np.zeros(1, np.int32)))
+    padding = jax.random.key_data(
+        keys(np.int32(0), np.int32(0), np.array([-1], np.int32), np.zeros(1, np.int32))
+    )
     assert np.asarray(padding).shape == (1, 2), "ids below 0, which fill a batch, are allowed"

@@ -1,0 +1,51 @@
+"""Any experiment at toy size: its stages, objectives and options stay, everything that takes time shrinks."""
+
+import json
+import string
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+DOCUMENTS = 40
+PROBLEMS = 40
+
+
+def write_data(folder: Path) -> tuple[Path, Path]:
+    """A text corpus that has every printable character, and a JSONL file of problems."""
+    text, problems = folder / "text.jsonl", folder / "problems.jsonl"
+    letters = string.ascii_letters + string.digits + string.punctuation + " \n"
+    lines = [json.dumps({"text": f"doc {i} {letters}"}) for i in range(DOCUMENTS)]
+    text.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = [json.dumps({"prompt": f"{i}+1", "completion": f"so {i + 1}\n#### {i + 1}"}) for i in range(PROBLEMS)]
+    problems.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return text, problems
+
+
+def shrink(config: ConfigDict, folder: Path) -> ConfigDict:
+    """Two steps of each stage on two layers; all experiments share one vocabulary and so one compilation."""
+    text, problems = write_data(folder)
+    config = config.copy_and_resolve_references().unlock()
+    config.model.update(
+        {"num_layers": 2, "d_model": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "d_ff": 32}
+    )
+    config.model.max_length = 64
+    config.data.text.update({"path": str(text), "max_bytes": 0, "validation_one_in": 5})
+    config.data.tokenizer.update({"path": "", "model_type": "char", "vocab_size": 0})
+    if config.data.problems.kind == "jsonl":
+        config.data.problems.update({"path": str(problems), "validation_one_in": 5})
+    else:
+        config.data.problems.update({"train": 64, "test": 16, "max_steps": 2})
+    lengths = {"max_prompt_length": 32, "max_new_tokens": 8}
+    for name in config.stages:
+        stage = config[name]
+        stage.update({"steps": 2, "batch_size": 8, "length": 40, "log_every": 1, "eval_every": 0})
+        stage.update({"eval_batches": 1, "eval_problems": 8, "checkpoint_every": 0})
+        stage.data.limit = min(stage.data.limit, 32)
+        stage.rollout.update({"prompts_per_step": 8, "group_size": 4, **lengths})
+        stage.objective.rejection_sampling.keep_per_prompt = min(
+            2, stage.objective.rejection_sampling.keep_per_prompt
+        )
+        stage.objective.dpo.pairs_per_prompt = min(2, stage.objective.dpo.pairs_per_prompt)
+    config.evaluation.update({"problems": 8, "samples": 4, "k": (1, 4), "batch_problems": 8, **lengths})
+    config.ablation.seeds = (0,)
+    return config.lock()

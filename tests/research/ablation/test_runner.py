@@ -1,0 +1,122 @@
+"""Arms of the quickstart at toy size, two seeds, with one arm that cannot run."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import quickstart
+from research.ablation.results import RunResult, load_results
+from research.ablation.runner import run_ablation
+from research.errors import ConfigError, WorkdirError
+from tests.experiments.toy import shrink
+from tests.research.algorithms.toy import compilations, quick_compilation
+
+ARMS = ("sft", "rejection_sampling", "dpo")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Iterator[None]:
+    with quick_compilation():
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
+    config = shrink(quickstart.get_config(), tmp_path_factory.mktemp("data")).unlock()
+    config.stages = ("sft", "rl")
+    del config.ablation.arms["grpo"]  # test_compilations runs it
+    config.data.problems.verifier = "final_line"
+    config.ablation.arms["broken"] = ("rl.rollout.max_prompt_length=3",)  # no prompt is that short
+    config.ablation.seeds = (0, 1)
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def ran(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[RunResult]]:
+    workdir = tmp_path_factory.mktemp("ablation") / "run"
+    results, _ = run_ablation(config, workdir)
+    return workdir, results
+
+
+def files(workdir: Path) -> dict[str, int]:
+    """All files of the stages and when they were written."""
+    return {
+        str(path.relative_to(workdir)): path.stat().st_mtime_ns
+        for path in (workdir / "stages").rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_every_arm_runs_at_every_seed_and_one_failure_loses_no_other(ran: tuple[Path, list[RunResult]]) -> None:
+    workdir, results = ran
+    status = {(result.arm, result.seed): result.status for result in results}
+    assert status == {
+        **{(arm, seed): "finished" for arm in ARMS for seed in (0, 1)},
+        ("broken", 0): "failed",
+        ("broken", 1): "failed",
+    }, [result.error for result in results]
+    broken = next(result for result in results if result.arm == "broken")
+    assert broken.error is not None and "\n" not in broken.error
+    assert "expected at most max_prompt_length = 3" in broken.error
+    assert "Traceback" in Path(broken.run_dir).read_text(encoding="utf-8")
+    assert (workdir / "failures" / "broken-seed1.txt").exists()
+
+
+def test_shared_stages_run_once(ran: tuple[Path, list[RunResult]]) -> None:
+    workdir, results = ran
+    assert len(list((workdir / "stages").glob("sft-*"))) == 1
+    done = [path for path in (workdir / "stages").glob("rl-*") if (path / "done.json").exists()]
+    assert len(done) == len(ARMS) * 2
+    assert len({result.run_dir for result in results if result.status == "finished"}) == len(ARMS) * 2
+
+
+def test_seeds_differ_and_are_paired_with_what_they_were_set_to(ran: tuple[Path, list[RunResult]]) -> None:
+    _, results = ran
+    for result in results:
+        assert json.loads(result.config_text)["rl"]["seed"] == result.seed
+    samplers = {r.arm: r.budget.completions_sampled for r in results if r.seed == 0 and r.status == "finished"}
+    assert samplers == {"sft": 0, "rejection_sampling": 64, "dpo": 64}
+
+
+def test_report_and_results_are_written(ran: tuple[Path, list[RunResult]]) -> None:
+    workdir, results = ran
+    found = load_results(workdir / "results.json")
+    assert {(r.arm, r.seed, r.status) for r in found} == {(r.arm, r.seed, r.status) for r in results}
+    text = (workdir / "report" / "report.md").read_text(encoding="utf-8")
+    assert all(arm in text for arm in (*ARMS, "broken")) and "max_prompt_length = 3" in text
+    assert (workdir / "report" / "report.html").exists()
+
+
+def test_what_is_finished_is_never_run_again(config: ConfigDict, ran: tuple[Path, list[RunResult]]) -> None:
+    workdir, results = ran
+    before = files(workdir)
+    with compilations() as compiled:
+        again, _ = run_ablation(config, workdir)
+    finished = {r.run_dir for r in again if r.status == "finished"}
+    changed = {path for path, when in files(workdir).items() if before.get(path) != when}
+    assert not [path for path in changed if any(path.startswith(folder) for folder in finished)]
+    assert "train_step" not in compiled and "sample" not in compiled
+    assert [(r.arm, r.seed, r.status, r.metrics, r.budget) for r in again] == [
+        (r.arm, r.seed, r.status, r.metrics, r.budget) for r in results
+    ]
+
+
+def test_the_workdir_belongs_to_its_config(config: ConfigDict, ran: tuple[Path, list[RunResult]]) -> None:
+    workdir, _ = ran
+    before = files(workdir)
+    other = config.copy_and_resolve_references().unlock()
+    other.rl.steps = 3
+    with pytest.raises(WorkdirError, match=r"holds another config's run: rl\.steps: there 2, here 3"):
+        run_ablation(other.lock(), workdir)
+    assert files(workdir) == before
+
+
+def test_senseless_arms_stop_before_anything_is_written(config: ConfigDict, tmp_path: Path) -> None:
+    other = config.copy_and_resolve_references().unlock()
+    other.ablation.arms["dpo_too"] = ("rl.objective.name=dpo",)
+    with pytest.raises(ConfigError, match=r"ablation\.arms\.dpo_too: is the same experiment as arm dpo"):
+        run_ablation(other.lock(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,52 @@
+"""Arms that differ in numbers only share every compiled program."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import quickstart
+from research.ablation.runner import run_ablation
+from research.sampling.sampler import sample
+from research.step import train_step
+from tests.experiments.toy import shrink
+from tests.research.algorithms.toy import compilations, quick_compilation
+
+
+@pytest.fixture(autouse=True)
+def _quick() -> Iterator[None]:
+    with quick_compilation():
+        yield
+
+
+def test_four_arms_that_differ_in_numbers_compile_once(tmp_path: Path) -> None:
+    config = shrink(quickstart.get_config(), tmp_path).unlock()
+    config.stages = ("rl",)
+    config.rl.objective.grpo.beta = 0.05  # a KL term in all arms: with 0 there is no reference
+    config.ablation.control = "control"
+    config.ablation.arms = ConfigDict(
+        {
+            "control": (),
+            "learning_rate": ("rl.optimizer.learning_rate=3e-3", "rl.optimizer.warmup_steps=1"),
+            "beta_and_clip": ("rl.objective.grpo.beta=0.2", "rl.objective.grpo.clip_eps_high=0.3"),
+            "temperature": ("rl.rollout.temperature=0.8",),
+        }
+    )
+    # Not the shapes of other tests, whose programs this process may hold already.
+    config.rl.rollout.max_new_tokens = config.evaluation.max_new_tokens = 7
+    before = (train_step._cache_size(), sample._cache_size())
+    with compilations() as compiled:
+        results, _ = run_ablation(config.lock(), tmp_path / "run")
+    assert [result.status for result in results] == ["finished"] * 4, [result.error for result in results]
+    counts = Counter(compiled)
+    # Rollouts and evaluations have one shape here, so one sampler serves both.
+    for name in ("train_step", "sample", "reference_step"):
+        assert counts[name] == 1, (name, counts)
+    # One entry for a fresh state and one for an updated one, whose shardings are spelled otherwise.
+    assert train_step._cache_size() - before[0] <= 2
+    assert sample._cache_size() - before[1] <= 2
+    curves = {str(result.metrics) + str(result.curve) for result in results}
+    folders = {result.run_dir for result in results}
+    assert len(folders) == 4 and curves
