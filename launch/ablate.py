@@ -14,7 +14,6 @@ from rich.markdown import Markdown
 
 from launch import common
 from research.ablation.runner import run_ablation
-from research.config import resolve
 from research.errors import TemperError
 
 _CONFIG = common.define_config()
@@ -22,8 +21,7 @@ _CONFIG = common.define_config()
 
 def main() -> None:
     """Runs what is left of the ablation, prints the report; exit status 1 if a run failed."""
-    resolve(_CONFIG.value, common.overridden_keys())
-    results, paths = run_ablation(_CONFIG.value, common.workdir())
+    results, paths = run_ablation(_CONFIG.value, common.workdir(), common.overridden_keys())
     head = paths.markdown.read_text(encoding="utf-8").partition("![")[0]
     show(Markdown(head))
     show(f"report: {paths.html}")

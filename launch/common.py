@@ -7,13 +7,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from research.config import flatten, to_tree, unknown_key
-from research.errors import ConfigError, TemperError
+from research.errors import ConfigError, TemperError, WorkdirError
+from research.files import explain_os_error
 
 
 def define_config() -> Any:
@@ -38,8 +40,10 @@ def workdir() -> Path:
 
 def run(main: Callable[[], None]) -> None:
     """Runs a command: `--help` shows the module's docstring; bad input is one sentence and exit status 1."""
-    # Orbax and JAX tell every checkpoint and compilation at INFO; ours are the lines a person wants.
-    logging.set_verbosity(logging.ERROR)
+    # Orbax and JAX tell every checkpoint and compilation at INFO; ours are the lines a person wants. What goes
+    # wrong in Orbax's threads is logged with a traceback there and raised here.
+    logging.set_verbosity(logging.FATAL)
+    sys.excepthook = _quiet_hook
     py_logging.getLogger("jax").setLevel(py_logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     app.run(_explained(main), flags_parser=_parse)
@@ -113,12 +117,37 @@ def _explained(main: Callable[[], None]) -> Callable[[list[str]], None]:
                 flush=True,
             )
             os._exit(130)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        except Exception as error:
+            reason = _disk_reason(error)
+            if reason is None:
                 raise
-            _fail(error)
+            _fail(WorkdirError(reason))
 
     return wrapped
+
+
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOTDIR, errno.ENAMETOOLONG),
+)
+
+
+def _disk_reason(error: BaseException | None) -> str | None:
+    """One sentence where a disk is at fault, whatever the library in between made of it; else None."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            return explain_os_error(error, error.filename or "a file")
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            if os.strerror(number) in str(error):
+                return _last_line(Exception(str(error).strip("; ")))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _quiet_hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's own hook, but for TensorStore's threads that call back into a save that has failed already."""
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _fail(error: Exception) -> NoReturn:

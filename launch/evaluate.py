@@ -36,7 +36,7 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy", lower_bound
 _PROMPT_TOKENS = flags.DEFINE_integer("max_prompt_length", 256, "longest prompt, tokens", lower_bound=1)
 _TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "longest completion, tokens", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch_problems", 32, "problems sampled at a time", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "of the sampler", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "of the sampler", lower_bound=0, upper_bound=2**31 - 1)
 _OUTPUT = flags.DEFINE_string("output", None, "write every completion and all metrics to this JSON file")
 
 

@@ -35,7 +35,7 @@ _TOP_K = flags.DEFINE_integer("top_k", 0, "keep the k most likely tokens; 0 keep
 _TOP_P = flags.DEFINE_float(
     "top_p", 1.0, "keep the smallest set of this mass", lower_bound=1e-6, upper_bound=1.0
 )
-_SEED = flags.DEFINE_integer("seed", 0, "of the sampler", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "of the sampler", lower_bound=0, upper_bound=2**31 - 1)
 
 _BUCKET = 32
 """Prompt lengths are rounded up to a multiple of this, so that few shapes are compiled."""

@@ -101,6 +101,22 @@ class Stage:
         """Whether the policy samples its own data."""
         return is_online(self.objective, self.data.source)
 
+    @property
+    def rows(self) -> int:
+        """Rows (pairs, for dpo) of one optimizer step's batch."""
+        if not self.online:
+            return self.batch_size
+        if self.objective == "rejection_sampling":
+            return self.rollout.prompts_per_step * int(self.options["keep_per_prompt"])
+        if self.objective == "dpo":
+            return self.rollout.prompts_per_step * int(self.options["pairs_per_prompt"])
+        return self.rollout.prompts_per_step * self.rollout.group_size
+
+    @property
+    def identity(self) -> Tree:
+        """`tree` without what changes only when something is written down: what the result depends on."""
+        return {key: value for key, value in self.tree.items() if key not in _RECORD_KEYS}
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -140,6 +156,17 @@ class Experiment:
     evaluation: Evaluation
     tree: Tree
     resolved: Tree
+
+    def identity(self, until: str) -> Tree:
+        """What the result of stage `until` depends on: two runs with the same one are the same run."""
+        names = [stage.name for stage in self.stages]
+        return {
+            "stages": {stage.name: stage.identity for stage in self.stages[: names.index(until) + 1]},
+            "model": self.model,
+            "mesh": list(self.mesh),
+            "data": self.resolved["data"],
+            "evaluation": {k: v for k, v in self.tree["evaluation"].items() if k != "batch_problems"},
+        }
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The static model description once the vocabulary is known."""
@@ -287,11 +314,9 @@ def _stage(name: str, tree: Tree) -> Stage:
                 f"{name}.objective.{objective}.{key}: got {options[key]}, expected 1 to {most} "
                 f"because a group has {rollout.group_size} completions"
             )
-    per_prompt = options.get("keep_per_prompt") or options.get("pairs_per_prompt") or rollout.group_size
-    rows = rollout.prompts_per_step * per_prompt if online else stage.batch_size
-    if rows % stage.micro_batches:
+    if stage.rows % stage.micro_batches:
         raise ConfigError(
-            f"{name}.micro_batches: got {stage.micro_batches}, expected a divisor of the {rows} rows of an update"
+            f"{name}.micro_batches: got {stage.micro_batches}, expected a divisor of the {stage.rows} rows of an update"
         )
     return stage
 
@@ -318,6 +343,10 @@ _SCALAR_KEYS = (
     "checkpoint_every",
     "keep_checkpoints",
 )
+
+
+_RECORD_KEYS = ("log_every", "checkpoint_every", "keep_checkpoints")
+"""What is written down when; it changes no result, so it enters no hash."""
 
 
 def _effective_stage(section: Tree, objective: str, online: bool) -> Tree:

@@ -159,8 +159,9 @@ def terse(fraction: float) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
 
 def answer_of(record: Mapping[str, Any]) -> str:
     """What a verifier compares with: the record's answer, or its whole last turn where it has none."""
-    if record.get("answer"):
-        return str(record["answer"])
+    answer = record.get("answer")
+    if answer is not None and answer != "":
+        return str(answer)
     return split_response(normalize_record(record, where="problem"), where="problem")[1].content
 
 

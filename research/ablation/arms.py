@@ -2,7 +2,7 @@
 
 import ast
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -128,30 +128,78 @@ def check_arms(config: ConfigDict, arms: list[Arm]) -> dict[str, Experiment]:
                     f"ablation.arms.{arm.name}: {key}: is one of ablation.seed_keys, which each run overwrites; "
                     "expected it not to be set"
                 )
-    base = resolve(arm_config(config, Arm("base", {}), seeds[0])).resolved
+    until = config.ablation.stage
+    base = _resolve(config, Arm("base", {}), seeds[0])
     experiments: dict[str, Experiment] = {}
     for arm in arms:
-        try:
-            experiment = resolve(arm_config(config, arm, seeds[0]), arm.overrides)
-        except ConfigError as error:
-            raise ConfigError(f"ablation.arms.{arm.name}: {error}") from error
-        if arm.overrides and experiment.resolved == base:
+        experiment = _resolve(config, arm, seeds[0])
+        identity = experiment.identity(until)
+        if arm.overrides and identity == base.identity(until):
             raise ConfigError(
                 f"ablation.arms.{arm.name}: its overrides ({', '.join(arm.overrides)}) change nothing, expected "
                 "them to differ from the config's own values"
             )
         for other, seen in experiments.items():
-            if seen.resolved == experiment.resolved:
+            if seen.identity(until) == identity:
                 raise ConfigError(f"ablation.arms.{arm.name}: is the same experiment as arm {other}")
+        for seed in seeds[1:]:
+            if _resolve(config, arm, seed).identity(until) == identity:
+                raise ConfigError(
+                    f"ablation.seed_keys: got {list(config.ablation.seed_keys)}, expected a key on which stage "
+                    f"{until} depends: arm {arm.name} is the same run at seeds {seeds[0]} and {seed}"
+                )
+        _check_metric(config, experiment, arm)
         experiments[arm.name] = experiment
-    stage = config.ablation.stage
-    for name, experiment in experiments.items():
-        if stage not in [s.name for s in experiment.stages]:
-            raise ConfigError(
-                f"ablation.stage: got {stage!r}, which arm {name} does not have; expected one of "
-                f"{', '.join(s.name for s in experiment.stages)}"
-            )
     return experiments
+
+
+def check_overridden(config: ConfigDict, arms: list[Arm], overridden: Iterable[str]) -> None:
+    """Refuses a key set on the command line that no arm reads.
+
+    Raises:
+      ConfigError: names the key and why it has no effect.
+    """
+    for key in overridden:
+        refusals = []
+        for arm in arms:
+            try:
+                resolve(arm_config(config, arm), [key])
+            except ConfigError as error:
+                refusals.append(error)
+        if len(refusals) == len(arms):
+            raise refusals[0]
+
+
+def _resolve(config: ConfigDict, arm: Arm, seed: int) -> Experiment:
+    """The arm's experiment, with the stage that is compared."""
+    try:
+        experiment = resolve(arm_config(config, arm, seed), arm.overrides)
+    except ConfigError as error:
+        raise ConfigError(f"ablation.arms.{arm.name}: {error}") from error
+    names = [stage.name for stage in experiment.stages]
+    if config.ablation.stage not in names:
+        raise ConfigError(
+            f"ablation.stage: got {config.ablation.stage!r}, which arm {arm.name} does not have; expected one of "
+            f"{', '.join(names)}"
+        )
+    return experiment
+
+
+def _check_metric(config: ConfigDict, experiment: Experiment, arm: Arm) -> None:
+    """Refuses a metric that the compared stage is known not to measure, before anything is trained."""
+    (stage,) = (stage for stage in experiment.stages if stage.name == config.ablation.stage)
+    k = experiment.evaluation.k
+    sampled = {f"eval/pass@{n}" for n in k} | {f"eval/maj@{n}" for n in k if n > 1}
+    metric = config.ablation.metric
+    if metric.startswith(("eval/pass@", "eval/maj@")) and (
+        metric not in sampled or stage.objective == "next_token"
+    ):
+        found = (
+            "only eval/loss and the like" if stage.objective == "next_token" else ", ".join(sorted(sampled))
+        )
+        raise ConfigError(
+            f"ablation.metric: got {metric!r}, but stage {stage.name} of arm {arm.name} measures {found}"
+        )
 
 
 def _assign(config: ConfigDict, key: str, value: Any) -> None:

@@ -2,11 +2,12 @@
 
 import json
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from research.ablation.arms import Arm, arm_config, check_arms, control_of, read_arms
+from research.ablation.arms import Arm, arm_config, check_arms, check_overridden, control_of, read_arms
 from research.ablation.report import ReportPaths, write_report
 from research.ablation.results import Budget, RunResult, save_results
 from research.config import Experiment, resolve
@@ -18,7 +19,9 @@ from research.stages import claim_workdir
 from research.versions import collect_versions
 
 
-def run_ablation(config: ConfigDict, workdir: Path) -> tuple[list[RunResult], ReportPaths]:
+def run_ablation(
+    config: ConfigDict, workdir: Path, overridden: Iterable[str] = ()
+) -> tuple[list[RunResult], ReportPaths]:
     """Runs what is not finished and writes the report after every run.
 
     A finished (arm, seed) is read, an interrupted one goes on from its newest checkpoint, a failed one is
@@ -28,6 +31,7 @@ def run_ablation(config: ConfigDict, workdir: Path) -> tuple[list[RunResult], Re
     Args:
       config: with an `ablation` section.
       workdir: belongs to this config from the first run on.
+      overridden: dotted keys that somebody set by hand; one that no arm reads is refused.
 
     Returns:
       One result an (arm, seed), and the report's files.
@@ -38,6 +42,7 @@ def run_ablation(config: ConfigDict, workdir: Path) -> tuple[list[RunResult], Re
     """
     arms = read_arms(config)
     control = control_of(config, arms)
+    check_overridden(config, arms, overridden)
     experiments = check_arms(config, arms)
     grounds = {_ground_key(experiments[control]): lay_ground(experiments[control], workdir)}
     claim_workdir(workdir, json.loads(config.to_json()))

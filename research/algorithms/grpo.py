@@ -43,9 +43,10 @@ class GRPO:
     """
 
     aggregation: Aggregation
-    normalization: Normalization
-    baseline: Baseline
-    ddof: int
+    # Read on the host only: a change of them does not recompile the step.
+    normalization: Normalization = dataclasses.field(compare=False)
+    baseline: Baseline = dataclasses.field(compare=False)
+    ddof: int = dataclasses.field(compare=False)
     kl_estimator: LossKLEstimator
     needs_reference: bool
     max_new_tokens: int

@@ -26,9 +26,9 @@ class RejectionSampling(NextToken):
     Scalars: those of `NextToken`.
     """
 
-    keep_per_prompt: int = 2
-    selector: Selector = "leanest"
-    threshold: float = 1.0
+    keep_per_prompt: int = dataclasses.field(default=2, compare=False)
+    selector: Selector = dataclasses.field(default="leanest", compare=False)
+    threshold: float = dataclasses.field(default=1.0, compare=False)
 
     def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
         """`[P * keep_per_prompt]` rows; unfilled ones have weight 0."""

@@ -38,7 +38,8 @@ class NextToken:
             logsumexp=scored.logsumexp,
             z_loss_coef=scalars["z_loss_coef"],
         )
-        metrics = {**out.metrics, "entropy": scored.entropy}
+        # Rows without a target have weight 0; the pipelines count them where they leave them out.
+        metrics = {"nll": out.metrics["nll"], "z_loss": out.metrics["z_loss"], "entropy": scored.entropy}
         return (
             token_mean(out.losses, batch.loss_mask, weights=batch.weights),
             reduce_metrics(metrics, mask=batch.loss_mask, weights=batch.weights),

@@ -71,8 +71,8 @@ def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
     for stage in experiment.stages:
         if stage.online:
             check_rows(mesh, f"{stage.name}.rollout.prompts_per_step", stage.rollout.prompts_per_step)
-        else:
-            check_rows(mesh, f"{stage.name}.batch_size", stage.batch_size, stage.micro_batches)
+        key = "rollout.prompts_per_step" if stage.online else "batch_size"
+        check_rows(mesh, f"{stage.name}.{key}", stage.rows, stage.micro_batches)
     sources = Sources(experiment.data, workdir / "data")
     model = experiment.model_config(sources.tokenizer.vocab_size)
     state_shardings(model, mesh)
@@ -165,7 +165,7 @@ def _open_folder(
 ) -> StageDir:
     """The stage's folder: named by what its result is made of, and nothing else."""
     identity: Tree = {
-        "stage": stage.tree,
+        "stage": stage.identity,
         "model": experiment.model,
         "mesh": dict(ground.mesh.shape),
         "data": ground.sources.versions(_kinds(stage)),

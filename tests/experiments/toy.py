@@ -16,7 +16,9 @@ def write_data(folder: Path) -> tuple[Path, Path]:
     letters = string.ascii_letters + string.digits + string.punctuation + " \n"
     lines = [json.dumps({"text": f"doc {i} {letters}"}) for i in range(DOCUMENTS)]
     text.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    lines = [json.dumps({"prompt": f"{i}+1", "completion": f"so {i + 1}\n#### {i + 1}"}) for i in range(PROBLEMS)]
+    lines = [
+        json.dumps({"prompt": f"{i}+1", "completion": f"so {i + 1}\n#### {i + 1}"}) for i in range(PROBLEMS)
+    ]
     problems.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return text, problems
 

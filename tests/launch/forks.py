@@ -49,11 +49,18 @@ class Forks:
         assert self._server.stdin is not None and self._server.stdout is not None
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "in").write_text(stdin, encoding="utf-8")
-            request = {"module": f"launch.{command}", "arguments": arguments, "folder": folder, "limit": file_limit}
+            request = {
+                "module": f"launch.{command}",
+                "arguments": arguments,
+                "folder": folder,
+                "limit": file_limit,
+            }
             self._server.stdin.write(json.dumps(request) + "\n")
             self._server.stdin.flush()
             status = int(self._server.stdout.readline())
-            texts = [Path(folder, name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err")]
+            texts = [
+                Path(folder, name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err")
+            ]
         return Outcome(status, *texts)
 
 
@@ -70,7 +77,9 @@ def serve() -> None:
         if child:
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
             continue
-        for number, (name, mode) in enumerate([("in", os.O_RDONLY), ("out", os.O_WRONLY), ("err", os.O_WRONLY)]):
+        for number, (name, mode) in enumerate(
+            [("in", os.O_RDONLY), ("out", os.O_WRONLY), ("err", os.O_WRONLY)]
+        ):
             os.dup2(os.open(Path(request["folder"], name), mode | os.O_CREAT), number)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the child
         sys.argv = [request["module"], *request["arguments"]]

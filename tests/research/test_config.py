@@ -60,14 +60,33 @@ def test_the_tables_know_exactly_the_keys_of_base_and_of_the_dataclasses() -> No
         for key in keys
         if f"{pattern}.{key}".lstrip(".") not in SECTIONS
     }
-    expected -= {"ablation"} | {
-        f"{stage}.{name}" for stage in ("pretrain", "sft", "rl") for name in ("data", "objective", "optimizer", "rollout")
-    } | {f"{s}.objective.{o}" for s in ("pretrain", "sft", "rl") for o in ("next_token", "sft", "rejection_sampling", "dpo", "grpo")}
+    expected -= (
+        {"ablation"}
+        | {
+            f"{stage}.{name}"
+            for stage in ("pretrain", "sft", "rl")
+            for name in ("data", "objective", "optimizer", "rollout")
+        }
+        | {
+            f"{s}.objective.{o}"
+            for s in ("pretrain", "sft", "rl")
+            for o in ("next_token", "sft", "rejection_sampling", "dpo", "grpo")
+        }
+    )
     assert expected == set(flatten(tree))
-    for pattern, cls in {"*.data": StageData, "*.optimizer": Optimizer, "*.rollout": Rollout, "evaluation": Evaluation}.items():
+    for pattern, cls in {
+        "*.data": StageData,
+        "*.optimizer": Optimizer,
+        "*.rollout": Rollout,
+        "evaluation": Evaluation,
+    }.items():
         assert set(SECTIONS[pattern]) == {field.name for field in dataclasses.fields(cls)}
-    assert set(SECTIONS["model"]) == {f.name for f in dataclasses.fields(ModelConfig)} - {"vocab_size"} | {"max_length"}
-    assert set(SECTIONS["*"]) - {"data", "objective", "optimizer", "rollout"} <= {f.name for f in dataclasses.fields(Stage)}
+    assert set(SECTIONS["model"]) == {f.name for f in dataclasses.fields(ModelConfig)} - {"vocab_size"} | {
+        "max_length"
+    }
+    assert set(SECTIONS["*"]) - {"data", "objective", "optimizer", "rollout"} <= {
+        f.name for f in dataclasses.fields(Stage)
+    }
     for pattern in (*BOUNDS, *CHOICES):
         assert pattern.replace("*", "rl") in flatten(tree), pattern
 
@@ -120,7 +139,12 @@ def test_bad_values(key: str, value: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("objective", "key", "value", "message"),
     [
-        ("rejection_sampling", "keep_per_prompt", 9, r"rl\.objective\.rejection_sampling\.keep_per_prompt: got 9"),
+        (
+            "rejection_sampling",
+            "keep_per_prompt",
+            9,
+            r"rl\.objective\.rejection_sampling\.keep_per_prompt: got 9",
+        ),
         ("dpo", "pairs_per_prompt", 5, r"rl\.objective\.dpo\.pairs_per_prompt: got 5, expected 1 to 4"),
         ("dpo", "beta", 0.0, r"rl\.objective\.dpo\.beta: got 0"),
         ("dpo", "label_smoothing", 0.6, r"rl\.objective\.dpo\.label_smoothing"),

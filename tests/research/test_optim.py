@@ -9,7 +9,10 @@ import pytest
 from research.optim import OptimizerScalars, init_optimizer, learning_rate_at, make_optimizer
 from tests.research.algorithms.toy import optimizer_scalars
 
-PARAMS = {"w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), "norm": {"scale": np.ones(3, np.float32)}}
+PARAMS = {
+    "w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3),
+    "norm": {"scale": np.ones(3, np.float32)},
+}
 
 
 def gradients(step: int) -> dict:
@@ -91,7 +94,10 @@ def test_adam_by_hand_with_epsilon_outside_the_root() -> None:
 
 def test_weight_decay_spares_norm_scales_even_stacked_ones() -> None:
     s = optimizer_scalars(learning_rate=0.1, warmup_steps=0, end_fraction=1.0, weight_decay=0.5)
-    params = {"layers": {"norm": {"scale": jnp.ones((2, 3))}, "w": jnp.ones((2, 3, 3))}, "embed": jnp.ones((4, 3))}
+    params = {
+        "layers": {"norm": {"scale": jnp.ones((2, 3))}, "w": jnp.ones((2, 3, 3))},
+        "embed": jnp.ones((4, 3)),
+    }
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = make_optimizer(s, jnp.int32(0)).update(zeros, init_optimizer(params), params)
     assert not np.any(updates["layers"]["norm"]["scale"])

@@ -13,7 +13,8 @@ from research.sources import Sources, View, answer_of, question_of, terse, worke
 from tests.experiments.toy import PROBLEMS, shrink
 
 RECORDS: list[Mapping[str, Any]] = [
-    {"prompt": f"{i}+1", "completion": f"{i}+1={i + 1}\n#### {i + 1}", "answer": str(i + 1)} for i in range(200)
+    {"prompt": f"{i}+1", "completion": f"{i}+1={i + 1}\n#### {i + 1}", "answer": str(i + 1)}
+    for i in range(200)
 ]
 
 
@@ -51,7 +52,9 @@ def test_questions_answers_and_worked_texts() -> None:
     assert answer_of({"question": "Half of 6?", "answer": "3 is half\n#### 3"}).endswith("#### 3")
 
 
-def test_the_tokenizer_is_trained_once_and_again_for_another_corpus(section: dict[str, Any], tmp_path: Path) -> None:
+def test_the_tokenizer_is_trained_once_and_again_for_another_corpus(
+    section: dict[str, Any], tmp_path: Path
+) -> None:
     first = Sources(section, tmp_path / "data").tokenizer
     (model,) = (tmp_path / "data" / "tokenizers").iterdir()
     written = model.stat().st_mtime_ns

@@ -165,7 +165,8 @@ def test_numbers_never_recompile(name: str) -> None:
     whole(name)
     algorithm, mesh, base = ALGORITHMS[name], one_device(), step_scalars(ALGORITHMS[name])
     changes = [
-        base._replace(optimizer=base.optimizer._replace(**{key: np.float32(0.3)})) for key in base.optimizer._fields
+        base._replace(optimizer=base.optimizer._replace(**{key: np.float32(0.3)}))
+        for key in base.optimizer._fields
     ]
     changes += [base._replace(objective={**base.objective, key: np.float32(0.3)}) for key in base.objective]
     with jax.set_mesh(mesh):

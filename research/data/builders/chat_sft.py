@@ -46,7 +46,7 @@ def prepare_chat_sft(data_dir: str | Path, spec: ChatSpec) -> Prepared:
             prompt, _ = split_response(messages, where=where)
             answer = record.get("answer")
             records.append(
-                {"messages": message_records(messages), "answer": answer if isinstance(answer, str) else ""}
+                {"messages": message_records(messages), "answer": "" if answer is None else str(answer)}
             )
             prompts.append(repr(prompt))
         return split_by_content(records, prompts, validation_one_in=spec.validation_one_in, name=spec.path)

@@ -50,7 +50,9 @@ def files(workdir: Path) -> dict[str, int]:
     }
 
 
-def test_every_arm_runs_at_every_seed_and_one_failure_loses_no_other(ran: tuple[Path, list[RunResult]]) -> None:
+def test_every_arm_runs_at_every_seed_and_one_failure_loses_no_other(
+    ran: tuple[Path, list[RunResult]],
+) -> None:
     workdir, results = ran
     status = {(result.arm, result.seed): result.status for result in results}
     assert status == {
@@ -77,7 +79,9 @@ def test_seeds_differ_and_are_paired_with_what_they_were_set_to(ran: tuple[Path,
     _, results = ran
     for result in results:
         assert json.loads(result.config_text)["rl"]["seed"] == result.seed
-    samplers = {r.arm: r.budget.completions_sampled for r in results if r.seed == 0 and r.status == "finished"}
+    samplers = {
+        r.arm: r.budget.completions_sampled for r in results if r.seed == 0 and r.status == "finished"
+    }
     assert samplers == {"sft": 0, "rejection_sampling": 64, "dpo": 64}
 
 

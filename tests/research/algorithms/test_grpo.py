@@ -88,9 +88,7 @@ def test_loss_equals_numpy_from_logits(params, aggregation: str) -> None:
     assert isinstance(batch, RolloutBatch) and metrics == {"frac_reward_zero_std": 0.0}
     reference = jax.tree.map(lambda x: 0.9 * x, params)
     scalars = objective_scalars(algorithm)
-    batch = jax.device_get(
-        reference_step(reference, batch, scalars, algorithm=algorithm, config=MODEL)
-    )
+    batch = jax.device_get(reference_step(reference, batch, scalars, algorithm=algorithm, config=MODEL))
     ref = numpy_logps(reference, batch, TEMPERATURE)
     np.testing.assert_allclose(
         np.where(batch.sequences.loss_mask, batch.ref_logps, 0),
@@ -165,9 +163,7 @@ def test_first_on_policy_step_has_no_loss_but_a_gradient() -> None:
     assert len(set(drawn.lengths.tolist())) > 1  # some stopped early
     batch, _ = algorithm.from_rollouts(drawn, seed=0)
     scalars = StepScalars(optimizer_scalars(), objective_scalars(algorithm))
-    _, metrics = train_step(
-        state, to_device(mesh, batch), scalars, algorithm=algorithm, config=MODEL
-    )
+    _, metrics = train_step(state, to_device(mesh, batch), scalars, algorithm=algorithm, config=MODEL)
     assert abs(float(metrics["loss"])) < 1e-5
     assert float(metrics["grad_norm"]) > 0.05
     assert float(metrics["ratio"]) == pytest.approx(1.0, abs=1e-4)
@@ -180,9 +176,7 @@ def test_the_wrong_temperature_shows_as_a_gap() -> None:
     state = toy_state(mesh)
     batch, _ = algorithm.from_rollouts(on_policy_rollouts(state.params), seed=0)
     scalars = StepScalars(optimizer_scalars(), objective_scalars(algorithm, temperature=1.0))
-    _, metrics = train_step(
-        state, to_device(mesh, batch), scalars, algorithm=algorithm, config=MODEL
-    )
+    _, metrics = train_step(state, to_device(mesh, batch), scalars, algorithm=algorithm, config=MODEL)
     assert float(metrics["sampler_trainer_gap"]) > 0.02
 
 
