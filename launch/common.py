@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
@@ -43,7 +42,7 @@ def run(main: Callable[[], None]) -> None:
     # Orbax and JAX tell every checkpoint and compilation at INFO; ours are the lines a person wants. What goes
     # wrong in Orbax's threads is logged with a traceback there and raised here.
     logging.set_verbosity(logging.FATAL)
-    sys.excepthook = _quiet_hook
+    sys.unraisablehook = _quiet_hook
     py_logging.getLogger("jax").setLevel(py_logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     app.run(_explained(main), flags_parser=_parse)
@@ -144,10 +143,10 @@ def _disk_reason(error: BaseException | None) -> str | None:
     return None
 
 
-def _quiet_hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _quiet_hook(unraisable: Any) -> None:
     """Python's own hook, but for TensorStore's threads that call back into a save that has failed already."""
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+    if not (unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
 
 
 def _fail(error: Exception) -> NoReturn:

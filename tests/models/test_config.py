@@ -45,7 +45,7 @@ def test_flops_are_what_xla_counts(tied: bool) -> None:
         vocab_size=512, num_layers=2, d_model=128, num_heads=4, num_kv_heads=2, head_dim=32, d_ff=384,
         tie_embeddings=tied,
     )  # fmt: skip
-    B, T = 2, 64
+    B, T = 1, 256
 
     def logits(params: object, ids: jax.Array) -> jax.Array:
         return compute_logits(forward(params, config, ids, ids, ids), unembedding(params, config), config)
@@ -53,4 +53,4 @@ def test_flops_are_what_xla_counts(tied: bool) -> None:
     params = jax.eval_shape(lambda key: nn.meta.unbox(init_params(config, key)), jax.random.key(0))
     ids = jax.ShapeDtypeStruct((B, T), jnp.int32)
     compiled = jax.jit(logits).lower(params, ids).compile()
-    assert compiled.cost_analysis()["flops"] / (B * T) == pytest.approx(config.flops_per_token(T), rel=0.06)
+    assert compiled.cost_analysis()["flops"] / (B * T) == pytest.approx(config.flops_per_token(T), rel=0.05)

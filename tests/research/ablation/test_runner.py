@@ -63,7 +63,7 @@ def test_every_arm_runs_at_every_seed_and_one_failure_loses_no_other(
     broken = next(result for result in results if result.arm == "broken")
     assert broken.error is not None and "\n" not in broken.error
     assert "expected at most max_prompt_length = 3" in broken.error
-    assert "Traceback" in Path(broken.run_dir).read_text(encoding="utf-8")
+    assert "Traceback" in (workdir / broken.run_dir).read_text(encoding="utf-8")
     assert (workdir / "failures" / "broken-seed1.txt").exists()
 
 

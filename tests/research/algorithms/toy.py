@@ -58,14 +58,14 @@ def compilations() -> Iterator[list[str]]:
             if found:
                 names.append(found[1])
 
+    # Not `jax.log_compiles()`: switching it is itself a reason to compile again.
     logger, listener = logging.getLogger("jax"), Listener()
     level, propagate = logger.level, logger.propagate
     logger.addHandler(listener)
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.DEBUG)
     logger.propagate = False
     try:
-        with jax.log_compiles():
-            yield names
+        yield names
     finally:
         logger.removeHandler(listener)
         logger.setLevel(level)

@@ -72,6 +72,8 @@ def test_groups_are_adjacent_and_share_one_prefill() -> None:
     copies = run(twice, numbers, spec=make_spec(6, 1, stops=(0, 7, 14), method=METHOD))
     for one, two in zip(jax.tree.leaves(shared.cache), jax.tree.leaves(copies.cache), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5)
+    # The first drawn token follows its prompt's last one, however many slots of padding there are.
+    np.testing.assert_array_equal(shared.positions, np.repeat([len(text) for text in TEXTS], 2))
     np.testing.assert_array_equal(shared.positions, copies.positions)
     # Copies all have sample id 0; so have the even rows of the groups.
     np.testing.assert_array_equal(
