@@ -43,7 +43,7 @@ def unchunked(
     )
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 5, 10, 128])
+@pytest.mark.parametrize("chunk", [4, 5, 128])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_equals_log_softmax(chunk: int, temperature: float) -> None:
     found = score(*arrays(), with_chunk(chunk), temperature=jnp.float32(temperature))
@@ -74,9 +74,9 @@ def test_gradient_equals_the_unchunked(chunk: int) -> None:
         np.testing.assert_allclose(value, target, atol=2e-5 * np.abs(target).max())
 
 
-@pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied", "untied"])
-def test_is_aligned_with_the_tokens(config: ModelConfig) -> None:
+def test_is_aligned_with_the_tokens() -> None:
     """Column t speaks of token t given those before it; column 0 of nothing."""
+    config = UNTIED
     params, batch = make_params(config), plain(make_tokens(config, B, T))
     found = jax.jit(token_logps, static_argnames="config")(params, config, *batch, temperature=0.7)
     hidden = jax.jit(forward, static_argnames="config")(params, config, *batch)

@@ -88,7 +88,7 @@ def test_arms_of_the_quickstart() -> None:
         ({"a": ()}, {"seeds": (0, 0)}, r"ablation\.seeds: got \[0, 0\]"),
         ({"a": ()}, {"seeds": ()}, r"ablation\.seeds: got \[\]"),
         ({"a": ()}, {"seed_keys": ("rl.sed",)}, r"ablation\.seed_keys: rl\.sed: unknown config key; .* rl\.seed"),
-        ({"a": ()}, {"stage": "ppo"}, r"ablation\.stage: got 'ppo', which arm a does not have"),
+        ({"a": ()}, {"stage": "ppo"}, r"ablation\.stage: got 'ppo', which arm \w+ does not have"),
         ({"a": ("rl.steps=3", "rl.seed=3")}, {}, r"ablation\.arms\.a: rl\.seed: is one of ablation\.seed_keys"),
     ],
 )  # fmt: skip

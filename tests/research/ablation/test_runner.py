@@ -14,7 +14,7 @@ from research.errors import ConfigError, WorkdirError
 from tests.experiments.toy import shrink
 from tests.research.algorithms.toy import compilations, quick_compilation
 
-ARMS = ("sft", "rejection_sampling", "dpo")
+ARMS = ("rejection_sampling", "dpo")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -27,7 +27,8 @@ def _quick() -> Iterator[None]:
 def config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
     config = shrink(quickstart.get_config(), tmp_path_factory.mktemp("data")).unlock()
     config.stages = ("sft", "rl")
-    del config.ablation.arms["grpo"]  # test_compilations runs it
+    del config.ablation.arms["grpo"], config.ablation.arms["sft"]  # run by other tests
+    config.ablation.control = "dpo"
     config.data.problems.verifier = "final_line"
     config.ablation.arms["broken"] = ("rl.rollout.max_prompt_length=3",)  # no prompt is that short
     config.ablation.seeds = (0, 1)
@@ -82,7 +83,7 @@ def test_seeds_differ_and_are_paired_with_what_they_were_set_to(ran: tuple[Path,
     samplers = {
         r.arm: r.budget.completions_sampled for r in results if r.seed == 0 and r.status == "finished"
     }
-    assert samplers == {"sft": 0, "rejection_sampling": 64, "dpo": 64}
+    assert samplers == {"rejection_sampling": 64, "dpo": 64}
 
 
 def test_report_and_results_are_written(ran: tuple[Path, list[RunResult]]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from models.logprobs import token_logps
 from models.transformer import forward, unembedding
 from research.sampling.sampler import STOPPED, TRUNCATED, Completions, decode, prefill, sample, sample_stream
-from tests.models.tiny import CONFIG, make_params, make_tokens, right_padded
+from tests.models.tiny import CONFIG, ONE_LAYER, make_params, make_tokens, right_padded
 from tests.research.sampling.tiny import GREEDY, make_prompts, make_spec, scalars
 
 STOPS = tuple(range(0, 40, 5))
@@ -21,13 +21,13 @@ PROMPTS = make_prompts([make_tokens(CONFIG, 1, n, seed=n)[0] for n in (8, 5, 3)]
 
 @cache
 def drawn(seed: int) -> Completions:
-    return jax.device_get(sample(make_params(CONFIG), PROMPTS, scalars(seed), config=CONFIG, spec=SPEC))
+    return jax.device_get(sample(make_params(ONE_LAYER), PROMPTS, scalars(seed), config=ONE_LAYER, spec=SPEC))
 
 
 @cache
 def drawn_without_stops(seed: int) -> Completions:
     spec = make_spec(N, 2, pad=STOPS[1])
-    return jax.device_get(sample(make_params(CONFIG), PROMPTS, scalars(seed), config=CONFIG, spec=spec))
+    return jax.device_get(sample(make_params(ONE_LAYER), PROMPTS, scalars(seed), config=ONE_LAYER, spec=spec))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -68,12 +68,12 @@ def test_no_stop_tokens_means_truncated() -> None:
 
 
 def test_loop_ends_when_every_row_has() -> None:
-    params = make_params(CONFIG)
+    params = make_params(ONE_LAYER)
     early = next(seed for seed in range(200) if drawn(seed).lengths.max() < N - 1)
     for seed in (early, next(seed for seed in range(6) if drawn(seed).lengths.max() == N)):
-        state = prefill(params, PROMPTS, scalars(seed), config=CONFIG, spec=SPEC)
+        state = prefill(params, PROMPTS, scalars(seed), config=ONE_LAYER, spec=SPEC)
         assert int(state.t) == 1
-        state = decode(params, state, scalars(seed), np.int32(N), config=CONFIG, spec=SPEC)
+        state = decode(params, state, scalars(seed), np.int32(N), config=ONE_LAYER, spec=SPEC)
         assert int(state.t) == drawn(seed).lengths.max()
         assert int(state.cache.length) == WIDTH + int(state.t) - 1
 
@@ -82,7 +82,7 @@ def test_loop_ends_when_every_row_has() -> None:
 def test_stream_equals_sample(seed: int) -> None:
     """Each piece is the completion so far, and stays readable after the next one was drawn."""
     out = drawn(seed)
-    pieces = list(sample_stream(make_params(CONFIG), PROMPTS, scalars(seed), config=CONFIG, spec=SPEC))
+    pieces = list(sample_stream(make_params(ONE_LAYER), PROMPTS, scalars(seed), config=ONE_LAYER, spec=SPEC))
     assert len(pieces) == out.lengths.max()
     for t, piece in enumerate(pieces, start=1):
         np.testing.assert_array_equal(piece.tokens[:, :t], out.tokens[:, :t])
@@ -97,7 +97,7 @@ def test_stream_equals_sample(seed: int) -> None:
 def test_one_new_token() -> None:
     """No decode step, and a cache without a slot for the completion."""
     spec = make_spec(1, 2, stops=STOPS, pad=STOPS[1])
-    out = sample(make_params(CONFIG), PROMPTS, scalars(0), config=CONFIG, spec=spec)
+    out = sample(make_params(ONE_LAYER), PROMPTS, scalars(0), config=ONE_LAYER, spec=spec)
     np.testing.assert_array_equal(out.tokens[:, 0], drawn(0).tokens[:, 0])
     np.testing.assert_array_equal(out.stop_reason == STOPPED, drawn(0).lengths == 1)
     assert out.mask.all()
