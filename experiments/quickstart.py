@@ -27,7 +27,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.problems.update({"operations": "+-", "min_steps": 2, "max_steps": 4})
 
     # Prose and worked arithmetic, half a million words: a base model that continues either.
-    config.pretrain.update({"steps": 1200, "batch_size": 32, "length": 64, "log_every": 50, "checkpoint_every": 400})
+    config.pretrain.update(
+        {"steps": 1200, "batch_size": 32, "length": 64, "log_every": 50, "checkpoint_every": 400}
+    )
     config.pretrain.data.update({"text_weight": 0.2, "problems_weight": 0.8})
     config.pretrain.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 50})
 
@@ -40,7 +42,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # The control sees the same two thousand answers again; the others see questions and a verifier.
     config.rl.update({"steps": 16, "batch_size": 128, "length": 64, "log_every": 4})
     config.rl.update({"eval_every": 4, "eval_problems": 64})
-    config.rl.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 2, "end_fraction": 0.5, "weight_decay": 0.0})
+    config.rl.optimizer.update(
+        {"learning_rate": 1e-4, "warmup_steps": 2, "end_fraction": 0.5, "weight_decay": 0.0}
+    )
     lengths = {"max_prompt_length": 24, "max_new_tokens": 44}
     config.rl.rollout.update({"prompts_per_step": 32, "group_size": 8, **lengths})
     config.rl.objective.grpo.update({"aggregation": "token_mean"})
