@@ -14,7 +14,7 @@ from experiments import base
 
 def get_config(arg: str = "") -> ConfigDict:
     """A 7M-parameter SFT run; `arg` is not used."""
-    config = base.get_config(arg).unlock()
+    config = base.get_config(arg)
     config.name = "gsm8k"
     config.question = "Does fine-tuning on real worked answers lower the loss on held-out ones?"
     config.stages = ("sft",)
@@ -37,4 +37,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluation.update(
         {"problems": 32, "samples": 4, "batch_problems": 8, "max_prompt_length": 256, "max_new_tokens": 192}
     )
-    return config.lock()
+    return config

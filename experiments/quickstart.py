@@ -16,7 +16,7 @@ from experiments import base
 
 def get_config(arg: str = "") -> ConfigDict:
     """The quickstart; `arg` is not used."""
-    config = base.get_config(arg).unlock()
+    config = base.get_config(arg)
     config.name = "quickstart"
     config.question = "Does learning from a verifier beat more fine-tuning on the same data?"
 
@@ -57,4 +57,4 @@ def get_config(arg: str = "") -> ConfigDict:
         "dpo": ("rl.objective.name=dpo",),
         "grpo": (),
     }
-    return config.lock()
+    return config

@@ -15,7 +15,7 @@ from experiments import base
 
 def get_config(arg: str = "") -> ConfigDict:
     """nanoGPT's CPU configuration; `arg` is not used."""
-    config = base.get_config(arg).unlock()
+    config = base.get_config(arg)
     config.name = "tinyshakespeare"
     config.question = "Does pretraining reach nanoGPT's loss on the same text with the same budget?"
     config.stages = ("pretrain",)
@@ -37,4 +37,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.pretrain.optimizer.update(
         {"learning_rate": 1e-3, "warmup_steps": 100, "end_fraction": 0.1, "b2": 0.99}
     )
-    return config.lock()
+    return config

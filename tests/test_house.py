@@ -184,6 +184,8 @@ def test_packages_are_the_rooms_and_never_the_tests() -> None:
 def test_every_package_that_is_imported_is_declared() -> None:
     """Import names whose distribution is called otherwise are listed; `etils`, `yaml` and such count too."""
     distribution = {
+        "yaml": "PyYAML",
+        "markdown_it": "markdown-it-py",
         "orbax": "orbax-checkpoint",
         "tensorflow_datasets": "tensorflow-datasets",
         "absl": "absl-py",

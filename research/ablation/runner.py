@@ -22,7 +22,7 @@ from research.versions import collect_versions
 def run_ablation(
     config: ConfigDict, workdir: Path, overridden: Iterable[str] = ()
 ) -> tuple[list[RunResult], ReportPaths]:
-    """Runs what is not finished and writes the report after every run.
+    """Runs what is not finished, notes the results after every run and writes the report after every seed.
 
     A finished (arm, seed) is read, an interrupted one goes on from its newest checkpoint, a failed one is
     recorded with its error and tried again next time. Seeds are the outer loop, so that an interrupted
@@ -54,7 +54,8 @@ def run_ablation(
             for arm in arms:
                 results[arm.name, seed] = _run(config, arm, seed, workdir, grounds)
                 overall.advance(1)
-                paths = _report(config, arms, control, experiments, results, workdir)
+                save_results(workdir / "results.json", _ordered(config, arms, results))
+            paths = _report(config, control, experiments, _ordered(config, arms, results), workdir)
     return list(results.values()), paths
 
 
@@ -106,23 +107,24 @@ def _run(config: ConfigDict, arm: Arm, seed: int, workdir: Path, grounds: dict[s
     )
 
 
+def _ordered(
+    config: ConfigDict, arms: list[Arm], results: dict[tuple[str, int], RunResult]
+) -> list[RunResult]:
+    """What there is so far, by arm and then by seed."""
+    return [
+        results[a.name, seed] for a in arms for seed in config.ablation.seeds if (a.name, seed) in results
+    ]
+
+
 def _report(
     config: ConfigDict,
-    arms: list[Arm],
     control: str,
     experiments: dict[str, Experiment],
-    results: dict[tuple[str, int], RunResult],
+    results: list[RunResult],
     workdir: Path,
 ) -> ReportPaths:
-    ordered = [
-        results[arm.name, seed]
-        for arm in arms
-        for seed in config.ablation.seeds
-        if (arm.name, seed) in results
-    ]
-    save_results(workdir / "results.json", ordered)
     return write_report(
-        ordered,
+        results,
         directory=workdir / "report",
         title=config.name,
         question=config.question,
