@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from models.config import ModelConfig
-from research.config_rules import BOUNDS, CHOICES, SECTIONS
+from research.config_rules import BOUNDS, CHOICES, SECTIONS, STAGE_SCALARS
 from research.errors import ConfigError
 from research.sampling.methods import SamplingMethod
 
@@ -284,7 +284,7 @@ def _stage(name: str, tree: Tree) -> Stage:
         name=name,
         objective=objective,
         options=options,
-        **{key: section[key] for key in _SCALAR_KEYS},
+        **{key: section[key] for key in STAGE_SCALARS},
         data=StageData(**section["data"]),
         optimizer=Optimizer(**section["optimizer"]),
         rollout=rollout,
@@ -330,21 +330,6 @@ def _check_context(key: str, lengths: Rollout | Evaluation, limit: int) -> None:
         )
 
 
-_SCALAR_KEYS = (
-    "seed",
-    "steps",
-    "batch_size",
-    "length",
-    "micro_batches",
-    "log_every",
-    "eval_every",
-    "eval_batches",
-    "eval_problems",
-    "checkpoint_every",
-    "keep_checkpoints",
-)
-
-
 _RECORD_KEYS = ("log_every", "checkpoint_every", "keep_checkpoints")
 """What is written down when; it changes no result, so it enters no hash."""
 
@@ -372,7 +357,7 @@ def _effective_stage(section: Tree, objective: str, online: bool) -> Tree:
     if objective == "next_token" and section["data"]["problems_weight"] == 0:
         del data["limit"]
     return {
-        **{key: section[key] for key in _SCALAR_KEYS if key not in unused},
+        **{key: section[key] for key in STAGE_SCALARS if key not in unused},
         "data": data,
         "objective": {"name": objective, objective: options},
         "optimizer": section["optimizer"],

@@ -6,6 +6,21 @@
 from collections.abc import Mapping
 from typing import Any
 
+STAGE_SCALARS = (
+    "seed",
+    "steps",
+    "batch_size",
+    "length",
+    "micro_batches",
+    "log_every",
+    "eval_every",
+    "eval_batches",
+    "eval_problems",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
+"""The keys of a stage that are single values."""
+
 SECTIONS: Mapping[str, tuple[str, ...]] = {
     "": ("name", "question", "stages", "model", "mesh", "data", "evaluation", "ablation"),
     "model": (
@@ -54,23 +69,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
     ),
     "data.preferences": ("path", "validation_one_in"),
     "data.tokenizer": ("path", "vocab_size", "model_type"),
-    "*": (
-        "seed",
-        "steps",
-        "batch_size",
-        "length",
-        "micro_batches",
-        "log_every",
-        "eval_every",
-        "eval_batches",
-        "eval_problems",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "data",
-        "objective",
-        "optimizer",
-        "rollout",
-    ),
+    "*": (*STAGE_SCALARS, "data", "objective", "optimizer", "rollout"),
     "*.data": ("source", "text_weight", "problems_weight", "limit", "packing", "terse_fraction"),
     "*.optimizer": (
         "learning_rate",
