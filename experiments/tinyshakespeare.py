@@ -5,7 +5,8 @@ Varies: nothing; nanoGPT's CPU configuration (4 layers, 128 wide, block 64, batc
 Command: python -m launch.train --config=experiments/tinyshakespeare.py --workdir=runs/tinyshakespeare \
     --config.data.text.path=tinyshakespeare.txt
 Hardware: 2 CPU cores.
-Time and result: see experiments/LOG.md.
+Time: 5 minutes.
+Result: 1.50 nats a character on held-out passages (experiments/LOG.md).
 """
 
 from ml_collections import ConfigDict
