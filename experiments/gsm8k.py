@@ -4,7 +4,8 @@ Varies: nothing; a 7M-parameter model from scratch on GSM8K's training split, 20
 Command: python -m launch.train --config=experiments/gsm8k.py --workdir=runs/gsm8k \
     --config.data.problems.path=gsm8k_train.jsonl
 Hardware: 2 CPU cores.
-Time and result: see experiments/LOG.md.
+Time: about 10 minutes, estimated from 2.6 s a step.
+Result: validation loss 8.39 to 3.52 nats a token; nine samples in ten stop (experiments/LOG.md).
 """
 
 from ml_collections import ConfigDict
