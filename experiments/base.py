@@ -15,6 +15,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stages = ("pretrain", "sft", "rl")  # the chain; each stage starts from the one before
 
     config.model = model()
+    config.teacher_model = model()  # of stages whose `model` is "teacher_model"
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # devices along each axis; one may be -1
     config.data = data()
     config.pretrain = stage("next_token")
@@ -94,9 +95,11 @@ def data() -> ConfigDict:
                 "verifier": "exact_answer",  # scores a completion against the answer
             },
             "preferences": {
-                "path": "",  # JSONL of prompt, chosen, rejected
-                "validation_one_in": 10,  # pairs held out, by a hash of their prompt
-            },
+                **judged(),
+                "kind": "jsonl",
+            },  # prompt, chosen, rejected; margin, label_probability
+            "rankings": {**judged(), "candidates": 4},  # prompt, completions, ranks; at most so many a prompt
+            "steps": judged(),  # prompt, steps, labels; or input, steps, mistake_index
             "tokenizer": {
                 "path": "",  # an existing SentencePiece model; "" trains one on this run's corpus
                 "vocab_size": 512,  # pieces, markup and 256 byte pieces included; 0 with char: all characters
@@ -106,10 +109,24 @@ def data() -> ConfigDict:
     )
 
 
+def judged() -> dict[str, object]:
+    """A source of judged solutions: pairs, rankings or labelled steps."""
+    return {
+        "kind": "arithmetic",  # arithmetic (generated problems, right and corrupted answers) or jsonl
+        "path": "",  # of the JSONL file
+        "validation_one_in": 10,  # records of a file held out, by a hash of their prompt
+        "train": 4_000,  # generated problems to train on
+        "validation": 256,  # generated problems held out, by content
+    }
+
+
 def stage(objective: str) -> ConfigDict:
     """One stage; keys without effect under its objective do not enter hashes and are refused as overrides."""
     return ConfigDict(
         {
+            "model": "model",  # or teacher_model: the section that describes its model
+            "start_from": "",  # a stage's name, or scratch; "" is the newest policy of the same model
+            "final_answer": "sample",  # how eval/accuracy answers: sample, majority, reward or prm (best of n)
             "seed": 0,
             "steps": 100,  # optimizer steps, or rollout iterations where the policy samples its own data
             "batch_size": 32,  # rows an optimizer step, where the data are given
@@ -122,38 +139,38 @@ def stage(objective: str) -> ConfigDict:
             "checkpoint_every": 0,  # steps; 0 is only at the end
             "keep_checkpoints": 2,
             "data": {
-                "source": "own",  # dpo: "own" samples labelled by the verifier, or the "preferences" file
+                "source": "own",  # the policy's "own" samples, or "given" data, where an objective takes both
                 "text_weight": 1.0,  # next_token: share of rows from the text corpus ...
                 "problems_weight": 0.0,  # ... and from worked problems, written as plain text
                 "limit": 0,  # only the first so many training problems; 0 is all
                 "packing": True,  # sft: several examples a row
                 "terse_fraction": 0.0,  # sft on generated problems: share of answers without their steps
+                "context": "",  # distill: a system turn that only the teacher sees
             },
-            "objective": {
-                "name": objective,  # next_token, sft, rejection_sampling, dpo, grpo
-                "next_token": {"label_smoothing": 0.0, "z_loss_coef": 0.0},
-                "sft": {"label_smoothing": 0.0, "z_loss_coef": 0.0},
-                "rejection_sampling": {
-                    "label_smoothing": 0.0,
-                    "z_loss_coef": 0.0,
-                    "keep_per_prompt": 4,  # correct samples kept of each prompt, at most
-                    "selector": "leanest",  # leanest, random
-                },
-                "dpo": {
-                    "beta": 0.1,
-                    "label_smoothing": 0.0,
-                    "pairs_per_prompt": 4,  # with own samples: disjoint pairs of a group, at most
-                },
-                "grpo": {
-                    "clip_eps_low": 0.2,
-                    "clip_eps_high": 0.2,
-                    "beta": 0.0,  # KL coefficient; 0 needs no reference
-                    "kl_estimator": "k3",  # k2, k3
-                    "aggregation": "sequence_mean",  # sequence_mean, token_mean, constant
-                    "normalization": "group",  # group, batch, none
-                    "baseline": "mean",  # mean, leave_one_out
-                    "ddof": 1,  # of the standard deviation
-                },
+            "objective": {"name": objective, **objectives()},
+            "roles": {  # names of earlier stages
+                "reference": "",  # "" is the stage that this one starts from
+                "teacher": "",  # distill: any size, same tokenizer
+                "reward": (),  # reward models; several are an ensemble
+                "value": "",  # ppo: a reward model to start the value model from; "" is the policy
+                "prm": "",  # process reward model
+            },
+            "reward": {  # of a sample, where the policy samples its own data; in this order
+                "source": "verifier",  # verifier, or model (roles.reward)
+                "error_reward": 0.0,  # of a sample on which the verifier raises
+                "ensemble": "mean",  # mean, min, mean_minus_variance
+                "variance_coef": 0.0,  # of mean_minus_variance
+                "normalize": "none",  # none, running, reference: to mean 0 and std 1
+                "score_clip": 0.0,  # bound of the normalised score; 0 is off
+                "format_mode": "off",  # off, gated (paid on right answers only), additive (can be hacked)
+                "format_coef": 0.0,
+                "format_pattern": "one_final_line",  # one_final_line, final_line
+                "length_coef": 0.0,  # of the group-relative length reward; 0 is off
+                "overlong_buffer": 0,  # tokens before max_new_tokens over which the penalty grows; 0 is off
+                "overlong_coef": 1.0,  # its full size
+                "missing_eos_penalty": 0.0,  # subtracted where a completion never stops
+                "difficulty_weighting": "none",  # none, fail_rate, inverse_pass_rate: scale of the advantages
+                "step_coef": 0.0,  # of a process reward model's probabilities, paid at each step's end; 0 is off
             },
             "optimizer": {
                 "learning_rate": 1e-3,  # peak
@@ -174,6 +191,114 @@ def stage(objective: str) -> ConfigDict:
                 "top_k": 0,  # 0 keeps all
                 "top_p": 1.0,  # 1 keeps all
                 "updates": 1,  # optimizer steps on each iteration's samples
+                "resample_rounds": 0,  # batches of prompts more, to replace groups with equal rewards
+                "curriculum_low": 0.0,  # prompts whose pass rate lies in this band are sampled; 0 and 1 take all
+                "curriculum_high": 1.0,
+                "curriculum_decay": 0.5,  # share of an attempt's weight that is left at the next visit
+                "curriculum_retry": 0.1,  # chance to try a prompt outside the band all the same
+                "monitor_kl": True,  # measure the KL to the start of the stage when metrics are written
             },
         }
     )
+
+
+def objectives() -> dict[str, dict[str, object]]:
+    """Every objective's options; `objective.name` chooses one."""
+    next_token = {"label_smoothing": 0.0, "z_loss_coef": 0.0}
+    pairs = {"pairs_per_prompt": 4}  # with own samples: disjoint pairs of a group, at most
+    return {
+        "next_token": dict(next_token),
+        "sft": dict(next_token),
+        "rejection_sampling": {
+            **next_token,
+            "keep_per_prompt": 4,  # correct samples kept of each prompt, at most
+            "selector": "leanest",  # leanest, random
+        },
+        "reward_model": {"center_coef": 0.0},  # of the squared sum of a pair's scores
+        "reward_model_ranking": {"center_coef": 0.0},
+        "prm": {},
+        "orm": {},
+        "dpo": {
+            "loss_type": "sigmoid",  # see objectives/dpo.py
+            "f_divergence": "reverse_kl",  # reverse_kl, forward_kl, js, alpha
+            "weighting": "none",  # none, wpo
+            "beta": 0.1,
+            "label_smoothing": 0.0,  # probability that a label is flipped
+            "alpha_divergence_coef": 0.5,
+            "discopop_tau": 0.05,
+            "rpo_alpha": 0.0,  # weight of the chosen's negative log-likelihood a token
+            "ld_alpha": 1.0,  # share that counts of the tokens beyond the shorter side's length
+            **pairs,
+        },
+        "step_dpo": {"beta": 0.1, "label_smoothing": 0.0},
+        "orpo": {"lambda_coef": 0.1, **pairs},
+        "simpo": {"beta": 2.0, "gamma": 1.0, "label_smoothing": 0.0, **pairs},
+        "cpo": {"loss_type": "sigmoid", "beta": 0.1, "nll_coef": 1.0, "label_smoothing": 0.0, **pairs},
+        "kto": {"loss_type": "kto", "beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+        "distill": {
+            "divergence": "reverse_kl",  # forward_kl (teacher || student), reverse_kl, jsd
+            "jsd_beta": 0.5,  # the teacher's weight in the mixture
+            "temperature": 1.0,  # divides both models' logits
+            "top_k": 0,  # the teacher's likeliest tokens; 0 is the whole vocabulary
+            "tail": "bucket",  # bucket, renormalize: the other tokens, with top_k
+        },
+        "ppo": {
+            "aggregation": "token_mean",  # token_mean, sequence_mean, constant
+            "clip_eps_low": 0.2,
+            "clip_eps_high": 0.2,
+            "dual_clip": 0.0,  # bound of the ratio at negative advantages; 0 is off
+            "clip_eps_value": 0.2,  # reward units; 0 is off
+            "value_coef": 0.1,
+            "entropy_coef": 0.0,
+            "gamma": 1.0,  # per token
+            "gae_lambda": 0.95,
+            "kl_coef": 0.05,  # 0 needs no reference
+            "kl_in": "reward",  # reward (k1 a token), loss
+            "kl_estimator": "k3",  # of a KL in the loss: k2, k3
+            "kl_controller": "fixed",  # fixed, adaptive
+            "target_kl": 6.0,  # nats a completion
+            "horizon": 10_000.0,  # completions
+            "whiten_advantages": True,
+            "mask_truncated": False,  # leave completions cut at their limit out of the loss
+        },
+        "grpo": policy_gradient(),
+        "dr_grpo": policy_gradient(aggregation="constant", normalization="none"),
+        "dapo": policy_gradient(aggregation="token_mean", clip_eps_high=0.28),
+        "rloo": policy_gradient(baseline="leave_one_out", normalization="none", kl_in="reward"),
+        "reinforce_pp": policy_gradient(advantage="reinforce_pp", aggregation="token_mean", kl_in="reward"),
+        "gspo": policy_gradient(ratio_level="sequence", clip_eps_low=3e-4, clip_eps_high=4e-4),
+        "cispo": policy_gradient(surrogate="cispo", aggregation="token_mean"),
+        "sapo": policy_gradient(surrogate="sapo"),
+    }
+
+
+def policy_gradient(**changes: object) -> dict[str, object]:
+    """The options of GRPO's family; each member has its paper's own defaults.
+
+    DAPO's other parts belong to the stage: `rollout.resample_rounds`, `reward.overlong_buffer`.
+    """
+    options: dict[str, object] = {
+        "aggregation": "sequence_mean",  # sequence_mean, token_mean, constant
+        "advantage": "group",  # group, reinforce_pp, reinforce_pp_baseline
+        "normalization": "group",  # of group advantages: group, batch, none
+        "baseline": "mean",  # of group advantages: mean, leave_one_out
+        "ddof": 1,  # of the standard deviation
+        "ratio_level": "token",  # token, sequence, sequence_token
+        "surrogate": "clip",  # clip, cispo, sapo
+        "clip_eps_low": 0.2,
+        "clip_eps_high": 0.2,
+        "delta": 0.0,  # bound of the ratio at negative advantages; 0 is off
+        "cispo_clip": 5.0,  # largest ratio that weighs a token
+        "sapo_temperature_pos": 1.0,
+        "sapo_temperature_neg": 1.05,
+        "beta": 0.0,  # KL coefficient; 0 needs no reference
+        "kl_in": "loss",  # loss, reward
+        "kl_estimator": "k3",  # of a KL in the loss: k2, k3
+        "kl_correction": "none",  # none, ratio
+        "importance": "none",  # correction for a sampler that differs from the trainer: none, token, sequence
+        "importance_mode": "truncate",  # truncate, mask
+        "importance_cap": 2.0,
+        "mask_truncated": False,  # leave completions cut at their limit out of the loss
+    }
+    assert changes.keys() <= options.keys()
+    return {**options, **changes}

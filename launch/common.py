@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from research.config import flatten, to_tree, unknown_key
+from research.config import to_tree
+from research.config_checks import flatten, unknown_key
 from research.errors import ConfigError, TemperError, WorkdirError
 from research.files import explain_os_error
 

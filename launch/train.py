@@ -11,8 +11,8 @@ bit where it would have ended.
 from rich import print as show
 
 from launch import common
-from research.config import resolve
 from research.loops.chain import lay_ground, run_chain
+from research.resolve import resolve
 from research.stages import claim_workdir
 
 _CONFIG = common.define_config()
@@ -26,7 +26,7 @@ def main() -> None:
     claim_workdir(common.workdir(), experiment.tree)
     for done in run_chain(experiment, common.workdir(), ground=ground):
         metrics = ", ".join(f"{key} {value:.4g}" for key, value in sorted(done.result["metrics"].items()))
-        show(f"[bold]{done.stage.name}[/bold] ({done.stage.objective}): {metrics}\n  {done.folder.path}")
+        show(f"[bold]{done.stage.name}[/bold] ({done.stage.objective.name}): {metrics}\n  {done.folder.path}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The one function that turns hidden states into token log-probs and entropy, a time chunk at a time.
+"""What turns hidden states into token log-probs, entropy and divergences, a time chunk at a time.
 
-Shapes: B batch, T time, D model, V vocabulary. `[B, T, V]` never exists: logits of one chunk of
-`logprob_chunk` positions do, and the backward pass recomputes them.
+Shapes: B batch, T time, C one chunk of it, D model (E the teacher's), V vocabulary. `[B, T, V]` never exists:
+logits of one chunk of `logprob_chunk` positions do, and the backward pass recomputes them.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +24,14 @@ class TokenLogps(NamedTuple):
       entropy: `[B, T]` entropy of the distribution that the token was predicted from; 0 at t = 0.
       logsumexp: `[B, T]` log-normaliser (for the z-loss).
       mean_logps: `[B, T]` mean over the vocabulary of the log-probs (for label smoothing).
+      log_collision: `[B, T]` `log sum_v p_v^2`, the log-probability that two draws agree (for WPO).
     """
 
     logps: Float[Array, "B T"]
     entropy: Float[Array, "B T"]
     logsumexp: Float[Array, "B T"]
     mean_logps: Float[Array, "B T"]
+    log_collision: Float[Array, "B T"]
 
 
 def compute_logits(
@@ -74,13 +77,79 @@ def hidden_logps(
         logps = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1) - normaliser
         probs = jnp.exp(logits - normaliser[:, :, None])
         entropy = normaliser - jnp.sum(probs * logits, axis=-1)
-        return TokenLogps(logps, entropy, normaliser, jnp.mean(logits, axis=-1) - normaliser)
+        mean_logps = jnp.mean(logits, axis=-1) - normaliser
+        # The likeliest token has at least 1 / V: the sum cannot underflow.
+        return TokenLogps(logps, entropy, normaliser, mean_logps, jnp.log(jnp.sum(probs * probs, axis=-1)))
 
     if chunk == T:
         return score(hidden_BTD, targets_BT)
-    split = lambda x: x.reshape(B, -1, chunk, *x.shape[2:]).swapaxes(0, 1)  # noqa: E731
-    chunks = jax.lax.map(lambda args: score(*args), (split(hidden_BTD), split(targets_BT)))
-    return TokenLogps(*(x.swapaxes(0, 1).reshape(B, -1)[:, :T] for x in chunks))
+    chunks = jax.lax.map(lambda args: score(*args), (_split(hidden_BTD, chunk), _split(targets_BT, chunk)))
+    return TokenLogps(*(_join(x, T) for x in chunks))
+
+
+def hidden_divergence(
+    student_BTD: Float[Array, "B T D"],
+    student_unembed_DV: Float[Array, "D V"],
+    student_config: ModelConfig,
+    teacher_BTE: Float[Array, "B T E"],
+    teacher_unembed_EV: Float[Array, "E V"],
+    teacher_config: ModelConfig,
+    fn: Callable[[Float[Array, "B C V"], Float[Array, "B C V"]], Any],
+) -> Any:
+    """`fn(student_logits, teacher_logits)` at every state, without `[B, T, V]` of either model.
+
+    Args:
+      student_BTD: states after the final norm; carries the gradient.
+      student_unembed_DV: read-out matrix; carries the gradient.
+      student_config: gives the chunk length C and the student's compute dtype.
+      teacher_BTE: the teacher's states, slot t aligned with the student's slot t; another width is fine. No
+        gradient passes.
+      teacher_unembed_EV: the teacher's read-out matrix. No gradient passes.
+      teacher_config: gives the teacher's compute dtype.
+      fn: from the float32 logits of one chunk, `[B, C, V]` each, to a tree of `[B, C]`; must be finite on
+        logits of zeros, which fill the last chunk.
+
+    Returns:
+      The tree of `fn` with leaves `[B, T]`.
+
+    Raises:
+      ValueError: the two vocabularies differ.
+    """
+    if student_config.vocab_size != teacher_config.vocab_size:
+        raise ValueError(
+            f"teacher: got a vocabulary of {teacher_config.vocab_size} tokens, expected the student's "
+            f"{student_config.vocab_size} because their distributions are compared token by token"
+        )
+    T = student_BTD.shape[1]
+    chunk = min(student_config.logprob_chunk, T)
+    pad = ((0, 0), (0, -T % chunk), (0, 0))
+    student_BTD = jnp.pad(student_BTD, pad)
+    teacher_BTE, teacher_unembed_EV = jax.lax.stop_gradient((jnp.pad(teacher_BTE, pad), teacher_unembed_EV))
+
+    @jax.checkpoint
+    def compare(student: Array, teacher: Array) -> Any:
+        student_logits = compute_logits(student, student_unembed_DV, student_config)
+        teacher_logits = compute_logits(teacher, teacher_unembed_EV, teacher_config)
+        return fn(
+            *(constrain(x, "batch", "length", "activation_vocab") for x in (student_logits, teacher_logits))
+        )
+
+    if chunk == T:
+        return compare(student_BTD, teacher_BTE)
+    chunks = jax.lax.map(
+        lambda args: compare(*args), (_split(student_BTD, chunk), _split(teacher_BTE, chunk))
+    )
+    return jax.tree.map(lambda x: _join(x, T), chunks)
+
+
+def _split(x: Array, chunk: int) -> Array:
+    """`[B, n * chunk, ...]` to `[n, B, chunk, ...]`."""
+    return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _join(x: Array, length: int) -> Array:
+    """`[n, B, chunk]` back to `[B, length]`."""
+    return x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :length]
 
 
 def token_logps(

@@ -1,4 +1,4 @@
-"""Group-relative advantages: the critic-free baselines of GRPO, Dr. GRPO and RLOO.
+"""Critic-free advantages: GRPO, Dr. GRPO, RLOO, REINFORCE++ and GRPO with process supervision.
 
 Layout: N = P * G rewards, P prompts with G completions each, `[p1, p1, ..., p2, p2, ...]`. Call on the
 global batch: a group must not straddle micro-batches.
@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from objectives.gae import gae, token_rewards, whiten
+from objectives.numerics import bool_mask, masked
 from objectives.types import Scalar
 
 Baseline = Literal["mean", "leave_one_out"]
@@ -77,6 +79,138 @@ def group_advantages(
         known = ", ".join(get_args(Normalization))
         raise ValueError(f"normalization: got {normalization!r}, expected one of {known}")
     return jnp.where(centered == 0, 0.0, advantages / (std + eps)).reshape(-1)  # 0, not 0/0, at eps = 0
+
+
+def reinforce_pp_advantages(
+    *,
+    rewards: Float[Array, " N"],
+    completion_mask: Bool[Array, "N T"],
+    kl_penalty: Float[Array, "N T"] | None = None,
+    kl_coef: Scalar = 0.0,
+    gamma: Scalar = 1.0,
+    weights: Float[Array, " N"] | None = None,
+) -> Float[Array, "N T"]:
+    """Discounted reward to go of each token, whitened over the global batch: no group, no critic.
+
+    `A_t = sum_{u >= t} gamma^(u - t) r_u`, `r` of `token_rewards`; then `(A - mean) / std` over all tokens.
+
+    Source: Hu et al. 2025 (REINFORCE++), Section 3.2, global advantage normalisation.
+
+    Args:
+      rewards: `[N]`, reward units, paid on the last completion token.
+      completion_mask: `[N, T]`, True on the completion, its EOS included.
+      kl_penalty: `[N, T]`, nats, an estimate of KL(policy || ref) per token, k1 as published.
+      kl_coef: reward units per nat.
+      gamma: discount per completion token; 1 as published.
+      weights: `[N]`, non-negative; None means 1. Rows of weight 0 do not enter mean and std.
+
+    Returns:
+      `[N, T]`, float32, 0 where masked and in rows of weight 0. Equal returns give exactly 0. No gradient
+      passes.
+
+    Raises:
+      ValueError: `kl_coef` without `kl_penalty`.
+
+    Differs from the paper: gamma; std as in `whiten`.
+    """
+    paid = token_rewards(
+        scores=rewards, completion_mask=completion_mask, kl_penalty=kl_penalty, kl_coef=kl_coef
+    )
+    to_go, _ = gae(
+        rewards=paid,
+        values=jnp.zeros_like(paid),
+        completion_mask=completion_mask,
+        gamma=gamma,
+        gae_lambda=1.0,
+    )
+    return whiten(values=to_go, mask=completion_mask, weights=weights)
+
+
+def reinforce_pp_baseline_advantages(
+    *,
+    rewards: Float[Array, " N"],
+    group_size: int,
+    completion_mask: Bool[Array, "N T"],
+    weights: Float[Array, " N"] | None = None,
+) -> Float[Array, "N T"]:
+    """REINFORCE++ with the group's mean as its baseline; the scale is still the global batch's.
+
+    `A_i = r_i - mean_group`; then `(A - mean) / std` over all completion tokens of the batch.
+
+    Source: Hu et al. 2025 (REINFORCE++), Section 3.3, REINFORCE++ w/ baseline; its KL is a k2 loss.
+
+    Args:
+      rewards: `[N]`, reward units, groups contiguous.
+      group_size: G, static, >= 2.
+      completion_mask: `[N, T]`, True on the completion, its EOS included.
+      weights: `[N]`, non-negative; None means 1. Rows of weight 0 do not enter mean and std, but do enter
+        their group's mean.
+
+    Returns:
+      `[N, T]`, float32, 0 where masked, exactly 0 if each group's rewards are equal. A group of equal rewards
+      beside others gets minus the batch's mean, which is 0 only up to the lengths. No gradient passes.
+
+    Raises:
+      ValueError: group_size below 2 or not dividing N.
+
+    Differs from the paper: mean and std are per token, as in its released code, not per completion.
+    """
+    centered = group_advantages(rewards, group_size, normalization="none")
+    values = jnp.broadcast_to(centered[:, None], completion_mask.shape)
+    return whiten(values=values, mask=completion_mask, weights=weights)
+
+
+def process_advantages(
+    *,
+    step_rewards: Float[Array, "N T"],
+    step_mask: Bool[Array, "N T"],
+    completion_mask: Bool[Array, "N T"],
+    group_size: int,
+    ddof: int = 1,
+    eps: Scalar = 1e-4,
+) -> Float[Array, "N T"]:
+    """GRPO with process supervision: step rewards normalised within the group, summed to go.
+
+    `n_j = (r_j - mean(R)) / (std(R) + eps)`, `R` all step rewards of the group's completions;
+    `A_t = sum_{j: end(j) >= t} n_j`
+
+    Source: Shao et al. 2024 (DeepSeekMath), Section 4.1.3.
+
+    Args:
+      step_rewards: `[N, T]`, reward units, in the slot of each step's last token; see
+        `prm.step_reward_tokens`. No gradient passes.
+      step_mask: `[N, T]`, True on each step's last token; ends outside `completion_mask` are ignored.
+      completion_mask: `[N, T]`, True on the completion, its EOS included.
+      group_size: G, static, >= 2; groups contiguous.
+      ddof: delta degrees of freedom of the std, static, 0 or 1.
+      eps: added to the std.
+
+    Returns:
+      `[N, T]`, float32, 0 where masked and on tokens after the last step's end. Exactly 0 in a group whose
+      step rewards are all equal, or that has one step only.
+
+    Raises:
+      ValueError: group_size below 2 or not dividing N, ddof other than 0 or 1.
+
+    Differs from the paper: the paper adds no eps and does not state its ddof.
+    """
+    if ddof not in (0, 1):
+        raise ValueError(f"ddof: got {ddof}, expected 0 or 1")
+    completions = bool_mask(completion_mask)
+    ends = bool_mask(step_mask) & completions
+    rows = _grouped(jnp.zeros(ends.shape[0]), group_size).shape[0]
+    rewards = jax.lax.stop_gradient(masked(step_rewards, ends)).reshape(rows, -1)
+    steps = ends.reshape(rows, -1)
+
+    first = jnp.take_along_axis(rewards, jnp.argmax(steps, axis=1)[:, None], axis=1)
+    shifted = jnp.where(steps, rewards - first, 0.0)  # equal rewards: exactly 0, as in `group_advantages`
+    count = steps.sum(axis=1, keepdims=True).astype(jnp.float32)
+    centered = jnp.where(steps, shifted - shifted.sum(axis=1, keepdims=True) / jnp.maximum(count, 1.0), 0.0)
+    variance = jnp.square(centered).sum(axis=1, keepdims=True) / jnp.maximum(count - ddof, 1.0)
+    scaled = jnp.where(centered == 0, 0.0, centered / (jnp.sqrt(variance) + eps)).reshape(ends.shape)
+    to_go = jnp.cumsum(scaled[:, ::-1], axis=1)[:, ::-1]
+    # After the last step's end the running sum is exactly 0: it starts there.
+    return jnp.where(completions, to_go, 0.0)
 
 
 def zero_std_groups(rewards: Float[Array, " N"], group_size: int) -> Bool[Array, " P"]:

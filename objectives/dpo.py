@@ -1,11 +1,61 @@
-"""Direct preference optimisation on pairs of sequence log-probs."""
+"""Direct preference optimisation on pairs of sequence log-probs: one contrast, many losses of it."""
 
-import chex
+from typing import Literal, get_args
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from objectives.dpo_terms import FDivergence, f_divergence_score, quantile_matched
+from objectives.numerics import guarded_exp
+from objectives.pairs import (
+    float32_rows,
+    is_literal_zero,
+    mean_logps,
+    pair_metrics,
+    refuse_unused,
+    require_lengths,
+    smoothed_nll,
+)
 from objectives.types import ObjectiveOutput, Scalar
+
+DPOLossType = Literal[
+    "sigmoid",
+    "sigmoid_norm",
+    "hinge",
+    "ipo",
+    "ipo_unnormalized",
+    "robust",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+]
+
+_LENGTHS = frozenset({"chosen_lengths", "rejected_lengths"})
+OPTIONS: dict[DPOLossType, frozenset[str]] = {
+    "sigmoid": frozenset({"f_divergence", "label_smoothing"}),
+    "sigmoid_norm": frozenset({"f_divergence", "label_smoothing"}) | _LENGTHS,
+    "hinge": frozenset({"f_divergence"}),
+    "ipo": frozenset({"f_divergence"}) | _LENGTHS,
+    "ipo_unnormalized": frozenset({"f_divergence"}),
+    "robust": frozenset({"f_divergence", "label_smoothing"}),
+    "exo_pair": frozenset({"f_divergence", "label_smoothing"}),
+    "nca_pair": frozenset(),
+    "bco_pair": frozenset({"bco_delta"}),
+    "sppo_hard": frozenset(),
+    "aot": frozenset({"label_smoothing", "weights"}),
+    "aot_unpaired": frozenset({"label_smoothing", "weights"}),
+    "apo_zero": frozenset(),
+    "apo_down": frozenset(),
+    "discopop": frozenset({"f_divergence", "discopop_tau"}),
+}
+"""The options each loss reads; giving it another one is refused. `rpo_alpha` and `pair_weights` go with all."""
 
 
 def dpo_loss(
@@ -16,44 +66,199 @@ def dpo_loss(
     ref_rejected_logps: Float[Array, " B"],
     beta: Scalar,
     label_smoothing: Scalar = 0.0,
+    loss_type: DPOLossType = "sigmoid",
+    f_divergence: FDivergence = "reverse_kl",
+    alpha_divergence_coef: Scalar | None = None,
+    chosen_lengths: Float[Array, " B"] | None = None,
+    rejected_lengths: Float[Array, " B"] | None = None,
+    rpo_alpha: Scalar = 0.0,
+    pair_weights: Float[Array, " B"] | None = None,
+    weights: Float[Array, " B"] | None = None,
+    bco_delta: Scalar | None = None,
+    discopop_tau: Scalar | None = None,
 ) -> ObjectiveOutput:
-    """Sigmoid DPO, with the conservative label smoothing of cDPO.
+    """Sigmoid DPO with the conservative label smoothing of cDPO, and the losses that share its contrast.
 
-    `D = (l_c - l_ref_c) - (l_r - l_ref_r)`; `loss = -(1 - e) log sigmoid(beta D) - e log sigmoid(-beta D)`
+    `x = l - l_ref`; `D = g(x_c) - g(x_r)`, g the identity or another `f_divergence`; with `s = sigmoid`:
+      sigmoid: `-(1 - e) log s(bD) - e log s(-bD)`
+      sigmoid_norm: the same of `D = g(x_c) / |c| - g(x_r) / |r|`
+      hinge: `max(1 - bD, 0)`
+      ipo: `(g(x_c) / |c| - g(x_r) / |r| - 1 / (2b))^2`; ipo_unnormalized: `(D - 1 / (2b))^2`
+      robust: `[-(1 - e) log s(bD) + e log s(-bD)] / (1 - 2e)`
+      exo_pair: `q log(q / (1 - e)) + (1 - q) log((1 - q) / e)`, `q = s(bD)`
+      nca_pair: `-log s(b x_c) - [log s(-b x_c) + log s(-b x_r)] / 2`
+      bco_pair: `-log s(b x_c - delta) - log s(-(b x_r - delta))`
+      sppo_hard: `(x_c - 1 / (2b))^2 + (x_r + 1 / (2b))^2`
+      aot: sigmoid of `D = u_(k) - v_(k)`, `u = l_c - l_r`, `v = l_ref_c - l_ref_r`, both sorted over the batch
+      aot_unpaired: the same of the sorted `u = x_c`, `v = x_r`
+      apo_zero: `1 - s(b x_c) + s(b x_r)`; apo_down: `s(b x_c) + 1 - s(b (x_c - x_r))`
+      discopop: `(1 - q) (-log s(bD)) + q exp(-bD)`, `q = s(bD / tau)`
+    and then `loss * pair_weight + rpo_alpha * (-l_c / |c|)`.
 
-    Source: Rafailov et al. 2023, Eq. 7; label smoothing, Mitchell 2023, "A note on DPO with noisy
-    preferences".
+    Source: sigmoid, Rafailov et al. 2023, Eq. 7; label smoothing, Mitchell 2023, "A note on DPO with noisy
+    preferences"; sigmoid_norm, Lambert et al. 2024 (Tulu 3); hinge, Liu et al. 2023 (RSO), Zhao
+    et al. 2023 (SLiC-HF); ipo, Azar et al. 2023, Eq. 17; robust, Chowdhury et al. 2024 (rDPO); exo_pair,
+    Ji et al. 2024, Eq. 16; nca_pair, Chen et al. 2024 (NCA), with K = 2 and rewards 1 and 0; bco_pair, Jung et
+    al. 2024; sppo_hard, Wu et al. 2024, Eq. 4.7 with P = 1 and 0; aot, Melnyk et al. 2024; apo, D'Oosterlinck
+    et al. 2024, Eq. 7 and 8; discopop, Lu et al. 2024, Eq. 5; f_divergence, Wang et al. 2023; rpo, Pang et al.
+    2024, Eq. 1; pair weights, Zhou et al. 2024 (WPO), Eq. 2.
+
+    aot and aot_unpaired are *batch-coupled*: a row's loss depends on the other rows, so micro-batches are not
+    one batch, and rows that only pad must be named in `weights`.
 
     Args:
       policy_chosen_logps: `[B]`, nats, *summed* over the completion (a mean would change the effective beta).
       policy_rejected_logps: `[B]`, nats, likewise.
       ref_chosen_logps: `[B]`, nats, under the frozen reference. No gradient passes.
       ref_rejected_logps: `[B]`, nats, likewise.
-      beta: inverse temperature, > 0; 0.1 is common.
-      label_smoothing: e in [0, 0.5), the assumed probability that a label is flipped.
+      beta: b, inverse temperature, > 0; 0.1 is common (the `tau` of IPO, `1 / eta` of SPPO; per token and so
+        larger in sigmoid_norm).
+      label_smoothing: e in [0, 0.5), the assumed probability that a label is flipped; > 0 in exo_pair.
+      loss_type: see above; `OPTIONS[loss_type]` names the options it reads.
+      f_divergence: see `f_divergence_score`; anything but reverse_kl only with a loss of D that is not aot.
+      alpha_divergence_coef: a; with f_divergence alpha.
+      chosen_lengths: `|c|`, `[B]`, tokens; with sigmoid_norm, ipo and `rpo_alpha`.
+      rejected_lengths: `|r|`, `[B]`, tokens; with sigmoid_norm and ipo.
+      rpo_alpha: coefficient of the auxiliary negative log-likelihood of the chosen, per token of each pair.
+      pair_weights: `[B]`, factor of each pair's contrast (not of its NLL), as from `wpo_weights`. No gradient.
+      weights: `[B]`, the row weights of the reduction; with aot and aot_unpaired, where rows of weight 0 take
+        no rank. The losses are not multiplied by them.
+      bco_delta: delta, nats, the running mean of `bco_delta_statistic`; None means 0. With bco_pair.
+      discopop_tau: temperature of the blend, > 0; None means 0.05. With discopop.
 
     Returns:
-      losses `[B]`, one per pair, log 2 at policy = reference. Metrics, all `[B]`: `rewards_chosen`,
-      `rewards_rejected` (`beta (l - l_ref)`), `reward_margin`, `reward_accuracy` (1 where the margin is
-      positive; a tie is 0, so the first step reads 0), `logps_chosen`, `logps_rejected` (DPO may lower both).
-    """
-    logps = (policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps)
-    chex.assert_rank(logps, 1)
-    chex.assert_equal_shape(logps)
-    policy_chosen, policy_rejected, ref_chosen, ref_rejected = (x.astype(jnp.float32) for x in logps)
+      losses `[B]`, one per pair (aot: at the row whose u has the rank); sigmoid is log 2 at policy =
+      reference. Metrics, all `[B]` and the same for every loss: `rewards_chosen`, `rewards_rejected`
+      (`beta (l - l_ref)`, whatever the divergence, so arms compare), `reward_margin`, `reward_accuracy` (1
+      where the margin is positive; a tie is 0, so the first step reads 0), `logps_chosen`, `logps_rejected`
+      (DPO may lower both).
 
-    log_ratio_chosen = policy_chosen - jax.lax.stop_gradient(ref_chosen)
-    log_ratio_rejected = policy_rejected - jax.lax.stop_gradient(ref_rejected)
-    # beta after the difference: XLA fuses `beta * c - beta * r` into a multiply-add, and a tie would not be 0
-    margin = beta * (log_ratio_chosen - log_ratio_rejected)
-    nll, flipped_nll = -jax.nn.log_sigmoid(margin), -jax.nn.log_sigmoid(-margin)
-    losses = (1.0 - label_smoothing) * nll + label_smoothing * flipped_nll
-    metrics = {
-        "rewards_chosen": beta * log_ratio_chosen,
-        "rewards_rejected": beta * log_ratio_rejected,
-        "reward_margin": margin,
-        "reward_accuracy": (margin > 0).astype(jnp.float32),
-        "logps_chosen": policy_chosen,
-        "logps_rejected": policy_rejected,
+    Raises:
+      ValueError: unknown variant, an option that would have no effect (a traced scalar counts as given),
+        missing lengths, or a label smoothing outside the range of robust or exo_pair.
+
+    Differs from the paper: ipo is length-normalised as TRL does it and as its authors confirmed, the published
+    form is ipo_unnormalized; aot of unequally weighted rows still gives every row one rank; exponentials are
+    continued by their tangent above 20 nats. As published, discopop with a small tau is not monotone: its
+    blend turns so fast that at a tie the loss *grows* with D. TRL's auxiliary NLL is one mean over the batch's
+    chosen tokens, `-sum_b l_c / sum_b |c|`; the paper's and ours is `-mean_b (l_c / |c|)`; they agree at equal
+    lengths.
+    """
+    if loss_type not in get_args(DPOLossType):
+        expected = ", ".join(get_args(DPOLossType))
+        raise ValueError(f"loss_type: got {loss_type!r}, expected one of {expected}")
+    given = {
+        "label_smoothing": not is_literal_zero(label_smoothing),
+        "f_divergence": f_divergence != "reverse_kl",
+        "chosen_lengths": chosen_lengths is not None,
+        "rejected_lengths": rejected_lengths is not None,
+        "weights": weights is not None,
+        "bco_delta": bco_delta is not None,
+        "discopop_tau": discopop_tau is not None,
     }
+    has_nll = not is_literal_zero(rpo_alpha)
+    used = OPTIONS[loss_type] | ({"chosen_lengths"} if has_nll else set())
+    refuse_unused(given, used, f"loss_type {loss_type!r}")
+    lengths = {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
+    require_lengths(
+        lengths, used, "rpo_alpha" if "chosen_lengths" not in OPTIONS[loss_type] else f"{loss_type!r}"
+    )
+    _check_label_smoothing(loss_type, label_smoothing)
+
+    policy_chosen, policy_rejected, ref_chosen, ref_rejected = float32_rows(
+        policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
+    )
+    ref_chosen, ref_rejected = jax.lax.stop_gradient((ref_chosen, ref_rejected))
+    log_ratio_chosen, log_ratio_rejected = policy_chosen - ref_chosen, policy_rejected - ref_rejected
+
+    if loss_type == "aot":
+        values, targets = policy_chosen - policy_rejected, ref_chosen - ref_rejected
+        losses = smoothed_nll(beta * _rank_contrast(values, targets, weights), label_smoothing)
+    elif loss_type == "aot_unpaired":
+        contrast = _rank_contrast(log_ratio_chosen, log_ratio_rejected, weights)
+        losses = smoothed_nll(beta * contrast, label_smoothing)
+    elif "f_divergence" in OPTIONS[loss_type]:
+        scores_chosen = f_divergence_score(log_ratio_chosen, f_divergence, alpha_divergence_coef)
+        scores_rejected = f_divergence_score(log_ratio_rejected, f_divergence, alpha_divergence_coef)
+        if chosen_lengths is not None and rejected_lengths is not None:
+            scores_chosen = mean_logps(scores_chosen, chosen_lengths)
+            scores_rejected = mean_logps(scores_rejected, rejected_lengths)
+        # beta after the difference: XLA fuses `beta * c - beta * r` into a multiply-add, and a tie would not be 0
+        losses = _contrast_loss(
+            loss_type, scores_chosen - scores_rejected, beta, label_smoothing, discopop_tau
+        )
+    else:
+        losses = _two_sided_loss(loss_type, log_ratio_chosen, log_ratio_rejected, beta, bco_delta)
+
+    if pair_weights is not None:
+        losses = losses * jax.lax.stop_gradient(float32_rows(pair_weights, losses)[0])
+    if has_nll:
+        assert chosen_lengths is not None
+        losses = losses - rpo_alpha * mean_logps(policy_chosen, chosen_lengths)
+    metrics = pair_metrics(
+        rewards_chosen=beta * log_ratio_chosen,
+        rewards_rejected=beta * log_ratio_rejected,
+        margin=beta * (log_ratio_chosen - log_ratio_rejected),
+        logps_chosen=policy_chosen,
+        logps_rejected=policy_rejected,
+    )
     return ObjectiveOutput(losses, jax.lax.stop_gradient(metrics))
+
+
+def _contrast_loss(
+    loss_type: DPOLossType, contrast: Array, beta: Scalar, label_smoothing: Scalar, tau: Scalar | None
+) -> Array:
+    """The losses of `D` alone."""
+    margin = beta * contrast
+    if loss_type in ("ipo", "ipo_unnormalized"):
+        return jnp.square(contrast - 0.5 / beta)
+    if loss_type == "hinge":
+        return jax.nn.relu(1.0 - margin)
+    if loss_type == "robust":
+        kept = (1.0 - label_smoothing) * jax.nn.log_sigmoid(margin)
+        return (label_smoothing * jax.nn.log_sigmoid(-margin) - kept) / (1.0 - 2.0 * label_smoothing)
+    if loss_type == "exo_pair":
+        keep_term = jax.nn.log_sigmoid(margin) - jnp.log1p(-label_smoothing)
+        flip_term = jax.nn.log_sigmoid(-margin) - jnp.log(label_smoothing)
+        return jax.nn.sigmoid(margin) * keep_term + jax.nn.sigmoid(-margin) * flip_term
+    if loss_type == "discopop":
+        blend = jax.nn.sigmoid(margin / (0.05 if tau is None else tau))
+        return (1.0 - blend) * -jax.nn.log_sigmoid(margin) + blend * guarded_exp(-margin)
+    return smoothed_nll(margin, label_smoothing)  # sigmoid, sigmoid_norm
+
+
+def _two_sided_loss(
+    loss_type: DPOLossType, chosen: Array, rejected: Array, beta: Scalar, bco_delta: Scalar | None
+) -> Array:
+    """The losses that place the chosen and the rejected log-ratio each on its own side of something."""
+    reward_chosen, reward_rejected = beta * chosen, beta * rejected
+    if loss_type == "nca_pair":
+        away = jax.nn.log_sigmoid(-reward_chosen) + jax.nn.log_sigmoid(-reward_rejected)
+        return -jax.nn.log_sigmoid(reward_chosen) - 0.5 * away
+    if loss_type == "bco_pair":
+        delta = jax.lax.stop_gradient(0.0 if bco_delta is None else bco_delta)
+        return -jax.nn.log_sigmoid(reward_chosen - delta) - jax.nn.log_sigmoid(delta - reward_rejected)
+    if loss_type == "sppo_hard":
+        return jnp.square(chosen - 0.5 / beta) + jnp.square(rejected + 0.5 / beta)
+    if loss_type == "apo_zero":
+        return jax.nn.sigmoid(-reward_chosen) + jax.nn.sigmoid(reward_rejected)
+    return jax.nn.sigmoid(reward_chosen) + jax.nn.sigmoid(-beta * (chosen - rejected))  # apo_down
+
+
+def _rank_contrast(values: Array, targets: Array, weights: Array | None) -> Array:
+    matched = quantile_matched(values, targets, weights)
+    return values - matched if weights is None else jnp.where(weights > 0, values - matched, 0.0)
+
+
+def _check_label_smoothing(loss_type: DPOLossType, label_smoothing: Scalar) -> None:
+    """Only literals can be checked; of a traced one the range is the caller's duty."""
+    if not isinstance(label_smoothing, int | float):
+        return
+    if loss_type == "robust" and not 0 <= label_smoothing < 0.5:
+        raise ValueError(
+            f"label_smoothing: got {label_smoothing}, expected in [0, 0.5) because 'robust' divides by 1 - 2e"
+        )
+    if loss_type == "exo_pair" and not 0 < label_smoothing < 1:
+        raise ValueError(
+            f"label_smoothing: got {label_smoothing}, expected in (0, 1) because 'exo_pair' takes log e"
+        )

@@ -9,6 +9,20 @@ from jaxtyping import Array, Float
 from objectives.numerics import guarded_expm1
 
 KLEstimator = Literal["k1", "k2", "k3"]
+LossKLEstimator = Literal["k2", "k3"]
+
+
+def require_loss_estimator(kl_estimator: str) -> None:
+    """Refuse an estimator that teaches nothing as a loss; see `kl_estimate`.
+
+    Raises:
+      ValueError: anything but k2 and k3; k1 with the reason.
+    """
+    if kl_estimator not in get_args(LossKLEstimator):
+        raise ValueError(
+            f"kl_estimator: got {kl_estimator!r}, expected k2 or k3 because k1 belongs in the reward: as a "
+            "loss its expected gradient is zero (E[grad log pi] = 0), noise with no pull to the reference"
+        )
 
 
 def kl_estimate(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from objectives.numerics import bool_mask, masked
-from objectives.types import Scalar, WeightedSum
+from objectives.types import Scalar, Subset, WeightedSum
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 
@@ -147,12 +147,14 @@ def example_mean(losses: Float[Array, " B"], weights: Float[Array, " B"] | None 
 
 
 def reduce_metrics(
-    metrics: Mapping[str, Array],
+    metrics: Mapping[str, Array | Subset],
     *,
     mask: Bool[Array, "B T"] | None = None,
     weights: Float[Array, " B"] | None = None,
 ) -> dict[str, WeightedSum]:
     """Reduce `ObjectiveOutput.metrics`: `[B, T]` by `token_mean`, `[B]` by `example_mean`.
+
+    A `Subset` is the `example_mean` of its rows; where it has none, total and count are 0.
 
     Args:
       metrics: unreduced metrics by name.
@@ -167,7 +169,10 @@ def reduce_metrics(
     """
     reduced = {}
     for name, values in metrics.items():
-        if values.ndim == 1:
+        if isinstance(values, Subset):
+            rows = values.where if weights is None else values.where * weights
+            reduced[name] = example_mean(values.values, rows)
+        elif values.ndim == 1:
             reduced[name] = example_mean(values, weights)
         elif values.ndim == 2 and mask is not None:
             reduced[name] = token_mean(values, mask, weights=weights)

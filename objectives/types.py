@@ -3,7 +3,7 @@
 Shapes: B sequences, T tokens, V vocabulary. All losses are float32, in nats.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Float
@@ -12,17 +12,29 @@ Scalar = float | Float[Array, ""]
 """A hyperparameter: a Python float or a traced scalar, so that a sweep over it compiles once."""
 
 
+class Subset(NamedTuple):
+    """A metric of some rows only (the desirable ones, prompts with a pair), so that its mean counts only those.
+
+    Attributes:
+      values: float32 `[B]`.
+      where: float32 `[B]`, 1 on the rows that count, else 0.
+    """
+
+    values: Array
+    where: Array
+
+
 class ObjectiveOutput(NamedTuple):
     """What an objective returns.
 
     Attributes:
       losses: unreduced, float32, `[B]` (one per sequence or pair) or `[B, T]` (one per token).
-      metrics: unreduced float32 arrays of shape `[B]` or `[B, T]`, without gradient; the caller reduces
-        them over micro-batches with the same masks as the losses.
+      metrics: unreduced float32 arrays of shape `[B]` or `[B, T]`, or a `Subset` of the rows, without
+        gradient; the caller reduces them over micro-batches with the same masks as the losses.
     """
 
     losses: Array
-    metrics: dict[str, Array]
+    metrics: dict[str, Any]
 
 
 class WeightedSum(NamedTuple):

@@ -1,6 +1,6 @@
-"""The three kinds of batch that algorithms eat. Every leaf has the batch as its first axis.
+"""The kinds of batch that algorithms eat. Every leaf has the batch as its first axis.
 
-Shapes: B rows, T tokens.
+Shapes: B rows, T tokens, P prompts, K candidates.
 """
 
 from typing import Any
@@ -32,13 +32,59 @@ class PreferenceBatch(flax.struct.PyTreeNode):
 
     Attributes:
       chosen, rejected: rows of the two sides; `chosen.weights` are the pairs' weights.
-      ref_chosen_logps, ref_rejected_logps: `[B]` sequence log-probs under the reference, nats.
+      margins: `[B]` float32, how much better the chosen side is rated; 0 where nobody said.
+      soft_labels: `[B]` float32, probability that the chosen side is the better one; 1 where nobody said.
+      ref_chosen_logps, ref_rejected_logps: `[B, T]` token log-probs under the reference, nats.
     """
 
     chosen: SequenceBatch
     rejected: SequenceBatch
-    ref_chosen_logps: Float[Any, " B"]
-    ref_rejected_logps: Float[Any, " B"]
+    margins: Float[Any, " B"]
+    soft_labels: Float[Any, " B"]
+    ref_chosen_logps: Float[Any, "B T"] | None = None
+    ref_rejected_logps: Float[Any, "B T"] | None = None
+
+
+class RankingBatch(flax.struct.PyTreeNode):
+    """K ranked completions of each prompt.
+
+    Attributes:
+      rows: leaves `[P, K, T]`, weights `[P, K]`: 0 for a candidate that is not there.
+      ranks: `[P, K]` int32, lower is better.
+    """
+
+    rows: SequenceBatch
+    ranks: Int[Any, "P K"]
+
+
+class UnpairedBatch(flax.struct.PyTreeNode):
+    """Completions that are each desirable or not, and mismatched ones to measure the KL on.
+
+    Attributes:
+      rows: prompt + completion.
+      mismatched: the same prompts with another prompt's completion.
+      desirable: `[B]` bool.
+      ref_logps: `[B]` sequence log-probs of `rows` under the reference, nats.
+      reference_point: `[B]` float32, z of the global batch on every row, nats.
+    """
+
+    rows: SequenceBatch
+    mismatched: SequenceBatch
+    desirable: Bool[Any, " B"]
+    ref_logps: Float[Any, " B"] | None = None
+    reference_point: Float[Any, " B"] | None = None
+
+
+class StepBatch(flax.struct.PyTreeNode):
+    """Solutions with labelled steps.
+
+    Attributes:
+      rows: prompt + solution; `loss_mask` is True at the last token of each labelled step.
+      step_labels: `[B, T]` float32 in [0, 1], the probability that the step is right.
+    """
+
+    rows: SequenceBatch
+    step_labels: Float[Any, "B T"]
 
 
 class RolloutBatch(flax.struct.PyTreeNode):
@@ -46,15 +92,59 @@ class RolloutBatch(flax.struct.PyTreeNode):
 
     Attributes:
       sequences: left-padded prompt + right-padded completion; `loss_mask` is the completion mask.
-      advantages: `[B]` float32.
-      old_logps: `[B, T]` float32, nats, under the policy that sampled.
-      ref_logps: `[B, T]` float32, nats, under the reference; zeros where the algorithm needs none.
+      sampler_logps: `[B, T]` float32, nats, under the distribution sampled from.
+      scores: `[B]` float32, rewards after shaping.
+      advantage_scale: `[B]` float32, difficulty weights of the advantages.
+      step_rewards: `[B, T]` float32, paid at the last token of a step; None where no step is paid.
+      step_mask: `[B, T]` bool, the last token of each step; None with `step_rewards`.
+      advantages: `[B]` or `[B, T]` float32.
+      old_logps: `[B, T]` float32, nats, under the policy before the first update on this batch.
+      ref_logps: `[B, T]` float32, nats, under the reference.
+      values, returns: `[B, T]` float32, of the value model before the first update on this batch.
     """
 
     sequences: SequenceBatch
-    advantages: Float[Any, " B"]
-    old_logps: Float[Any, "B T"]
-    ref_logps: Float[Any, "B T"]
+    sampler_logps: Float[Any, "B T"]
+    scores: Float[Any, " B"]
+    advantage_scale: Float[Any, " B"]
+    step_rewards: Float[Any, "B T"] | None = None
+    step_mask: Bool[Any, "B T"] | None = None
+    advantages: Float[Any, "..."] | None = None
+    old_logps: Float[Any, "B T"] | None = None
+    ref_logps: Float[Any, "B T"] | None = None
+    values: Float[Any, "B T"] | None = None
+    returns: Float[Any, "B T"] | None = None
 
 
-Batch = SequenceBatch | PreferenceBatch | RolloutBatch
+class DistillBatch(flax.struct.PyTreeNode):
+    """The student's rows and what the teacher sees of the same responses.
+
+    Attributes:
+      student: prompt + response; `loss_mask` is the response.
+      teacher: the same responses, after a longer context where there is one.
+      teacher_slots: `[B, T]` int32, the teacher's slot of each student token, its own slot where it has none.
+    """
+
+    student: SequenceBatch
+    teacher: SequenceBatch
+    teacher_slots: Int[Any, "B T"]
+
+
+Batch = (
+    SequenceBatch | PreferenceBatch | RankingBatch | UnpairedBatch | StepBatch | RolloutBatch | DistillBatch
+)
+
+
+def rows_of(batch: Batch) -> list[SequenceBatch]:
+    """The rows of tokens that the policy (or scorer) being trained reads."""
+    if isinstance(batch, SequenceBatch):
+        return [batch]
+    if isinstance(batch, PreferenceBatch):
+        return [batch.chosen, batch.rejected]
+    if isinstance(batch, RankingBatch | StepBatch):
+        return [batch.rows]
+    if isinstance(batch, UnpairedBatch):
+        return [batch.rows]
+    if isinstance(batch, DistillBatch):
+        return [batch.student]
+    return [batch.sequences]

@@ -1,12 +1,19 @@
 """The tables that a config is checked against: every key, the choices of names, the bounds of numbers.
 
-"*" in a key stands for every stage.
+"*" in a key stands for every stage. An objective's own options are listed by its module in
+`research/algorithms/`.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
+from research.rewards.shaping import Shaping
+
 STAGE_SCALARS = (
+    "model",
+    "start_from",
+    "final_answer",
     "seed",
     "steps",
     "batch_size",
@@ -21,25 +28,32 @@ STAGE_SCALARS = (
 )
 """The keys of a stage that are single values."""
 
+MODEL = (
+    "num_layers",
+    "d_model",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "d_ff",
+    "rope_theta",
+    "norm_eps",
+    "tie_embeddings",
+    "scan_layers",
+    "remat",
+    "param_dtype",
+    "compute_dtype",
+    "logprob_chunk",
+    "max_length",
+)
+"""The keys of a model."""
+
+JUDGED = ("kind", "path", "validation_one_in", "train", "validation")
+"""The keys of judged data: pairs, rankings, labelled steps."""
+
 SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "": ("name", "question", "stages", "model", "mesh", "data", "evaluation", "ablation"),
-    "model": (
-        "num_layers",
-        "d_model",
-        "num_heads",
-        "num_kv_heads",
-        "head_dim",
-        "d_ff",
-        "rope_theta",
-        "norm_eps",
-        "tie_embeddings",
-        "scan_layers",
-        "remat",
-        "param_dtype",
-        "compute_dtype",
-        "logprob_chunk",
-        "max_length",
-    ),
+    "": ("name", "question", "stages", "model", "teacher_model", "mesh", "data", "evaluation", "ablation"),
+    "model": MODEL,
+    "teacher_model": MODEL,
     "mesh": ("data", "fsdp", "tensor"),
     "evaluation": (
         "problems",
@@ -51,7 +65,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "max_prompt_length",
         "max_new_tokens",
     ),
-    "data": ("text", "problems", "preferences", "tokenizer"),
+    "data": ("text", "problems", "preferences", "rankings", "steps", "tokenizer"),
     "data.text": ("path", "max_bytes", "validation_one_in"),
     "data.problems": (
         "kind",
@@ -67,10 +81,21 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "max_value",
         "verifier",
     ),
-    "data.preferences": ("path", "validation_one_in"),
+    "data.preferences": JUDGED,
+    "data.rankings": (*JUDGED, "candidates"),
+    "data.steps": JUDGED,
     "data.tokenizer": ("path", "vocab_size", "model_type"),
-    "*": (*STAGE_SCALARS, "data", "objective", "optimizer", "rollout"),
-    "*.data": ("source", "text_weight", "problems_weight", "limit", "packing", "terse_fraction"),
+    "*": (*STAGE_SCALARS, "data", "objective", "optimizer", "rollout", "reward", "roles"),
+    "*.data": ("source", "text_weight", "problems_weight", "limit", "packing", "terse_fraction", "context"),
+    "*.roles": ("reference", "teacher", "reward", "value", "prm"),
+    "*.reward": (
+        "source",
+        "ensemble",
+        "variance_coef",
+        "step_coef",
+        "error_reward",
+        *(field.name for field in fields(Shaping)),
+    ),
     "*.optimizer": (
         "learning_rate",
         "warmup_steps",
@@ -90,39 +115,35 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "top_k",
         "top_p",
         "updates",
-    ),
-    "*.objective": ("name", "next_token", "sft", "rejection_sampling", "dpo", "grpo"),
-    "*.objective.next_token": ("label_smoothing", "z_loss_coef"),
-    "*.objective.sft": ("label_smoothing", "z_loss_coef"),
-    "*.objective.rejection_sampling": ("label_smoothing", "z_loss_coef", "keep_per_prompt", "selector"),
-    "*.objective.dpo": ("beta", "label_smoothing", "pairs_per_prompt"),
-    "*.objective.grpo": (
-        "clip_eps_low",
-        "clip_eps_high",
-        "beta",
-        "kl_estimator",
-        "aggregation",
-        "normalization",
-        "baseline",
-        "ddof",
+        "resample_rounds",
+        "curriculum_low",
+        "curriculum_high",
+        "curriculum_decay",
+        "curriculum_retry",
+        "monitor_kl",
     ),
 }
 """The keys of every section: a typo in an unlocked ConfigDict makes a new key, silently."""
 
 CHOICES: Mapping[str, tuple[Any, ...]] = {
-    "model.remat": ("none", "dots", "full"),
-    "model.param_dtype": ("float32", "bfloat16"),
-    "model.compute_dtype": ("float32", "bfloat16"),
+    **{
+        f"{model}.{key}": choices
+        for model in ("model", "teacher_model")
+        for key, choices in (
+            ("remat", ("none", "dots", "full")),
+            ("param_dtype", ("float32", "bfloat16")),
+            ("compute_dtype", ("float32", "bfloat16")),
+        )
+    },
     "data.problems.kind": ("arithmetic", "jsonl"),
     "data.problems.verifier": ("exact_answer", "final_line"),
     "data.tokenizer.model_type": ("bpe", "unigram", "char"),
-    "*.objective.name": ("next_token", "sft", "rejection_sampling", "dpo", "grpo"),
-    "*.data.source": ("own", "preferences"),
-    "*.objective.rejection_sampling.selector": ("leanest", "random"),
-    "*.objective.grpo.kl_estimator": ("k2", "k3"),
-    "*.objective.grpo.aggregation": ("sequence_mean", "token_mean", "constant"),
-    "*.objective.grpo.normalization": ("group", "batch", "none"),
-    "*.objective.grpo.baseline": ("mean", "leave_one_out"),
+    **{f"data.{kind}.kind": ("arithmetic", "jsonl") for kind in ("preferences", "rankings", "steps")},
+    "*.model": ("model", "teacher_model"),
+    "*.final_answer": ("sample", "majority", "reward", "prm"),
+    "*.data.source": ("own", "given"),
+    "*.reward.source": ("verifier", "model"),
+    "*.reward.ensemble": ("mean", "min", "mean_minus_variance"),
 }
 
 # key -> (lowest, highest, why); None is unbounded.
@@ -134,14 +155,20 @@ BOUNDS: Mapping[str, tuple[float | None, float | None, str]] = {
     "evaluation.seed": (0, 2**31 - 1, "the sampler counts in 32 bits"),
     "evaluation.max_prompt_length": (1, None, "a prompt has a token"),
     "evaluation.max_new_tokens": (1, None, "a completion has a token"),
-    "model.num_layers": (1, None, "a model has a layer"),
-    "model.d_model": (1, None, "a layer has a width"),
-    "model.num_heads": (1, None, "attention has a head"),
-    "model.num_kv_heads": (1, None, "attention has a key head"),
-    "model.head_dim": (2, None, "rotary embeddings turn pairs"),
-    "model.d_ff": (1, None, "a block has a width"),
-    "model.max_length": (2, None, "a row needs a token to predict and one to predict it from"),
-    "model.logprob_chunk": (1, None, "some logits must exist at once"),
+    **{
+        f"{model}.{key}": bound
+        for model in ("model", "teacher_model")
+        for key, bound in {
+            "num_layers": (1, None, "a model has a layer"),
+            "d_model": (1, None, "a layer has a width"),
+            "num_heads": (1, None, "attention has a head"),
+            "num_kv_heads": (1, None, "attention has a key head"),
+            "head_dim": (2, None, "rotary embeddings turn pairs"),
+            "d_ff": (1, None, "a block has a width"),
+            "max_length": (2, None, "a row needs a token to predict and one to predict it from"),
+            "logprob_chunk": (1, None, "some logits must exist at once"),
+        }.items()
+    },
     "data.text.max_bytes": (0, None, "0 is all"),
     "data.problems.train": (1, None, "there must be something to train on"),
     "data.problems.test": (1, None, "there must be something to evaluate on"),
@@ -149,7 +176,16 @@ BOUNDS: Mapping[str, tuple[float | None, float | None, str]] = {
     "data.tokenizer.vocab_size": (0, None, "0 with char is all characters"),
     "data.text.validation_one_in": (2, None, "some documents must be held out and some remain"),
     "data.problems.validation_one_in": (2, None, "some records must be held out and some remain"),
-    "data.preferences.validation_one_in": (2, None, "some pairs must be held out and some remain"),
+    **{
+        f"data.{kind}.{key}": bound
+        for kind in ("preferences", "rankings", "steps")
+        for key, bound in {
+            "validation_one_in": (2, None, "some records must be held out and some remain"),
+            "train": (1, None, "there must be something to train on"),
+            "validation": (1, None, "there must be something to evaluate on"),
+        }.items()
+    },
+    "data.rankings.candidates": (2, None, "a ranking compares candidates"),
     "*.seed": (0, 2**31 - 1, "the sampler counts in 32 bits"),
     "*.steps": (1, None, "a stage without steps does nothing"),
     "*.batch_size": (1, None, "a batch needs a row"),
@@ -171,20 +207,16 @@ BOUNDS: Mapping[str, tuple[float | None, float | None, str]] = {
     "*.rollout.top_k": (0, None, "0 keeps all tokens"),
     "*.rollout.top_p": (1e-6, 1, "it is a probability mass"),
     "*.rollout.updates": (1, None, "samples are there to be learned from"),
+    "*.rollout.resample_rounds": (0, None, "0 keeps groups with equal rewards"),
+    "*.rollout.curriculum_low": (0, 1, "it is a pass rate"),
+    "*.rollout.curriculum_high": (0, 1, "it is a pass rate"),
+    "*.rollout.curriculum_decay": (0, 1, "it is the share that an old attempt keeps"),
+    "*.rollout.curriculum_retry": (0, 1, "it is a probability"),
+    "*.reward.variance_coef": (0, None, "it is the strength of a penalty"),
+    "*.reward.step_coef": (0, None, "0 pays no step"),
+    "*.reward.error_reward": (-1e6, 1e6, "it is a reward"),
     "*.rollout.max_prompt_length": (1, None, "a prompt has a token"),
     "*.rollout.max_new_tokens": (1, None, "a completion has a token"),
-    "*.objective.next_token.label_smoothing": (0, 1, "it is a probability"),
-    "*.objective.next_token.z_loss_coef": (0, None, "it is the strength of a penalty"),
-    "*.objective.sft.label_smoothing": (0, 1, "it is a probability"),
-    "*.objective.sft.z_loss_coef": (0, None, "it is the strength of a penalty"),
-    "*.objective.rejection_sampling.label_smoothing": (0, 1, "it is a probability"),
-    "*.objective.rejection_sampling.z_loss_coef": (0, None, "it is the strength of a penalty"),
-    "*.objective.dpo.beta": (1e-6, None, "at 0 the loss is constant"),
-    "*.objective.dpo.label_smoothing": (0, 0.5, "it is the probability of a flipped label"),
-    "*.objective.grpo.beta": (0, None, "it is the strength of a penalty"),
-    "*.objective.grpo.clip_eps_low": (0, 1, "the ratio is positive"),
-    "*.objective.grpo.clip_eps_high": (0, None, "the ratio is clipped above 1"),
-    "*.objective.grpo.ddof": (0, 1, "a group may have 2 completions"),
     "*.optimizer.learning_rate": (0, None, "a negative rate climbs"),
     "*.optimizer.warmup_steps": (0, None, "0 starts at the peak"),
     "*.optimizer.end_fraction": (0, 1, "it is a share of the peak"),

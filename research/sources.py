@@ -7,13 +7,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from research.config import Tree
+from research.config_checks import Tree
 from research.data.arithmetic import ArithmeticSpec
-from research.data.builders.arithmetic import prepare_arithmetic
-from research.data.builders.base import Prepared
-from research.data.builders.chat_sft import ChatSpec, prepare_chat_sft
-from research.data.builders.preferences import PreferenceSpec, prepare_preferences
-from research.data.builders.text_corpus import TextSpec, prepare_text_corpus
+from research.data.builders import (
+    ChatSpec,
+    FileSpec,
+    Prepared,
+    TextSpec,
+    prepare_arithmetic,
+    prepare_arithmetic_preferences,
+    prepare_arithmetic_rankings,
+    prepare_arithmetic_steps,
+    prepare_chat_sft,
+    prepare_judged,
+    prepare_preferences,
+    prepare_rankings,
+    prepare_steps,
+    prepare_text_corpus,
+)
 from research.data.chat import normalize_record, split_response
 from research.data.examples import Records, prompt_messages
 from research.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -77,10 +88,15 @@ class Sources:
             return prepare_chat_sft(
                 self.data_dir, ChatSpec(path=p["path"], validation_one_in=p["validation_one_in"])
             )
-        shape = {k: p[k] for k in ("operations", "min_steps", "max_steps", "max_operand", "max_value")}
         return prepare_arithmetic(
-            self.data_dir, n_train=p["train"], n_test=p["test"], seed=p["seed"], spec=ArithmeticSpec(**shape)
+            self.data_dir, n_train=p["train"], n_test=p["test"], seed=p["seed"], spec=self._arithmetic
         )
+
+    @property
+    def _arithmetic(self) -> ArithmeticSpec:
+        p = self.section["problems"]
+        keys = ("operations", "min_steps", "max_steps", "max_operand", "max_value")
+        return ArithmeticSpec(**{key: p[key] for key in keys})
 
     @property
     def held_out(self) -> Records:
@@ -91,14 +107,50 @@ class Sources:
     @cached_property
     def preferences(self) -> Prepared:
         """Pairs: train and validation."""
-        p = self.section["preferences"]
-        if not p["path"]:
+        if self.section["preferences"]["kind"] == "arithmetic":
+            return prepare_arithmetic_preferences(self.data_dir, **self._generated("preferences"))
+        path, one_in = self._file("preferences", "prompt, chosen, rejected")
+        return prepare_preferences(self.data_dir, FileSpec(path=path, validation_one_in=one_in))
+
+    @cached_property
+    def unpaired(self) -> Prepared:
+        """Completions that are each desirable or not: those of the pairs, or of a file that has labels."""
+        if self.section["preferences"]["kind"] == "arithmetic":
+            return self.preferences
+        path, one_in = self._file("preferences", "prompt, completion, label (or pairs)")
+        return prepare_judged(self.data_dir, FileSpec(path=path, validation_one_in=one_in))
+
+    @cached_property
+    def rankings(self) -> Prepared:
+        """Ranked candidates: train and validation."""
+        section = self.section["rankings"]
+        if section["kind"] == "arithmetic":
+            made = self._generated("rankings")
+            return prepare_arithmetic_rankings(self.data_dir, candidates=section["candidates"], **made)
+        path, one_in = self._file("rankings", "prompt, completions, ranks")
+        return prepare_rankings(self.data_dir, FileSpec(path=path, validation_one_in=one_in))
+
+    @cached_property
+    def steps(self) -> Prepared:
+        """Solutions with labelled steps: train and validation."""
+        if self.section["steps"]["kind"] == "arithmetic":
+            return prepare_arithmetic_steps(self.data_dir, **self._generated("steps"))
+        path, one_in = self._file("steps", "prompt, steps, labels")
+        return prepare_steps(self.data_dir, FileSpec(path=path, validation_one_in=one_in))
+
+    def _generated(self, name: str) -> dict[str, Any]:
+        """What judged data are generated from: problems of the experiment's own kind."""
+        section, seed = self.section[name], self.section["problems"]["seed"]
+        sizes = {"n_train": section["train"], "n_validation": section["validation"]}
+        return {**sizes, "seed": seed, "spec": self._arithmetic}
+
+    def _file(self, name: str, holds: str) -> tuple[str, int]:
+        section = self.section[name]
+        if not section["path"]:
             raise DataError(
-                "data.preferences.path: got '', expected a JSONL file of prompt, chosen, rejected"
+                f"data.{name}.path: got '', expected a JSONL file of {holds} because kind is jsonl"
             )
-        return prepare_preferences(
-            self.data_dir, PreferenceSpec(path=p["path"], validation_one_in=p["validation_one_in"])
-        )
+        return section["path"], section["validation_one_in"]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -130,8 +182,14 @@ class Sources:
 
     def versions(self, kinds: tuple[str, ...]) -> dict[str, Any]:
         """What a run records of the data it reads: kind -> details with a content hash."""
-        prepared = {"text": lambda: self.text, "problems": lambda: self.problems}
-        prepared["preferences"] = lambda: self.preferences
+        prepared: Mapping[str, Callable[[], Prepared]] = {
+            "text": lambda: self.text,
+            "problems": lambda: self.problems,
+            "preferences": lambda: self.preferences,
+            "unpaired": lambda: self.unpaired,
+            "rankings": lambda: self.rankings,
+            "steps": lambda: self.steps,
+        }
         found = {kind: dict(prepared[kind]().details) for kind in kinds}
         return {**found, "tokenizer": hashlib.sha256(self.tokenizer.model).hexdigest()}
 

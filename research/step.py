@@ -1,4 +1,4 @@
-"""The pure steps of training: one update, one pass of the reference, one evaluation of the loss.
+"""The pure steps of training: one preparation of a batch, one update on it, one evaluation of the loss.
 
 All are jitted once at module level; what is static is hashable (algorithm, model, micro-batches), what is
 a number is traced, so arms of an ablation that differ only in numbers share one compilation.
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from models.config import ModelConfig
 from models.transformer import Params
 from objectives.types import WeightedSum
-from research.algorithms.base import Algorithm
+from research.algorithms.base import Algorithm, Frozen
 from research.batch import Batch
 from research.optim import OptimizerScalars, learning_rate_at, make_optimizer
 from research.state import TrainState
@@ -38,6 +38,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     scalars: StepScalars,
+    frozen: Frozen | None = None,
     *,
     algorithm: Algorithm,
     config: ModelConfig,
@@ -55,7 +56,7 @@ def train_step(
     """
 
     def objective(params: Params, part: Batch) -> tuple[Array, tuple[WeightedSum, dict[str, WeightedSum]]]:
-        loss, metrics = algorithm.loss(params, config, part, scalars.objective)
+        loss, metrics = algorithm.loss(params, config, part, scalars.objective, frozen or Frozen())
         return loss.total, (loss, metrics)
 
     def gradient(params: Params, part: Batch) -> Any:
@@ -84,7 +85,7 @@ def train_step(
         grads, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
-    metrics = {name: value.mean() for name, value in sums.items()}
+    metrics = algorithm.summarize({name: value.mean() for name, value in sums.items()})
     metrics["loss"] = loss.mean()
     metrics["grad_norm"] = optax.tree.norm(grads)
     metrics["learning_rate"] = learning_rate_at(state.step, scalars.optimizer)
@@ -92,16 +93,18 @@ def train_step(
 
 
 @partial(jax.jit, static_argnames=("algorithm", "config"))
-def reference_step(
+def prepare_step(
     params: Params,
     batch: Batch,
     objective_scalars: dict[str, Array],
+    frozen: Frozen | None = None,
     *,
     algorithm: Algorithm,
     config: ModelConfig,
 ) -> Batch:
-    """The batch with the reference's log-probs filled in."""
-    return algorithm.with_reference(params, config, batch, objective_scalars)
+    """The global batch with all that is computed once on it: reference log-probs, values, advantages."""
+    prepared = algorithm.prepare(params, config, batch, objective_scalars, frozen or Frozen())
+    return jax.lax.stop_gradient(prepared)
 
 
 @partial(jax.jit, static_argnames=("algorithm", "config"))
@@ -109,10 +112,11 @@ def eval_step(
     params: Params,
     batch: Batch,
     objective_scalars: dict[str, Array],
+    frozen: Frozen | None = None,
     *,
     algorithm: Algorithm,
     config: ModelConfig,
 ) -> dict[str, WeightedSum]:
     """Loss and metrics of a batch as sums, to be added over batches and divided once."""
-    loss, metrics = algorithm.loss(params, config, batch, objective_scalars)
+    loss, metrics = algorithm.loss(params, config, batch, objective_scalars, frozen or Frozen())
     return {**metrics, "loss": loss}

@@ -7,8 +7,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from research.config import Experiment, flatten, resolve, to_tree, unknown_key
+from research.config import Experiment, to_tree
+from research.config_checks import flatten, unknown_key
 from research.errors import ConfigError
+from research.resolve import resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,12 +193,8 @@ def _check_metric(config: ConfigDict, experiment: Experiment, arm: Arm) -> None:
     k = experiment.evaluation.k
     sampled = {f"eval/pass@{n}" for n in k} | {f"eval/maj@{n}" for n in k if n > 1}
     metric = config.ablation.metric
-    if metric.startswith(("eval/pass@", "eval/maj@")) and (
-        metric not in sampled or stage.objective == "next_token"
-    ):
-        found = (
-            "only eval/loss and the like" if stage.objective == "next_token" else ", ".join(sorted(sampled))
-        )
+    if metric.startswith(("eval/pass@", "eval/maj@")) and (metric not in sampled or not stage.samples):
+        found = ", ".join(sorted(sampled)) if stage.samples else "only eval/loss and the like"
         raise ConfigError(
             f"ablation.metric: got {metric!r}, but stage {stage.name} of arm {arm.name} measures {found}"
         )

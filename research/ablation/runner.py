@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 from research.ablation.arms import Arm, arm_config, check_arms, check_overridden, control_of, read_arms
 from research.ablation.report import ReportPaths, write_report
 from research.ablation.results import Budget, RunResult, save_results
-from research.config import Experiment, resolve
+from research.config import Experiment
 from research.errors import ConfigError
 from research.files import write_text_atomic
 from research.loops.chain import Ground, lay_ground, run_chain
 from research.progress import Progress
+from research.resolve import resolve
 from research.stages import claim_workdir
 from research.versions import collect_versions
 
@@ -68,7 +69,13 @@ def _run(config: ConfigDict, arm: Arm, seed: int, workdir: Path, grounds: dict[s
         key = _ground_key(experiment)
         if key not in grounds:
             grounds[key] = lay_ground(experiment, workdir)
-        chain = run_chain(experiment, workdir, ground=grounds[key], label=f"{arm.name}, seed {seed}: ")
+        chain = run_chain(
+            experiment,
+            workdir,
+            until=config.ablation.stage,
+            ground=grounds[key],
+            label=f"{arm.name}, seed {seed}: ",
+        )
         done = next(f for f in chain if f.stage.name == config.ablation.stage)
         metrics = done.result["metrics"]
         if config.ablation.metric not in metrics:
@@ -138,7 +145,7 @@ def _report(
 
 def _ground_key(experiment: Experiment) -> str:
     """Equal for experiments that share data, mesh and model."""
-    parts = (experiment.data, experiment.mesh, experiment.model, experiment.resolved["stages"])
+    parts = (experiment.data, experiment.mesh, experiment.models, experiment.resolved["stages"])
     return json.dumps(parts, sort_keys=True)
 
 

@@ -1,12 +1,16 @@
-"""What an algorithm is: a small frozen dataclass between the model and an objective.
+"""What an algorithm is: a small frozen dataclass between the models and an objective.
 
-An algorithm says which data it learns from and whether it needs a frozen reference, computes log-probs
-through the one shared function, and calls its objective. It holds only what is static; its numbers arrive
-traced, in a dict, at every call.
+An algorithm says which data it learns from, what it trains and which frozen models it needs; it computes
+log-probs through the one shared function and calls its objective. It holds only what is static; its numbers
+arrive traced, in a dict, at every call. Its module lists the names under which a config finds it (`OBJECTIVES`).
 """
 
-from typing import Any, Literal, NamedTuple, Protocol
+import abc
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import flax.struct
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -14,12 +18,39 @@ from models.config import ModelConfig
 from models.logprobs import TokenLogps, token_logps
 from models.transformer import Params
 from objectives.types import WeightedSum
-from research.batch import Batch, SequenceBatch
+from research.batch import Batch, RolloutBatch, SequenceBatch
+from research.state import Layout
 
-DataKind = Literal["text", "chat", "preferences", "rollouts"]
-"""Where batches come from: raw text, chat examples, preference pairs, or the policy's own samples."""
+DataKind = Literal["text", "chat", "preferences", "rankings", "unpaired", "steps"]
+"""Given data: raw text, chat examples, pairs, ranked candidates, labelled completions, labelled steps."""
+
+Role = Literal["reference", "teacher"]
+"""A frozen model that an algorithm itself asks for. What pays the reward belongs to the rollout."""
+
+Read = Literal["correct", "rewards", "steps", "scale"]
 
 Scalars = dict[str, Float[Any, ""]]
+Summed = tuple[WeightedSum, dict[str, WeightedSum]]
+"""Total and count of a loss, and of each metric."""
+
+
+class Network(flax.struct.PyTreeNode):
+    """A frozen model.
+
+    Attributes:
+      params: in the layout of its role: a policy's, or a scorer's {trunk, head}.
+      config: static model description.
+    """
+
+    params: Params
+    config: ModelConfig = flax.struct.field(pytree_node=False)
+
+
+class Frozen(flax.struct.PyTreeNode):
+    """The frozen models of a run, None where the algorithm asks for none."""
+
+    reference: Network | None = None
+    teacher: Network | None = None
 
 
 class Rollouts(NamedTuple):
@@ -32,9 +63,13 @@ class Rollouts(NamedTuple):
       mask: `[B, N]` bool, True up to and with the stop token.
       sampler_logps: `[B, N]` float32, nats, under the distribution sampled from.
       stopped: `[B]` bool, False where the completion was cut at its limit.
-      rewards: `[B]` float32.
+      rewards: `[B]` float32, after shaping.
+      correct: `[B]` bool, the verifier's word; where a reward model pays, whether its score beats the group's mean.
       prompt_ids: `[B]` int32.
       group_size: G.
+      step_rewards: `[B, N]` float32, paid at the last token of a step; None where no step is paid.
+      step_mask: `[B, N]` bool, the last token of each step; None with `step_rewards`.
+      advantage_scale: `[B]` float32, difficulty weights of the advantages; None is 1.
     """
 
     prompt_tokens: np.ndarray
@@ -44,8 +79,12 @@ class Rollouts(NamedTuple):
     sampler_logps: np.ndarray
     stopped: np.ndarray
     rewards: np.ndarray
+    correct: np.ndarray
     prompt_ids: np.ndarray
     group_size: int
+    step_rewards: np.ndarray | None = None
+    step_mask: np.ndarray | None = None
+    advantage_scale: np.ndarray | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -53,30 +92,167 @@ class Rollouts(NamedTuple):
         return self.mask.sum(axis=1)
 
 
-class Algorithm(Protocol):
-    """The interface of `research/algorithms/*.py`; implementations are frozen, hashable dataclasses."""
+class Algorithm(abc.ABC):
+    """The interface of `research/algorithms/*.py`; implementations are frozen, hashable dataclasses.
+
+    Attributes:
+      layout: what is trained: a policy, a scorer (trunk and head), a step scorer, or policy and value model.
+    """
+
+    layout: ClassVar[Layout] = "policy"
 
     @property
-    def data(self) -> DataKind:
-        """Where the batches come from."""
+    def roles(self) -> tuple[Role, ...]:
+        """The frozen models that must be there."""
+        return ()
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether `with_reference` must run on each batch, with frozen parameters."""
+    def batch_coupled(self) -> bool:
+        """Whether a row's loss depends on the other rows of the batch, so that micro-batches would change it."""
+        return False
 
+    @abc.abstractmethod
     def loss(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars
-    ) -> tuple[WeightedSum, dict[str, WeightedSum]]:
-        """Total and count of the loss, and of each metric."""
+        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
+    ) -> Summed:
+        """Total and count of the loss, and of each metric, of one micro-batch."""
 
-    def with_reference(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars) -> Batch:
-        """The batch with the reference's log-probs filled in."""
+    def prepare(
+        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
+    ) -> Batch:
+        """What is computed once on the global batch, before the first update on it, with no gradient.
+
+        The reference's log-probs, the old policy's, values, advantages that look at the whole batch.
+        """
+        del params, config, scalars, frozen
+        return batch
+
+    def from_rows(self, rows: SequenceBatch) -> Batch:
+        """On the host: given rows of text or of chat examples as this algorithm's batch."""
+        return rows
 
     def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
         """On the host: samples to a training batch of fixed shape, and metrics about the choice.
 
         `seed` is unique to the iteration. A batch whose weights are all zero means: nothing to learn from.
         """
+        raise NotImplementedError(f"{type(self).__name__} does not learn from rollouts ({seed=})")
+
+    def check_model(self, config: ModelConfig) -> None:
+        """Raises ValueError where the options do not fit the model."""
+        del config
+
+    def summarize(self, metrics: dict[str, Array]) -> dict[str, Array]:
+        """Metrics of an update as they are logged, from their means over the global batch."""
+        return metrics
+
+    def adapt(self, scalars: Scalars, metrics: Mapping[str, float], completions: int) -> Scalars:
+        """On the host, after an iteration: the scalars of the next one. A controller's state is its scalar."""
+        del metrics, completions
+        return scalars
+
+    @property
+    def for_update(self) -> "Algorithm":
+        """Equal where `loss` is the same program: without what only `prepare` or the host reads."""
+        return self
+
+    @property
+    def prepares(self) -> bool:
+        """Whether `prepare` does anything."""
+        return type(self).prepare is not Algorithm.prepare
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What a config may say of one of an objective's options.
+
+    Attributes:
+      low, high: bounds of a number, None is unbounded; checked only where `choices` is empty.
+      why: the reason for the bounds, for the error.
+      choices: the names (or values) that exist, where the option is one of a few.
+      traced: whether the number arrives in `scalars`; every other option is static, read by `make`.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    why: str = "it is a number"
+    choices: tuple[Any, ...] = ()
+    traced: bool = True
+
+
+def number(low: float | None, high: float | None, why: str) -> Option:
+    """A traced number between bounds."""
+    return Option(low, high, why)
+
+
+def static_number(low: float | None, high: float | None, why: str) -> Option:
+    """A number that shapes the program or the choice of rows: it is read once, when a run starts."""
+    return Option(low, high, why, traced=False)
+
+
+def choice(*names: Any, why: str = "") -> Option:
+    """One of a few names, and why no other."""
+    return Option(choices=names, traced=False, why=why)
+
+
+NO_K1 = (
+    "k1 belongs in the reward: as a loss its expected gradient is zero (E[grad log pi] = 0), noise with no pull to "
+    "the reference"
+)
+"""Why a KL in the loss is not estimated by k1."""
+
+
+class Setting(NamedTuple):
+    """What an objective's `make` may read.
+
+    Attributes:
+      options: the objective's own section of the config.
+      online: whether the policy samples its own data.
+      group_size, max_new_tokens: of the rollout.
+      context_ids: tokens that only a teacher sees before the prompt.
+      bos_id: the token that a row starts with, None where rows start without.
+      step_end_ids: the tokens that end a step of a solution.
+    """
+
+    options: Mapping[str, Any]
+    online: bool
+    group_size: int
+    max_new_tokens: int
+    context_ids: tuple[int, ...] = ()
+    bos_id: int | None = None
+    step_end_ids: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """How a config finds an algorithm.
+
+    Attributes:
+      name: `objective.name`, and the name of its section.
+      make: from the stage's settings to the algorithm.
+      options: what its section may say.
+      given: the given data it learns from; None where it only learns from the policy's own samples.
+      own: whether it can learn from the policy's own samples.
+      no_effect: names of the options that have no effect under these options, online or not.
+      check: raises ValueError where options exclude each other.
+      rows_per_group: rows (or pairs) of the batch from one prompt's group of G samples.
+      reads: what of a paid sample it learns from, under these options: "correct" (whether it is right), "rewards",
+        "steps" (rewards of steps), "scale" (difficulty weights).
+      least_prompts: prompts that an iteration's samples must be of.
+      untruncated: whether its ratio needs the untruncated distribution (no top-k, no top-p).
+    """
+
+    name: str
+    make: Callable[[Setting], Algorithm]
+    options: Mapping[str, Option]
+    given: DataKind | None = None
+    own: bool = False
+    no_effect: Callable[[Mapping[str, Any], bool], Collection[str]] = lambda _options, _online: ()
+    check: Callable[[Mapping[str, Any]], None] = lambda _options: None
+    rows_per_group: Callable[[Mapping[str, Any], int], int] = lambda _options, group_size: group_size
+    reads: Callable[[Mapping[str, Any]], frozenset[Read]] = lambda _options: frozenset({"rewards"})
+    least_prompts: int = 1
+    untruncated: bool = False
 
 
 def batch_logps(
@@ -103,3 +279,29 @@ def sequence_rows(rollouts: Rollouts, rows: np.ndarray, weights: np.ndarray) -> 
 def after_prompt(values: np.ndarray, prompt_length: int) -> np.ndarray:
     """Per-completion-token values `[B, N]` aligned with prompt + completion rows `[B, L + N]`."""
     return np.pad(values, ((0, 0), (prompt_length, 0))).astype(np.float32)
+
+
+def rollout_batch(rollouts: Rollouts, *, mask_truncated: bool) -> RolloutBatch:
+    """All B rollouts as one batch.
+
+    Args:
+      rollouts: samples on the host.
+      mask_truncated: whether completions cut at their limit are left out of the loss; their rewards still enter
+        the baseline of their group.
+    """
+    B, L = rollouts.prompt_tokens.shape
+    weights = rollouts.stopped.astype(np.float32) if mask_truncated else np.ones(B, np.float32)
+    scale, steps, ends = rollouts.advantage_scale, rollouts.step_rewards, rollouts.step_mask
+    return RolloutBatch(
+        sequences=sequence_rows(rollouts, np.arange(B), weights),
+        sampler_logps=after_prompt(rollouts.sampler_logps, L),
+        scores=rollouts.rewards.astype(np.float32),
+        advantage_scale=np.ones(B, np.float32) if scale is None else scale.astype(np.float32),
+        step_rewards=None if steps is None else after_prompt(steps, L),
+        step_mask=None if ends is None else np.pad(ends, ((0, 0), (L, 0))),
+    )
+
+
+def used_mask(rows: SequenceBatch) -> Array:
+    """`[B, T]` targets of the rows that count: a NaN in a row of weight 0 would reach the gradient, as 0 * NaN."""
+    return rows.loss_mask & (rows.weights > 0)[:, None]

@@ -1,88 +1,186 @@
-"""Direct preference optimisation, on given pairs or on pairs made from the policy's own samples."""
+"""Direct preference optimisation and the losses of its family, on given pairs or on pairs of own samples."""
 
 import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from models.config import ModelConfig
 from models.transformer import Params
-from objectives.dpo import dpo_loss
-from objectives.reduce import example_mean, reduce_metrics, sequence_sum
-from objectives.types import WeightedSum
-from research.algorithms.base import Batch, DataKind, Rollouts, Scalars, batch_logps, sequence_rows
+from objectives.dpo import OPTIONS as READ_BY
+from objectives.dpo import DPOLossType, dpo_loss
+from objectives.dpo_terms import FDivergence, bco_delta_statistic, length_desensitized_logps, wpo_weights
+from research.algorithms.base import (
+    Algorithm,
+    Batch,
+    Frozen,
+    Objective,
+    Role,
+    Scalars,
+    Setting,
+    Summed,
+    choice,
+    number,
+)
+from research.algorithms.pairs import (
+    PAIR_OPTIONS,
+    PairAlgorithm,
+    lengths,
+    mean_over_pairs,
+    pair_logps,
+    pair_masks,
+    pairs_no_effect,
+    pairs_per_group,
+    with_reference,
+)
 from research.batch import PreferenceBatch
+
+PairWeighting = Literal["none", "wpo"]
+
+BATCH_COUPLED: tuple[DPOLossType, ...] = ("aot", "aot_unpaired", "bco_pair")
+"""Losses of a pair that depend on the other pairs of the batch: with micro-batches they would be others."""
 
 
 @dataclasses.dataclass(frozen=True)
-class DPO:
-    """Sigmoid DPO (Rafailov et al. 2023, eq. 7).
+class DPO(PairAlgorithm):
+    """DPO (Rafailov et al. 2023, eq. 7) and what shares its contrast; sources in `objectives/dpo.py`.
+
+    Margins and soft labels of the data are a reward model's; here every pair is as sure as the next.
 
     Attributes:
-      data: "preferences" (a file of pairs) or "rollouts" (pairs of a correct and a wrong sample of a prompt,
-        labelled by the verifier).
-      pairs_per_prompt: with rollouts, at most this many disjoint pairs of each group.
+      loss_type: which function of the contrast.
+      f_divergence: what keeps the policy near the reference.
+      weighting: "wpo" weighs a pair by how likely the policy itself is to write it.
 
-    Scalars: `beta`, `label_smoothing`.
+    Scalars: `beta`, `label_smoothing`, `alpha_divergence_coef`, `discopop_tau`, `rpo_alpha`, `ld_alpha`.
     """
 
-    data: DataKind
-    pairs_per_prompt: int = 2
-    needs_reference: bool = True
+    loss_type: DPOLossType = "sigmoid"
+    f_divergence: FDivergence = "reverse_kl"
+    weighting: PairWeighting = "none"
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The reference."""
+        return ("reference",)
+
+    @property
+    def batch_coupled(self) -> bool:
+        """Whether micro-batches would change the loss."""
+        return self.loss_type in BATCH_COUPLED
 
     def loss(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars
-    ) -> tuple[WeightedSum, dict[str, WeightedSum]]:
+        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
+    ) -> Summed:
         """Mean over pairs; log-probs are summed over the completion."""
+        del frozen
         assert isinstance(batch, PreferenceBatch)
-        weights = batch.chosen.weights
-        chosen, rejected = _pair_logps(params, config, batch)
-        used = weights > 0  # a NaN in a pair of weight 0 would still reach the gradient, as 0 * NaN
+        assert batch.ref_chosen_logps is not None and batch.ref_rejected_logps is not None
+        weights, read = batch.chosen.weights, READ_BY[self.loss_type]
+        sides, masks = pair_logps(params, config, batch), pair_masks(batch)
+        shared = jnp.minimum(masks[0].sum(axis=1), masks[1].sum(axis=1))
+
+        def summed(logps: Array, side: int) -> Float[Array, " B"]:
+            return length_desensitized_logps(
+                token_logps=logps, mask=masks[side], public_lengths=shared, ld_alpha=scalars["ld_alpha"]
+            )
+
+        policy = summed(sides[0].logps, 0), summed(sides[1].logps, 1)
+        ref = summed(batch.ref_chosen_logps, 0), summed(batch.ref_rejected_logps, 1)
+        options: dict[str, Any] = {
+            name: scalars[name] for name in ("label_smoothing", "discopop_tau") if name in read
+        }
+        if "rejected_lengths" in read:
+            options["rejected_lengths"] = lengths(masks[1])
+        if "weights" in read:
+            options["weights"] = weights
+        if "bco_delta" in read:
+            good, bad = (scalars["beta"] * (policy[side] - ref[side]) for side in (0, 1))
+            statistic = bco_delta_statistic(rewards_chosen=good, rewards_rejected=bad, weights=weights)
+            options["bco_delta"] = statistic.mean()
+        if self.f_divergence == "alpha":
+            options["alpha_divergence_coef"] = scalars["alpha_divergence_coef"]
+        if self.weighting == "wpo":
+            own = [
+                wpo_weights(token_logps=side.logps, log_collision=side.log_collision, mask=mask)
+                for side, mask in zip(sides, masks, strict=True)
+            ]
+            options["pair_weights"] = own[0] * own[1]
         out = dpo_loss(
-            policy_chosen_logps=jnp.where(used, chosen, 0.0),
-            policy_rejected_logps=jnp.where(used, rejected, 0.0),
-            ref_chosen_logps=jnp.where(used, batch.ref_chosen_logps, 0.0),
-            ref_rejected_logps=jnp.where(used, batch.ref_rejected_logps, 0.0),
+            policy_chosen_logps=policy[0],
+            policy_rejected_logps=policy[1],
+            ref_chosen_logps=ref[0],
+            ref_rejected_logps=ref[1],
             beta=scalars["beta"],
-            label_smoothing=scalars["label_smoothing"],
+            loss_type=self.loss_type,
+            f_divergence=self.f_divergence,
+            chosen_lengths=lengths(masks[0]),
+            rpo_alpha=scalars["rpo_alpha"],
+            **options,
         )
-        return example_mean(out.losses, weights), reduce_metrics(out.metrics, weights=weights)
+        return mean_over_pairs(out, weights)
 
-    def with_reference(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars) -> Batch:
-        """Fills in both sides' sequence log-probs under the reference."""
-        del scalars
-        assert isinstance(batch, PreferenceBatch)
-        chosen, rejected = _pair_logps(params, config, batch)
-        return batch.replace(ref_chosen_logps=chosen, ref_rejected_logps=rejected)
+    def prepare(
+        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
+    ) -> Batch:
+        """Fills in both sides' token log-probs under the reference."""
+        del params, config, scalars
+        return with_reference(batch, frozen)
 
-    def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
-        """`[P * pairs_per_prompt]` pairs of the best and the worst of a group; unfilled ones have weight 0."""
-        rng = np.random.default_rng(seed)
-        G, most = rollouts.group_size, self.pairs_per_prompt
-        chosen, rejected, weights = [], [], []
-        for start in range(0, len(rollouts.rewards), G):
-            order = start + rng.permutation(G)
-            order = order[np.argsort(-rollouts.rewards[order], kind="stable")]
-            for pair in range(most):
-                best, worst = order[pair], order[-1 - pair]
-                chosen.append(best)
-                rejected.append(worst)
-                weights.append(pair < G // 2 and rollouts.rewards[best] > rollouts.rewards[worst])
-        weight = np.array(weights, np.float32)
-        batch = PreferenceBatch(
-            sequence_rows(rollouts, np.array(chosen), weight),
-            sequence_rows(rollouts, np.array(rejected), weight),
-            np.zeros_like(weight),
-            np.zeros_like(weight),
+
+def _make(setting: Setting) -> Algorithm:
+    o = setting.options
+    return DPO(o["loss_type"], o["f_divergence"], o["weighting"], pairs_per_prompt=o["pairs_per_prompt"])
+
+
+def _no_effect(options: Mapping[str, Any], online: bool) -> Collection[str]:
+    read = READ_BY[options["loss_type"]]
+    unread = {"label_smoothing", "f_divergence", "discopop_tau"} - read
+    if options["f_divergence"] != "alpha" or "f_divergence" in unread:
+        unread.add("alpha_divergence_coef")
+    return (*sorted(unread), *pairs_no_effect(options, online))
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    loss_type, smoothing = options["loss_type"], options["label_smoothing"]
+    if loss_type == "exo_pair" and smoothing <= 0:
+        raise ValueError(f"label_smoothing: got {smoothing}, expected above 0 because exo_pair takes its log")
+    if options["rpo_alpha"] > 0 and options["ld_alpha"] < 1:
+        raise ValueError(
+            f"ld_alpha: got {options['ld_alpha']}, expected 1 with rpo_alpha={options['rpo_alpha']} because the "
+            "likelihood of the chosen would be desensitised too"
         )
-        return batch, {"pairs": float(weight.sum()), "pairs_fraction": float(weight.mean())}
+    if options["f_divergence"] != "reverse_kl" and "f_divergence" not in READ_BY[loss_type]:
+        raise ValueError(
+            f"f_divergence: got {options['f_divergence']!r}, expected 'reverse_kl' because {loss_type} is no "
+            "function of the contrast alone"
+        )
 
 
-def _pair_logps(params: Params, config: ModelConfig, batch: PreferenceBatch) -> tuple[Array, Array]:
-    """Sequence log-probs `[B]` of both sides from one forward pass over `[2B, T]`."""
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch.chosen, batch.rejected)
-    logps = sequence_sum(batch_logps(params, config, both).logps, both.loss_mask)
-    chosen, rejected = jnp.split(logps, 2)
-    return chosen, rejected
+OBJECTIVES = (
+    Objective(
+        "dpo",
+        _make,
+        {
+            "loss_type": choice(*get_args(DPOLossType)),
+            "f_divergence": choice(*get_args(FDivergence)),
+            "weighting": choice(*get_args(PairWeighting)),
+            "beta": number(1e-6, None, "at 0 the loss is constant"),
+            "label_smoothing": number(0, 0.4999, "at 0.5 the labels are noise"),
+            "alpha_divergence_coef": number(0, 1, "0 is the forward KL, 1 the reverse"),
+            "discopop_tau": number(1e-6, None, "the contrast is divided by it"),
+            "rpo_alpha": number(0, None, "it is the weight of a likelihood; 0 is off"),
+            "ld_alpha": number(
+                0, 1, "it is the share that counts of what exceeds the shorter side; 1 is off"
+            ),
+            **PAIR_OPTIONS,
+        },
+        given="preferences",
+        own=True,
+        no_effect=_no_effect,
+        check=_check,
+        rows_per_group=pairs_per_group,
+    ),
+)

@@ -1,78 +1,204 @@
-"""Group-relative policy optimisation: GRPO as published and Dr. GRPO are settings of one algorithm."""
+"""Critic-free policy gradients: GRPO and its family are settings of one algorithm."""
 
 import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jaxtyping import Array
 
 from models.config import ModelConfig
 from models.transformer import Params
-from objectives.advantages import Baseline, Normalization, frac_reward_zero_std, group_advantages
-from objectives.grpo import LossKLEstimator, grpo_loss
-from objectives.reduce import Aggregation, reduce, reduce_metrics
-from objectives.types import WeightedSum
+from objectives.advantages import (
+    Baseline,
+    Normalization,
+    frac_reward_zero_std,
+    group_advantages,
+    process_advantages,
+    reinforce_pp_advantages,
+    reinforce_pp_baseline_advantages,
+)
+from objectives.grpo import KLCorrection, LossKLEstimator, RatioLevel, SurrogateName, grpo_loss
+from objectives.importance import ImportanceMode, importance_weights
+from objectives.kl import kl_estimate
+from objectives.reduce import Aggregation, reduce, reduce_metrics, sequence_sum
 from research.algorithms.base import (
+    NO_K1,
+    Algorithm,
     Batch,
-    DataKind,
+    Frozen,
+    Objective,
+    Read,
+    Role,
     Rollouts,
     Scalars,
-    after_prompt,
+    Setting,
+    Summed,
     batch_logps,
-    sequence_rows,
+    choice,
+    number,
+    rollout_batch,
+    static_number,
+    used_mask,
 )
 from research.batch import RolloutBatch
 
+Advantage = Literal["group", "reinforce_pp", "reinforce_pp_baseline"]
+ImportanceCorrection = Literal["none", "token", "sequence"]
+
 
 @dataclasses.dataclass(frozen=True)
-class GRPO:
-    """Clipped surrogate on group-relative advantages (Shao et al. 2024, eq. 3).
-
-    GRPO: aggregation "sequence_mean", normalization "group". Dr. GRPO (Liu et al. 2025): "constant", "none".
+class GRPO(Algorithm):
+    """A surrogate of the policy gradient on advantages without a critic (Shao et al. 2024, eq. 3).
 
     Attributes:
-      aggregation: how tokens become one number.
-      normalization: what divides the centred reward.
-      baseline: what is subtracted from the reward.
-      ddof: of the standard deviation.
-      kl_estimator: estimator of the KL term in the loss.
-      needs_reference: whether there is a KL term.
+      group_size: G.
       max_new_tokens: N; the constant of the "constant" aggregation.
+      aggregation: how tokens become one number.
+      advantage: "group", or the batch-wide ones of REINFORCE++.
+      baseline, normalization, ddof: of group advantages.
+      ratio_level, surrogate: what is clipped, and how.
+      two_sided: whether `delta` bounds the ratio of tokens with negative advantage.
+      kl: where the KL to the reference enters: nowhere, the loss, or the reward.
+      kl_estimator, kl_correction: of a KL in the loss; in the reward it is k1.
+      importance, importance_mode: correction for a sampler that differs from the trainer.
+      mask_truncated: whether completions cut at their limit are left out of the loss.
 
-    Scalars: `clip_eps_low`, `clip_eps_high`, `beta`, `temperature`.
+    Scalars: `clip_eps_low`, `clip_eps_high`, `delta`, `cispo_clip`, `sapo_temperature_pos`,
+    `sapo_temperature_neg`, `beta`, `importance_cap`, `temperature`.
     """
 
-    aggregation: Aggregation
-    # Read on the host only: a change of them does not recompile the step.
-    normalization: Normalization = dataclasses.field(compare=False)
-    baseline: Baseline = dataclasses.field(compare=False)
-    ddof: int = dataclasses.field(compare=False)
-    kl_estimator: LossKLEstimator
-    needs_reference: bool
+    group_size: int
     max_new_tokens: int
-    data: DataKind = "rollouts"
+    aggregation: Aggregation = "sequence_mean"
+    advantage: Advantage = "group"
+    normalization: Normalization = "group"
+    baseline: Baseline = "mean"
+    ddof: int = 1
+    ratio_level: RatioLevel = "token"
+    surrogate: SurrogateName = "clip"
+    two_sided: bool = False
+    kl: Literal["none", "loss", "reward"] = "none"
+    kl_estimator: LossKLEstimator = "k3"
+    kl_correction: KLCorrection = "none"
+    importance: ImportanceCorrection = "none"
+    importance_mode: ImportanceMode = "truncate"
+    mask_truncated: bool = dataclasses.field(default=False, compare=False)  # read on the host only
+
+    @property
+    def for_update(self) -> Algorithm:
+        """Without what the advantages are made from."""
+        same: dict[str, Any] = {"group_size": 2, "advantage": "group", "normalization": "group"}
+        return dataclasses.replace(self, **same, baseline="mean", ddof=1)
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """A reference where there is a KL term."""
+        return () if self.kl == "none" else ("reference",)
+
+    def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
+        """All B rows; advantages follow in `prepare`, which sees the whole batch."""
+        del seed
+        batch = rollout_batch(rollouts, mask_truncated=self.mask_truncated)
+        return batch, {"frac_reward_zero_std": float(frac_reward_zero_std(batch.scores, rollouts.group_size))}
+
+    def prepare(
+        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
+    ) -> Batch:
+        """Old and reference log-probs, at the rollout's temperature, and advantages."""
+        assert isinstance(batch, RolloutBatch)
+        rows, temperature = batch.sequences, scalars["temperature"]
+        old_logps = batch.sampler_logps
+        if self.importance != "none":
+            old_logps = batch_logps(params, config, rows, temperature).logps
+        ref_logps = None
+        if frozen.reference is not None:
+            reference = frozen.reference
+            ref_logps = batch_logps(reference.params, reference.config, rows, temperature).logps
+        batch = batch.replace(old_logps=old_logps, ref_logps=ref_logps)
+        return batch.replace(advantages=self._advantages(batch, scalars))
+
+    def _advantages(self, batch: RolloutBatch, scalars: Scalars) -> Array:
+        rows, rewards = batch.sequences, batch.scores
+        kl, coef = None, 0.0
+        if self.kl == "reward":
+            assert batch.old_logps is not None and batch.ref_logps is not None
+            kl = kl_estimate(batch.old_logps, batch.ref_logps, "k1")
+            coef = scalars["beta"]
+        scale = batch.advantage_scale
+        if self.advantage == "reinforce_pp":
+            return scale[:, None] * reinforce_pp_advantages(
+                rewards=rewards,
+                completion_mask=rows.loss_mask,
+                kl_penalty=kl,
+                kl_coef=coef,
+                weights=rows.weights,
+            )
+        if kl is not None:
+            rewards = rewards - coef * sequence_sum(kl, rows.loss_mask)
+        if self.advantage == "reinforce_pp_baseline":
+            return scale[:, None] * reinforce_pp_baseline_advantages(
+                rewards=rewards,
+                group_size=self.group_size,
+                completion_mask=rows.loss_mask,
+                weights=rows.weights,
+            )
+        advantages = scale * group_advantages(
+            rewards,
+            self.group_size,
+            baseline=self.baseline,
+            normalization=self.normalization,
+            ddof=self.ddof,
+        )
+        if batch.step_rewards is None or batch.step_mask is None:
+            return advantages
+        return advantages[:, None] + scale[:, None] * process_advantages(
+            step_rewards=batch.step_rewards,
+            step_mask=batch.step_mask,
+            completion_mask=rows.loss_mask,
+            group_size=self.group_size,
+            ddof=self.ddof,
+        )
 
     def loss(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars
-    ) -> tuple[WeightedSum, dict[str, WeightedSum]]:
+        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
+    ) -> Summed:
         """The surrogate at the rollout's temperature, reduced as configured."""
-        assert isinstance(batch, RolloutBatch)
-        rows = batch.sequences
-        # A NaN in a row of weight 0 would still reach the gradient, as 0 * NaN.
-        mask = rows.loss_mask & (rows.weights > 0)[:, None]
+        del frozen
+        assert (
+            isinstance(batch, RolloutBatch) and batch.old_logps is not None and batch.advantages is not None
+        )
+        rows, mask = batch.sequences, used_mask(batch.sequences)
         scored = batch_logps(params, config, rows, scalars["temperature"])
+        weights = None
+        if self.importance != "none":
+            weights = importance_weights(
+                old_logps=batch.old_logps,
+                sampler_logps=batch.sampler_logps,
+                completion_mask=mask,
+                level=self.importance,
+                mode=self.importance_mode,
+                cap=scalars["importance_cap"],
+            )
+        read = {name: scalars[name] for name in _READ[self.surrogate]}
+        if self.two_sided:
+            read["delta"] = scalars["delta"]
         out = grpo_loss(
             policy_logps=scored.logps,
             old_logps=batch.old_logps,
             advantages=batch.advantages,
             completion_mask=mask,
-            clip_eps_low=scalars["clip_eps_low"],
-            clip_eps_high=scalars["clip_eps_high"],
-            ref_logps=batch.ref_logps if self.needs_reference else None,
-            beta=scalars["beta"] if self.needs_reference else 0.0,
+            ref_logps=batch.ref_logps,
+            beta=scalars["beta"] if self.kl == "loss" else 0.0,
             kl_estimator=self.kl_estimator,
+            ratio_level=self.ratio_level,
+            surrogate=self.surrogate,
+            kl_correction=self.kl_correction if self.kl == "loss" else "none",
+            importance_weights=weights,
+            **read,
         )
-        gap = jnp.abs(jax.lax.stop_gradient(scored.logps) - batch.old_logps)
+        gap = jnp.abs(jax.lax.stop_gradient(scored.logps) - batch.sampler_logps)
         metrics = {**out.metrics, "entropy": scored.entropy, "sampler_trainer_gap": gap}
         loss = reduce(
             out.losses,
@@ -83,29 +209,101 @@ class GRPO:
         )
         return loss, reduce_metrics(metrics, mask=mask, weights=rows.weights)
 
-    def with_reference(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars) -> Batch:
-        """Fills in the reference's log-probs, at the same temperature as the policy's."""
-        assert isinstance(batch, RolloutBatch)
-        scored = batch_logps(params, config, batch.sequences, scalars["temperature"])
-        return batch.replace(ref_logps=scored.logps)
 
-    def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
-        """All B rows, each with its group-relative advantage."""
-        del seed
-        rewards = jnp.asarray(rollouts.rewards, jnp.float32)
-        advantages = group_advantages(
-            rewards,
-            rollouts.group_size,
-            baseline=self.baseline,
-            normalization=self.normalization,
-            ddof=self.ddof,
+_READ: Mapping[SurrogateName, tuple[str, ...]] = {
+    "clip": ("clip_eps_low", "clip_eps_high"),
+    "cispo": ("cispo_clip",),
+    "sapo": ("sapo_temperature_pos", "sapo_temperature_neg"),
+}
+"""The scalars that each surrogate reads."""
+
+OPTIONS = {
+    "aggregation": choice("sequence_mean", "token_mean", "constant"),
+    "advantage": choice("group", "reinforce_pp", "reinforce_pp_baseline"),
+    "normalization": choice("group", "batch", "none"),
+    "baseline": choice("mean", "leave_one_out"),
+    "ddof": static_number(0, 1, "a group may have 2 completions"),
+    "ratio_level": choice("token", "sequence", "sequence_token"),
+    "surrogate": choice("clip", "cispo", "sapo"),
+    "clip_eps_low": number(0, 1, "the ratio is positive"),
+    "clip_eps_high": number(0, None, "the ratio is clipped above 1"),
+    "delta": number(0, None, "0 is off; it bounds the ratio"),
+    "cispo_clip": number(1e-6, None, "at 0 nothing is learned"),
+    "sapo_temperature_pos": number(1e-6, None, "the gate is divided by it"),
+    "sapo_temperature_neg": number(1e-6, None, "the gate is divided by it"),
+    "beta": number(0, None, "it is the strength of a penalty"),
+    "kl_in": choice("loss", "reward"),
+    "kl_estimator": choice("k2", "k3", why=NO_K1),
+    "kl_correction": choice("none", "ratio"),
+    "importance": choice("none", "token", "sequence"),
+    "importance_mode": choice("truncate", "mask"),
+    "importance_cap": number(1e-6, None, "at 0 nothing is learned"),
+    "mask_truncated": choice(False, True),
+}
+
+
+def _no_effect(options: Mapping[str, Any], online: bool) -> Collection[str]:
+    del online
+    unread = {name for names in _READ.values() for name in names} - set(_READ[options["surrogate"]])
+    if options["surrogate"] != "clip":
+        unread.add("delta")
+    if options["advantage"] != "group":
+        unread |= {"normalization", "baseline", "ddof"}
+    if options["normalization"] == "none":
+        unread.add("ddof")
+    if options["beta"] == 0:
+        unread.add("kl_in")
+    if options["beta"] == 0 or options["kl_in"] == "reward":
+        unread |= {"kl_estimator", "kl_correction"}
+    if options["importance"] == "none":
+        unread |= {"importance_mode", "importance_cap"}
+    return unread
+
+
+def _reads(options: Mapping[str, Any]) -> frozenset[Read]:
+    """One gradient a sequence, or a batch-wide advantage, has no place for the rewards of steps."""
+    whole = options["ratio_level"] == "sequence" and options["surrogate"] != "cispo"
+    steps = options["advantage"] == "group" and not whole
+    return frozenset({"rewards", "scale", "steps"} if steps else {"rewards", "scale"})
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Raises ValueError where options exclude each other."""
+    if options["surrogate"] == "clip" and 0 < options["delta"] <= 1 + options["clip_eps_high"]:
+        raise ValueError(
+            f"delta: got {options['delta']}, expected 0 (off) or more than 1 + clip_eps_high = "
+            f"{1 + options['clip_eps_high']:g}"
         )
-        B = len(rollouts.rewards)
-        old_logps = after_prompt(rollouts.sampler_logps, rollouts.prompt_tokens.shape[1])
-        batch = RolloutBatch(
-            sequence_rows(rollouts, np.arange(B), np.ones(B)),
-            np.asarray(advantages),
-            old_logps,
-            np.zeros_like(old_logps),
+    if options["beta"] > 0 and options["kl_correction"] == "ratio" and options["kl_estimator"] != "k3":
+        raise ValueError("kl_correction: got 'ratio' with k2, expected kl_estimator=k3")
+    if options["surrogate"] == "cispo" and options["ratio_level"] == "sequence_token":
+        raise ValueError("ratio_level: got 'sequence_token' with cispo, expected token or sequence")
+    if options["advantage"] != "group" and options["ratio_level"] == "sequence":
+        raise ValueError(
+            f"ratio_level: got 'sequence' with advantage={options['advantage']}, expected sequence_token because "
+            "these advantages differ from token to token"
         )
-        return batch, {"frac_reward_zero_std": float(frac_reward_zero_std(rewards, rollouts.group_size))}
+
+
+def _make(setting: Setting) -> Algorithm:
+    o = setting.options
+    return GRPO(
+        group_size=setting.group_size,
+        max_new_tokens=setting.max_new_tokens,
+        two_sided=o["surrogate"] == "clip" and o["delta"] > 0,
+        kl=o["kl_in"] if o["beta"] > 0 else "none",
+        **{key: o[key] for key, option in OPTIONS.items() if not option.traced and key != "kl_in"},
+    )
+
+
+FAMILY = (
+    "grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "gspo", "cispo", "sapo",
+)  # fmt: skip
+"""Names of the family's members: one algorithm and one set of options, with each paper's own as defaults."""
+
+OBJECTIVES = tuple(
+    Objective(
+        name, _make, OPTIONS, own=True, no_effect=_no_effect, check=_check, reads=_reads, untruncated=True
+    )
+    for name in FAMILY
+)

@@ -5,8 +5,17 @@ from typing import Literal
 
 import numpy as np
 
-from research.algorithms.base import Batch, Rollouts, sequence_rows
-from research.algorithms.sft import NextToken
+from research.algorithms.base import (
+    Algorithm,
+    Batch,
+    Objective,
+    Rollouts,
+    Setting,
+    choice,
+    sequence_rows,
+    static_number,
+)
+from research.algorithms.sft import NEXT_TOKEN_OPTIONS, NextToken
 
 Selector = Literal["leanest", "random"]
 
@@ -21,14 +30,13 @@ class RejectionSampling(NextToken):
       keep_per_prompt: at most this many samples of a prompt are kept.
       selector: "leanest" prefers fewest tokens among the correct; "random" draws from the correct, the
         matched control.
-      threshold: a sample is correct if its reward reaches this.
 
     Scalars: those of `NextToken`.
     """
 
+    # Read on the host only: a change of them does not recompile the step.
     keep_per_prompt: int = dataclasses.field(default=2, compare=False)
     selector: Selector = dataclasses.field(default="leanest", compare=False)
-    threshold: float = dataclasses.field(default=1.0, compare=False)
 
     def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
         """`[P * keep_per_prompt]` rows; unfilled ones have weight 0."""
@@ -36,9 +44,8 @@ class RejectionSampling(NextToken):
         G, keep = rollouts.group_size, self.keep_per_prompt
         rows, weights = [], []
         for start in range(0, len(rollouts.rewards), G):
-            correct = start + np.flatnonzero(
-                (rollouts.rewards[start : start + G] >= self.threshold) & rollouts.stopped[start : start + G]
-            )
+            group = slice(start, start + G)
+            correct = start + np.flatnonzero(rollouts.correct[group] & rollouts.stopped[group])
             correct = rng.permutation(correct)
             if self.selector == "leanest":
                 correct = correct[np.argsort(rollouts.lengths[correct], kind="stable")]
@@ -48,3 +55,25 @@ class RejectionSampling(NextToken):
         weight = np.concatenate(weights)
         batch = sequence_rows(rollouts, np.concatenate(rows).astype(np.int64), weight)
         return batch, {"selected": float(weight.sum()), "selected_fraction": float(weight.mean())}
+
+
+def _make(setting: Setting) -> Algorithm:
+    return RejectionSampling(
+        keep_per_prompt=setting.options["keep_per_prompt"], selector=setting.options["selector"]
+    )
+
+
+OBJECTIVES = (
+    Objective(
+        "rejection_sampling",
+        _make,
+        {
+            **NEXT_TOKEN_OPTIONS,
+            "keep_per_prompt": static_number(1, None, "something must be kept"),
+            "selector": choice("leanest", "random"),
+        },
+        own=True,
+        reads=lambda _options: frozenset({"correct"}),
+        rows_per_group=lambda options, _group_size: int(options["keep_per_prompt"]),
+    ),
+)

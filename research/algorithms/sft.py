@@ -6,28 +6,33 @@ from models.config import ModelConfig
 from models.transformer import Params
 from objectives.next_token import next_token_loss
 from objectives.reduce import reduce_metrics, token_mean
-from objectives.types import WeightedSum
-from research.algorithms.base import Batch, DataKind, Rollouts, Scalars, batch_logps
+from research.algorithms.base import (
+    Algorithm,
+    Batch,
+    DataKind,
+    Frozen,
+    Objective,
+    Scalars,
+    Setting,
+    Summed,
+    batch_logps,
+    number,
+)
 from research.batch import SequenceBatch
 
 
 @dataclasses.dataclass(frozen=True)
-class NextToken:
+class NextToken(Algorithm):
     """`next_token` (every token of packed text) and `sft` (response tokens of chat examples).
-
-    Attributes:
-      data: "text" or "chat"; the mask that comes with the data is the only difference.
 
     Scalars: `label_smoothing`, `z_loss_coef`.
     """
 
-    data: DataKind = dataclasses.field(compare=False)  # text and chat share one compiled step
-    needs_reference: bool = False
-
     def loss(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars
-    ) -> tuple[WeightedSum, dict[str, WeightedSum]]:
+        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
+    ) -> Summed:
         """Mean over all target tokens of the global batch, rows weighted."""
+        del frozen
         assert isinstance(batch, SequenceBatch)
         scored = batch_logps(params, config, batch)
         out = next_token_loss(
@@ -45,13 +50,20 @@ class NextToken:
             reduce_metrics(metrics, mask=batch.loss_mask, weights=batch.weights),
         )
 
-    def with_reference(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars) -> Batch:
-        """Not used: there is no reference."""
-        del params, config, scalars
-        return batch
 
-    def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
-        """Not used: the data are given."""
-        raise NotImplementedError(
-            f"{self.data} batches do not come from rollouts ({rollouts.group_size}, {seed})"
-        )
+NEXT_TOKEN_OPTIONS = {
+    "label_smoothing": number(0, 1, "it is a probability"),
+    "z_loss_coef": number(0, None, "it is the strength of a penalty"),
+}
+
+
+def _make(setting: Setting) -> Algorithm:
+    del setting
+    return NextToken()
+
+
+def _objective(name: str, given: DataKind) -> Objective:
+    return Objective(name, _make, NEXT_TOKEN_OPTIONS, given=given)
+
+
+OBJECTIVES = (_objective("next_token", "text"), _objective("sft", "chat"))

@@ -181,10 +181,17 @@ def render_messages(
 
 def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarray:
     """Tokens [T] int32 that ask for an assistant turn: they end with `<|im_start|>assistant<|im_sep|>`."""
-    tokens = [tokenizer.bos_id]
-    for message in messages:
-        tokens += (*_header(message.role, tokenizer), *_content(message, tokenizer), tokenizer.im_end_id)
-    return np.asarray(tokens + _header("assistant", tokenizer), np.int32)
+    tokens = [tokenizer.bos_id, *render_turns(messages, tokenizer), *_header("assistant", tokenizer)]
+    return np.asarray(tokens, np.int32)
+
+
+def render_turns(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Whole turns as tokens, without BOS: what can be put between BOS and a prompt."""
+    return tuple(
+        token
+        for message in messages
+        for token in (*_header(message.role, tokenizer), *_content(message, tokenizer), tokenizer.im_end_id)
+    )
 
 
 def render_continuation(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarray:

@@ -18,7 +18,7 @@ import grain
 import numpy as np
 
 from research.data.examples import (
-    Examples,
+    PairExamples,
     Records,
     Report,
     preference_examples,
@@ -78,7 +78,7 @@ def text_mixture_batches(
     name: str = "text",
 ) -> Pipeline:
     """`text_batches` from several sources: each row is from one source, in proportion to `weights`."""
-    _check_shape(name, batch_size=batch_size, length=length, seed=seed)
+    check_shape(name, batch_size=batch_size, length=length, seed=seed)
     if not sources or len(weights) != len(sources) or min(weights) <= 0:
         raise DataError(
             f"{name}: got {len(sources)} sources with weights {list(weights)}, "
@@ -92,7 +92,7 @@ def text_mixture_batches(
     ]
     rows = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, list(weights))
     report = {key: sum(store.report[key] for store in stores) for key in stores[0].report}
-    return Pipeline(_batch(rows, batch_size), report)
+    return Pipeline(batched(rows, batch_size), report)
 
 
 def sft_batches(
@@ -112,13 +112,13 @@ def sft_batches(
     like length share a batch whose T is one of `bucket_lengths` (default: a quarter, half and all of
     `length`), so there are that many shapes to compile.
     """
-    _check_shape(name, batch_size=batch_size, length=length, seed=seed)
+    check_shape(name, batch_size=batch_size, length=length, seed=seed)
     examples = sft_examples(source, tokenizer, length=length, name=name)
     if packing:
         if bucket_lengths is not None:
             raise DataError(f"{name}: bucket_lengths has no effect with packing, expected it only without.")
         packed = grain.MapDataset.source(PackedStream(examples, length, seed, tokenizer.pad_id))
-        return Pipeline(_batch(packed, batch_size), examples.report)
+        return Pipeline(batched(packed, batch_size), examples.report)
     buckets = sorted({length, *(bucket_lengths or (max(1, length // 4), max(1, length // 2)))})
     if buckets[-1] > length or buckets[0] < 1:
         raise DataError(f"{name}: bucket_lengths is {buckets}, expected values from 1 to length = {length}.")
@@ -135,12 +135,14 @@ def preference_batches(
     seed: int,
     name: str = "preferences",
 ) -> Pipeline:
-    """Batches {chosen,rejected}_{tokens,loss_mask,segment_ids,positions}, each [B, T], prompts masked."""
-    _check_shape(name, batch_size=batch_size, length=length, seed=seed)
-    chosen, rejected = preference_examples(source, tokenizer, length=length, name=name)
-    row = partial(_pair_row, chosen, rejected, length, tokenizer.pad_id)
-    stream = PermutedStream(len(chosen.tokens), row, seed)
-    return Pipeline(_batch(grain.MapDataset.source(stream), batch_size), chosen.report)
+    """Batches {chosen,rejected}_{tokens,loss_mask,segment_ids,positions}, each [B, T], prompts masked, and
+    {margins, soft_labels}, [B] float32: 0 and 1 for records that do not say.
+    """
+    check_shape(name, batch_size=batch_size, length=length, seed=seed)
+    pairs = preference_examples(source, tokenizer, length=length, name=name)
+    row = partial(_pair_row, pairs, length, tokenizer.pad_id)
+    stream = PermutedStream(len(pairs.margins), row, seed)
+    return Pipeline(batched(grain.MapDataset.source(stream), batch_size), pairs.chosen.report)
 
 
 def prompt_batches(
@@ -157,7 +159,7 @@ def prompt_batches(
     `prompt_id` is the record's index in `source`, where its answer is. No prompt occurs twice in a batch:
     each epoch leaves out the `len(source) % P` records at the end of its order.
     """
-    _check_shape(name, prompts_per_batch=prompts_per_batch, max_prompt_length=max_prompt_length, seed=seed)
+    check_shape(name, prompts_per_batch=prompts_per_batch, max_prompt_length=max_prompt_length, seed=seed)
     prompts = prompt_tokens(source, tokenizer, max_prompt_length=max_prompt_length, name=name)
     if len(prompts) < prompts_per_batch:
         raise DataError(
@@ -173,37 +175,38 @@ def text_eval_batches(
     source: Records, tokenizer: Tokenizer, *, batch_size: int, length: int, name: str = "text"
 ) -> Pipeline:
     """One pass of `text_batches` rows in a fixed order; the last batch is filled with rows of segment 0."""
-    _check_shape(name, batch_size=batch_size, length=length)
+    check_shape(name, batch_size=batch_size, length=length)
     store = text_documents(source, tokenizer, name=name)
     stream = TextStream(store, length, None, tokenizer.pad_id)
     rows = Finite(stream.rows_per_epoch, stream.__getitem__)
-    return _finite(rows, batch_size, empty_row(length, tokenizer.pad_id), store.report)
+    return ordered(rows, batch_size, empty_row(length, tokenizer.pad_id), store.report)
 
 
 def sft_eval_batches(
     source: Records, tokenizer: Tokenizer, *, batch_size: int, length: int, name: str = "sft"
 ) -> Pipeline:
     """One pass over the examples in order, one a row; the last batch is filled with rows of segment 0."""
-    _check_shape(name, batch_size=batch_size, length=length)
+    check_shape(name, batch_size=batch_size, length=length)
     examples = sft_examples(source, tokenizer, length=length, name=name)
     pad = tokenizer.pad_id
 
     def row(index: int) -> Row:
         return assemble_row([examples.tokens[index]], [examples.loss_masks[index]], length, pad)
 
-    return _finite(Finite(len(examples.tokens), row), batch_size, empty_row(length, pad), examples.report)
+    return ordered(Finite(len(examples.tokens), row), batch_size, empty_row(length, pad), examples.report)
 
 
 def preference_eval_batches(
     source: Records, tokenizer: Tokenizer, *, batch_size: int, length: int, name: str = "preferences"
 ) -> Pipeline:
     """One pass over the pairs in order; the last batch is filled with rows of segment 0."""
-    _check_shape(name, batch_size=batch_size, length=length)
-    chosen, rejected = preference_examples(source, tokenizer, length=length, name=name)
-    row = partial(_pair_row, chosen, rejected, length, tokenizer.pad_id)
+    check_shape(name, batch_size=batch_size, length=length)
+    pairs = preference_examples(source, tokenizer, length=length, name=name)
+    row = partial(_pair_row, pairs, length, tokenizer.pad_id)
     empty = empty_row(length, tokenizer.pad_id)
     empty_pair = {f"{side}_{key}": value for side in ("chosen", "rejected") for key, value in empty.items()}
-    return _finite(Finite(len(chosen.tokens), row), batch_size, empty_pair, chosen.report)
+    empty_pair |= {"margins": np.zeros((), np.float32), "soft_labels": np.ones((), np.float32)}
+    return ordered(Finite(len(pairs.margins), row), batch_size, empty_pair, pairs.chosen.report)
 
 
 def prompt_eval_batches(
@@ -215,7 +218,7 @@ def prompt_eval_batches(
     name: str = "prompts",
 ) -> Pipeline:
     """One pass over the prompts in order; the last batch is filled with rows of mask 0 and prompt_id -1."""
-    _check_shape(name, prompts_per_batch=prompts_per_batch, max_prompt_length=max_prompt_length)
+    check_shape(name, prompts_per_batch=prompts_per_batch, max_prompt_length=max_prompt_length)
     prompts = prompt_tokens(source, tokenizer, max_prompt_length=max_prompt_length, name=name)
     row = partial(_prompt_row, prompts, max_prompt_length, tokenizer.pad_id)
     empty = {
@@ -223,18 +226,19 @@ def prompt_eval_batches(
         "prompt_mask": np.zeros(max_prompt_length, np.bool_),
         "prompt_id": np.array(-1, np.int32),
     }
-    return _finite(Finite(len(prompts), row), prompts_per_batch, empty, {"examples": len(prompts)})
+    return ordered(Finite(len(prompts), row), prompts_per_batch, empty, {"examples": len(prompts)})
 
 
-def _pair_row(chosen: Examples, rejected: Examples, length: int, pad_id: int, index: int) -> Row:
-    sides = {"chosen": chosen, "rejected": rejected}
-    return {
+def _pair_row(pairs: PairExamples, length: int, pad_id: int, index: int) -> Row:
+    sides = {"chosen": pairs.chosen, "rejected": pairs.rejected}
+    row = {
         f"{side}_{key}": value
         for side, examples in sides.items()
         for key, value in assemble_row(
             [examples.tokens[index]], [examples.loss_masks[index]], length, pad_id
         ).items()
     }
+    return {**row, "margins": pairs.margins[index], "soft_labels": pairs.soft_labels[index]}
 
 
 def _prompt_row(prompts: Sequence[np.ndarray], length: int, pad_id: int, index: int) -> Row:
@@ -246,17 +250,20 @@ def _prompt_row(prompts: Sequence[np.ndarray], length: int, pad_id: int, index: 
     return {"prompt_tokens": tokens, "prompt_mask": mask, "prompt_id": np.array(index, np.int32)}
 
 
-def _batch(rows: grain.MapDataset, batch_size: int) -> grain.IterDataset:
+def batched(rows: grain.MapDataset, batch_size: int) -> grain.IterDataset:
+    """Batches of rows, drawn where they are asked for."""
     return rows.batch(batch_size).to_iter_dataset(_INLINE)
 
 
-def _finite(rows: Finite, batch_size: int, empty: Row, report: Report) -> Pipeline:
+def ordered(rows: Finite, batch_size: int, empty: Row, report: Report) -> Pipeline:
+    """One pass over rows in order; the last batch is filled with `empty` rows."""
     stack: Callable[[Sequence[Row]], Row] = partial(stack_padded, batch_size=batch_size, empty=empty)
     batches = grain.MapDataset.source(rows).batch(batch_size, batch_fn=stack)
     return Pipeline(batches.to_iter_dataset(_INLINE), report)
 
 
-def _check_shape(name: str, *, seed: int = 0, **sizes: int) -> None:
+def check_shape(name: str, *, seed: int = 0, **sizes: int) -> None:
+    """Raises DataError for a size below 1 or a negative seed."""
     for key, size in sizes.items():
         if size < 1:
             raise DataError(f"{name}: {key} is {size}, expected at least 1.")

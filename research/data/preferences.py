@@ -1,6 +1,7 @@
-"""Preference records in the common shapes as one `Preference`."""
+"""Preference records in the common shapes as a `Preference`, a `Ranking` or `Judged` completions."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,21 +13,50 @@ _SHAPES = "prompt+chosen+rejected, conversations+chosen+rejected, or chosen+reje
 
 @dataclass(frozen=True)
 class Preference:
-    """Two assistant turns that answer one prompt, the better one first."""
+    """Two assistant turns that answer one prompt, the better one first.
+
+    Attributes:
+        prompt: the turns before both.
+        chosen, rejected: the two turns.
+        margin: how much better the chosen one is rated (any unit; it is subtracted from a score difference).
+        label_probability: probability that the chosen one is the better one.
+    """
 
     prompt: tuple[Message, ...]
     chosen: Message
     rejected: Message
+    margin: float = 0.0
+    label_probability: float = 1.0
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Assistant turns that answer one prompt; a lower rank is better, equal ranks are ties."""
+
+    prompt: tuple[Message, ...]
+    completions: tuple[Message, ...]
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An assistant turn that answers a prompt, desirable or not."""
+
+    prompt: tuple[Message, ...]
+    completion: Message
+    desirable: bool
 
 
 def parse_preference(record: Mapping[str, Any], *, where: str) -> Preference:
     """A pair from {prompt, chosen, rejected}, ShareGPT's {conversations, chosen, rejected}, or two whole
     conversations {chosen, rejected} that differ in their last turn.
 
-    Strings, {role, content} and {from, value} objects and lists of them are all read.
+    Strings, {role, content} and {from, value} objects and lists of them are all read. `margin` and
+    `label_probability` may stand beside them.
 
     Raises:
-        DataError: the shape is unknown, a side is not one assistant turn, or both sides are equal.
+        DataError: the shape is unknown, a side is not one assistant turn, both sides are equal, the margin is
+            no finite number, or the probability is not one.
     """
     if not {"chosen", "rejected"} <= record.keys():
         raise DataError(f"{where}: found the keys {', '.join(record) or '(none)'}, expected {_SHAPES}.")
@@ -53,4 +83,90 @@ def parse_preference(record: Mapping[str, Any], *, where: str) -> Preference:
         raise DataError(f"{where}: the prompt ends with an assistant turn, expected a user or tool turn.")
     if chosen[-1] == rejected[-1]:
         raise DataError(f"{where}: chosen and rejected are equal, so the pair states no preference.")
-    return Preference(prompt, chosen[-1], rejected[-1])
+    margin = _number(record.get("margin"), default=0.0, where=f"{where}: margin")
+    probability = _number(record.get("label_probability"), default=1.0, where=f"{where}: label_probability")
+    if not 0 <= probability <= 1:
+        raise DataError(f"{where}: label_probability: got {probability}, expected a number from 0 to 1.")
+    return Preference(prompt, chosen[-1], rejected[-1], margin, probability)
+
+
+def parse_ranking(record: Mapping[str, Any], *, where: str) -> Ranking:
+    """A ranking from {prompt, completions, ranks}; a preference pair is a ranking of two.
+
+    Raises:
+        DataError: the shape is unknown, the ranks do not match the completions, all are tied, or equal
+            completions have different ranks.
+    """
+    if not {"prompt", "completions", "ranks"} <= record.keys():
+        if {"chosen", "rejected"} <= record.keys():
+            pair = parse_preference(record, where=where)
+            return Ranking(pair.prompt, (pair.chosen, pair.rejected), (0, 1))
+        found = ", ".join(record) or "(none)"
+        raise DataError(f"{where}: found the keys {found}, expected prompt+completions+ranks or {_SHAPES}.")
+    prompt = _parse_prompt(record["prompt"], where=where)
+    texts, ranks = record["completions"], record["ranks"]
+    if not isinstance(texts, Sequence) or isinstance(texts, str) or len(texts) < 2:
+        raise DataError(f"{where}: completions: expected a list of at least two, got {texts!r:.60}.")
+    if not isinstance(ranks, Sequence) or isinstance(ranks, str) or len(ranks) != len(texts):
+        found = f"{len(ranks)} ranks" if isinstance(ranks, list | tuple) else f"{ranks!r:.60}"
+        raise DataError(f"{where}: ranks: found {found} for {len(texts)} completions, expected one each.")
+    for index, rank in enumerate(ranks):
+        if not isinstance(rank, int) or isinstance(rank, bool):
+            raise DataError(
+                f"{where}: ranks[{index}]: got {rank!r:.60}, expected an integer, lower is better."
+            )
+    if len(set(ranks)) == 1:
+        raise DataError(f"{where}: ranks: all are {ranks[0]}, so the ranking states no preference.")
+    completions = tuple(
+        _parse_completion(text, where=f"{where}: completions[{index}]") for index, text in enumerate(texts)
+    )
+    rank_of: dict[Message, int] = {}
+    for index, (message, rank) in enumerate(zip(completions, ranks, strict=True)):
+        if rank_of.setdefault(message, rank) != rank:
+            raise DataError(
+                f"{where}: completions[{index}] equals an earlier one, but its rank is {rank} and not "
+                f"{rank_of[message]}."
+            )
+    return Ranking(prompt, completions, tuple(ranks))
+
+
+def parse_judged(record: Mapping[str, Any], *, where: str) -> tuple[Judged, ...]:
+    """Judged completions from {prompt, completion, label: bool} (one), or from a preference pair (two).
+
+    Raises:
+        DataError: the shape is unknown, or the label is not a boolean.
+    """
+    if not {"prompt", "completion", "label"} <= record.keys():
+        if {"chosen", "rejected"} <= record.keys():
+            pair = parse_preference(record, where=where)
+            return Judged(pair.prompt, pair.chosen, True), Judged(pair.prompt, pair.rejected, False)
+        found = ", ".join(record) or "(none)"
+        raise DataError(f"{where}: found the keys {found}, expected prompt+completion+label or {_SHAPES}.")
+    label = record["label"]
+    if not isinstance(label, bool):
+        raise DataError(f"{where}: label: got {label!r:.60}, expected true (desirable) or false.")
+    prompt = _parse_prompt(record["prompt"], where=where)
+    return (Judged(prompt, _parse_completion(record["completion"], where=f"{where}: completion"), label),)
+
+
+def _parse_prompt(value: Any, *, where: str) -> tuple[Message, ...]:
+    prompt = parse_turns(value, role="user", where=f"{where}: prompt")
+    if prompt[-1].role == "assistant":
+        raise DataError(f"{where}: the prompt ends with an assistant turn, expected a user or tool turn.")
+    return prompt
+
+
+def _parse_completion(value: Any, *, where: str) -> Message:
+    turns = parse_turns(value, role="assistant", where=where)
+    if len(turns) != 1 or turns[0].role != "assistant":
+        roles = ", ".join(turn.role for turn in turns)
+        raise DataError(f"{where}: found turns by {roles}, expected one assistant turn.")
+    return turns[0]
+
+
+def _number(value: Any, *, default: float, where: str) -> float:
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise DataError(f"{where}: got {value!r:.60}, expected a finite number.")
+    return float(value)

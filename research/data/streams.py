@@ -137,6 +137,30 @@ class PermutedStream(_EpochStream[np.ndarray]):
         return self._row(int(plan[index]))
 
 
+class MismatchedStream(_EpochStream[np.ndarray]):
+    """Each item once an epoch, in a new order, with the next item of another group in that order.
+
+    `seed` None keeps every epoch in the order of the items.
+    """
+
+    def __init__(self, groups: np.ndarray, row: Callable[[int, int], Row], seed: int | None) -> None:
+        super().__init__(len(groups))
+        self._groups, self._row, self._seed = groups, row, seed
+
+    def _plan(self, epoch: int) -> np.ndarray:
+        if self._seed is None:
+            return np.arange(len(self._groups))
+        return np.random.default_rng((self._seed, epoch)).permutation(len(self._groups))
+
+    def _item(self, plan: np.ndarray, index: int) -> Row:
+        item, other = int(plan[index]), index
+        for step in range(1, len(plan)):
+            other = int(plan[(index + step) % len(plan)])
+            if self._groups[other] != self._groups[item]:
+                return self._row(item, other)
+        raise ValueError("groups: all items are of one group, expected at least two")
+
+
 class PromptStream(_EpochStream[np.ndarray]):
     """Batches without a repeated prompt: the records left over at the end of an epoch sit it out."""
 

@@ -32,14 +32,14 @@ class Spending:
         self.tokens_sampled += tokens
         self.flops += self.model.flops_per_token(context) * (tokens + prompt_tokens)
 
-    def trained(self, *, target_tokens: int, real_tokens: int, context: float) -> None:
-        """Adds an update: `target_tokens` entered the loss, `real_tokens` went through the model."""
+    def trained(self, *, target_tokens: int, real_tokens: int, context: float, networks: int = 1) -> None:
+        """Adds an update: `target_tokens` entered the loss, `real_tokens` went through each network trained."""
         self.tokens_trained += target_tokens
-        self.flops += 3.0 * self.model.flops_per_token(context) * real_tokens
+        self.flops += 3.0 * networks * self.model.flops_per_token(context) * real_tokens
 
-    def referenced(self, *, real_tokens: int, context: float) -> None:
-        """Adds a forward pass of the reference."""
-        self.flops += self.model.flops_per_token(context) * real_tokens
+    def forward(self, *, model: ModelConfig, real_tokens: int, context: float) -> None:
+        """Adds a forward pass of another model: a reference, a teacher, a scorer."""
+        self.flops += model.flops_per_token(context) * real_tokens
 
     def budget(self) -> dict[str, Any]:
         """The counters by name."""

@@ -11,18 +11,23 @@ from jax.sharding import Mesh
 
 from models.config import ModelConfig
 from models.transformer import Params
+from research.algorithms.base import Network, Setting
+from research.algorithms.registry import objectives
 from research.checkpoint import restore_subtree
-from research.config import Experiment, Stage, Tree, make_model
+from research.config import Experiment, Stage, make_model
+from research.config_checks import Tree
+from research.config_effects import is_policy
 from research.data.tokenizer import Tokenizer, load_tokenizer
-from research.errors import WorkdirError
+from research.errors import ConfigError, WorkdirError
 from research.files import read_json, write_json_atomic
+from research.loops.build import build, context_ids
 from research.loops.offline import run_offline
 from research.loops.online import run_online
-from research.loops.session import StageRun
+from research.loops.session import StageResult, StageRun
 from research.mesh import check_rows, make_mesh
 from research.sources import Sources
 from research.stages import StageDir
-from research.state import abstract_state, state_shardings
+from research.state import abstract_state, policy_of, state_shardings
 
 TOKENIZER, EXPERIMENT = "tokenizer.model", "experiment.json"
 
@@ -49,12 +54,12 @@ class Ground:
     Attributes:
       sources: the data, opened.
       mesh: the devices.
-      model: static model description, vocabulary included.
+      models: static model descriptions by section, vocabulary included.
     """
 
     sources: Sources
     mesh: Mesh
-    model: ModelConfig
+    models: Mapping[str, ModelConfig]
 
 
 def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
@@ -74,53 +79,83 @@ def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
         key = "rollout.prompts_per_step" if stage.online else "batch_size"
         check_rows(mesh, f"{stage.name}.{key}", stage.rows, stage.micro_batches)
     sources = Sources(experiment.data, workdir / "data")
-    model = experiment.model_config(sources.tokenizer.vocab_size)
-    state_shardings(model, mesh)
+    models = {name: experiment.model_config(sources.tokenizer.vocab_size, name) for name in experiment.models}
+    for model in models.values():
+        state_shardings(model, mesh)
     for stage in experiment.stages:
         sources.versions(_kinds(stage))
-    return Ground(sources, mesh, model)
+        try:
+            build(stage, sources.tokenizer)[0].check_model(models[stage.model])
+        except ValueError as error:
+            raise ConfigError(f"{stage.name}.objective.{stage.objective.name}.{error}") from error
+        _check_context(experiment, stage, sources.tokenizer)
+    return Ground(sources, mesh, models)
+
+
+def _check_context(experiment: Experiment, stage: Stage, tokenizer: Tokenizer) -> None:
+    """A teacher must be able to read its longer rows."""
+    if "teacher" not in stage.algorithm().roles:
+        return
+    how, extra = stage.rollout, len(context_ids(stage.data.context, tokenizer))
+    rows = how.max_prompt_length + how.max_new_tokens if stage.online else stage.length
+    teacher = next(other for other in experiment.stages if other.name == stage.roles.teacher)
+    limit = experiment.models[teacher.model]["max_length"]
+    if rows + extra > limit:
+        raise ConfigError(
+            f"{stage.name}.data.context: got {extra} tokens before rows of {rows}, expected at most "
+            f"{teacher.model}.max_length={limit} together"
+        )
 
 
 def run_chain(
-    experiment: Experiment, workdir: Path, *, ground: Ground | None = None, label: str = ""
+    experiment: Experiment,
+    workdir: Path,
+    *,
+    until: str = "",
+    ground: Ground | None = None,
+    label: str = "",
 ) -> list[Finished]:
     """Runs every stage of the experiment that is not finished yet, in order.
 
     Args:
       experiment: the resolved config.
+      until: only this stage and those whose results it needs; "" runs all.
       workdir: holds `stages/` and `data/`.
       ground: data, mesh and model, where the caller has laid them already.
       label: goes before the stage's name on the progress bar.
     """
     ground = ground or lay_ground(experiment, workdir)
-    finished: list[Finished] = []
+    finished: dict[str, Finished] = {}
     with jax.set_mesh(ground.mesh):
-        for stage in experiment.stages:
+        for stage in experiment.until(until) if until else experiment.stages:
             folder = _open_folder(experiment, stage, workdir, ground, finished)
             result = folder.result()
             if result is None:
-                before = finished[-1].folder if finished else None
                 run = StageRun(
                     stage=stage,
                     folder=folder,
-                    model=ground.model,
+                    model=ground.models[stage.model],
                     mesh=ground.mesh,
                     sources=ground.sources,
                     evaluation=experiment.evaluation,
-                    start_from=partial(_load_params, before, ground) if before else None,
-                    label=f"{label}{stage.name} ({stage.objective})",
+                    result_of=partial(_load_result, dict(finished), ground),
+                    label=f"{label}{stage.name} ({stage.objective.name})",
                 )
                 with folder.running():
                     ground.sources.tokenizer.save(folder.path / TOKENIZER)
-                    write_json_atomic(folder.path / EXPERIMENT, experiment.tree)
+                    write_json_atomic(folder.path / EXPERIMENT, {"stage": stage.name, **experiment.tree})
                     result = (run_online if stage.online else run_offline)(run)
-            finished.append(Finished(stage, folder, result))
-    return finished
+            finished[stage.name] = Finished(stage, folder, result)
+    return list(finished.values())
 
 
-def _load_params(folder: StageDir, ground: Ground) -> Params:
-    """The last parameters of a finished stage, split over the mesh."""
-    return restore_subtree(folder.checkpoints, abstract_state(ground.model, ground.mesh).params).arrays
+def _load_result(finished: Mapping[str, Finished], ground: Ground, name: str) -> StageResult:
+    """What a finished stage has trained, split over the mesh."""
+    done = finished[name]
+    model, layout = ground.models[done.stage.model], done.stage.algorithm().layout
+    state = abstract_state(model, ground.mesh, layout)
+    params = restore_subtree(done.folder.checkpoints, state.params).arrays
+    return StageResult(Network(params, model), layout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,33 +190,42 @@ def load_policy(folder: Path, mesh_shape: tuple[int, int, int] = (-1, 1, 1)) -> 
     experiment = read_json(folder / EXPERIMENT)
     tokenizer = load_tokenizer(folder / TOKENIZER)
     mesh = make_mesh(*mesh_shape)
-    model = make_model(experiment["model"], tokenizer.vocab_size)
-    params = restore_subtree(folder / "checkpoints", abstract_state(model, mesh).params).arrays
+    section = experiment[experiment["stage"]]
+    objective = objectives()[section["objective"]["name"]]
+    algorithm = objective.make(Setting(section["objective"][objective.name], False, 2, 1))
+    if not is_policy(algorithm):
+        raise WorkdirError(f"{folder}: holds a {algorithm.layout}, expected a policy, which can be sampled")
+    model = make_model(experiment[section["model"]], tokenizer.vocab_size)
+    state = abstract_state(model, mesh, algorithm.layout)
+    params = policy_of(restore_subtree(folder / "checkpoints", state.params).arrays, algorithm.layout)
     return Policy(params, model, tokenizer, mesh, experiment)
 
 
 def _open_folder(
-    experiment: Experiment, stage: Stage, workdir: Path, ground: Ground, before: list[Finished]
+    experiment: Experiment, stage: Stage, workdir: Path, ground: Ground, finished: Mapping[str, Finished]
 ) -> StageDir:
     """The stage's folder: named by what its result is made of, and nothing else."""
     identity: Tree = {
         "stage": stage.identity,
-        "model": experiment.model,
+        "model": experiment.models[stage.model],
         "mesh": dict(ground.mesh.shape),
         "data": ground.sources.versions(_kinds(stage)),
     }
-    if stage.objective != "next_token":
+    if stage.samples:
         identity["evaluation"] = {
             "verifier": experiment.data["problems"]["verifier"],
             "problems": ground.sources.problems.version,
             **{key: value for key, value in experiment.tree["evaluation"].items() if key != "batch_problems"},
         }
-    return StageDir.open(workdir, stage.name, identity, [done.folder.hash for done in before[-1:]])
+    return StageDir.open(workdir, stage.name, identity, [finished[name].folder.hash for name in stage.inputs])
 
 
 def _kinds(stage: Stage) -> tuple[str, ...]:
     """Which data a stage reads."""
-    if stage.objective == "next_token":
-        text = ("text",) if stage.data.text_weight > 0 else ()
-        return text + (("problems",) if stage.data.problems_weight > 0 else ())
-    return ("preferences",) if stage.objective == "dpo" and not stage.online else ("problems",)
+    kind = stage.objective.given
+    if stage.online or kind is None or kind == "chat":
+        return ("problems",)
+    if kind != "text":
+        return (kind,)
+    text = ("text",) if stage.data.text_weight > 0 else ()
+    return text + (("problems",) if stage.data.problems_weight > 0 else ())

@@ -1,184 +1,164 @@
-"""The loop over the policy's own samples: rejection sampling, DPO on own pairs, GRPO."""
+"""The loop over the policy's own samples: rejection sampling, pairs of own samples, PPO, GRPO, distillation."""
 
 from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 
-from research.algorithms.base import Rollouts
-from research.batch import PreferenceBatch, RolloutBatch, SequenceBatch
+from objectives.kl import kl_estimate
+from objectives.reduce import sequence_sum, token_mean
+from research.ablation.rl_plots import write_reward_against_kl
+from research.algorithms.base import Network, batch_logps, rollout_batch
+from research.batch import Batch, RolloutBatch, SequenceBatch, rows_of
 from research.data.pipelines import prompt_batches
+from research.loops.curriculum import Curriculum, CurriculumSampler
+from research.loops.monitors import MonitorBounds, Monitors, reading_of
 from research.loops.offline import count_tokens
-from research.loops.problems import (
-    Decoded,
-    problem_metrics,
-    sample_prompts,
-    sampler_scalars,
-    sampler_spec,
-)
+from research.loops.problems import problem_metrics
+from research.loops.rollout import Roller, rollout_metrics
 from research.loops.session import Session, StageRun, due, iteration_seed
 from research.mesh import to_device
-from research.rewards.verifiers import get_verifier, score
-from research.sources import View, answer_of, question_of
-from research.step import reference_step, train_step
+from research.metrics import METRICS, load_metrics
+from research.sources import View
 
-TRUNCATED_BOUND = 0.25
-"""Share of completions cut at their limit above which an alarm line is printed."""
-
-_SHOWN = 4
-"""Prompts of each logged iteration whose first completion goes into samples.jsonl."""
+_PATIENCE = 8
+"""Batches of prompts that filling one batch from the band of difficulty may pass over."""
 
 
 def run_online(run: StageRun) -> dict[str, Any]:
     """Runs a stage to its end, from wherever it was; returns its result.
 
-    One iteration: draw prompts, sample G completions of each, verify them, build a batch on the host, take
-    `updates` optimizer steps on it. A checkpoint falls between iterations, so no rollout is ever in flight.
+    One iteration: draw prompts, sample G completions of each, pay them, build a batch on the host, take `updates`
+    optimizer steps on it. A checkpoint falls between iterations, so no rollout is ever in flight.
     """
     stage = run.stage
     problems = View(run.sources.problems.train, stage.data.limit)
-    pipeline = prompt_batches(
-        problems,
-        run.sources.tokenizer,
-        prompts_per_batch=stage.rollout.prompts_per_step,
-        max_prompt_length=stage.rollout.max_prompt_length,
-        seed=stage.seed,
-        name=stage.name,
-    )
-    with Session(run, iter(pipeline)) as session:
-        reference = run.initial_params() if session.algorithm.needs_reference else None
+    keeper = Keeper(Roller(run, problems))
+    with Session(run, _prompts(run, problems), keeper) as session:
 
         def measure(final: dict[str, float] | None = None) -> dict[str, float]:
-            return problem_metrics(run, session.state.params, final)
+            return problem_metrics(run, session.policy, final)
 
         if not session.curve:
             session.evaluate(0, measure)
         for step in range(session.done + 1, stage.steps + 1):
-            metrics, tokens = _iterate(session, problems, reference, step)
+            metrics, tokens = _iterate(session, keeper, step)
             session.log(step, metrics, tokens=tokens)
             if due(step, stage.eval_every, stage.steps):
                 session.evaluate(step, measure)
             session.save(step)
         final: dict[str, float] = {}
         session.evaluate(stage.steps, lambda: measure(final))
+        if stage.start:  # without a start there is no KL to it
+            rows = load_metrics(run.folder.path / METRICS)
+            write_reward_against_kl({stage.name: rows}, run.folder.path / "reward_against_kl.png")
         return session.finish(final)
 
 
-def _iterate(session: Session, problems: View, reference: Any, step: int) -> tuple[dict[str, Any], int]:
-    run, stage = session.run, session.run.stage
-    prompts = next(session.data)
-    spec = sampler_spec(
+class Keeper:
+    """What the loop keeps between iterations, besides the session: scores' statistics, alarms, the KL's reference."""
+
+    def __init__(self, roller: Roller) -> None:
+        """Nothing seen yet."""
+        self.roller, self.monitors = roller, Monitors(MonitorBounds())
+        self._reference: Network | None = None
+
+    def get_state(self) -> dict[str, Any]:
+        """Plain JSON, for the checkpoint."""
+        return {"roller": self.roller.get_state(), "monitors": self.monitors.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `get_state`."""
+        self.roller.set_state(state["roller"])
+        self.monitors.set_state(state["monitors"])
+
+    def reference(self, session: Session) -> Network:
+        """What the KL is monitored against: the policy that the stage started from."""
+        if not session.moved:
+            return Network(session.policy, session.run.model)
+        if self._reference is None:
+            self._reference = session.frozen().reference or session.run.policy(session.run.stage.start)
+        return self._reference
+
+
+def _prompts(run: StageRun, problems: View) -> Any:
+    """The endless iterator of prompts, filtered by difficulty where the stage says so."""
+    stage, how = run.stage, run.stage.rollout
+    pipeline = prompt_batches(
+        problems,
         run.sources.tokenizer,
-        samples=stage.rollout.group_size,
-        max_new_tokens=stage.rollout.max_new_tokens,
-        method=stage.rollout.method,
+        prompts_per_batch=how.prompts_per_step,
+        max_prompt_length=how.max_prompt_length,
+        seed=stage.seed,
+        name=stage.name,
     )
-    scalars = sampler_scalars(
-        seed=stage.seed, step=step, temperature=stage.rollout.temperature, top_p=stage.rollout.top_p
+    if not how.curriculum:
+        return iter(pipeline)
+    curriculum = Curriculum(
+        len(problems),
+        band=(how.curriculum_low, how.curriculum_high),
+        decay=how.curriculum_decay,
+        retry=how.curriculum_retry,
     )
-    out = sample_prompts(
-        session.state.params,
-        prompts,
-        scalars,
-        model=run.model,
-        spec=spec,
-        mesh=run.mesh,
-        tokenizer=run.sources.tokenizer,
+    return CurriculumSampler(
+        iter(pipeline),
+        curriculum,
+        batch_size=how.prompts_per_step,
+        max_skipped=_PATIENCE * how.prompts_per_step,
+        seed=stage.seed,
     )
-    G = stage.rollout.group_size
-    answers = [answer_of(problems[int(index)]) for index in prompts["prompt_id"]]
-    verifier = get_verifier(run.sources.section["problems"]["verifier"])
-    rewards = score(out.texts, [answer for answer in answers for _ in range(G)], verifier)
-    rewards = np.where(out.stopped, rewards, np.float32(0.0))  # an answer that never ends is not right
-    rollouts = Rollouts(
-        prompt_tokens=np.repeat(prompts["prompt_tokens"], G, axis=0),
-        prompt_mask=np.repeat(prompts["prompt_mask"], G, axis=0),
-        tokens=out.arrays.tokens,
-        mask=out.arrays.mask,
-        sampler_logps=out.arrays.sampler_logps,
-        stopped=out.stopped,
-        rewards=rewards,
-        prompt_ids=np.repeat(prompts["prompt_id"], G),
-        group_size=G,
-    )
-    drawn, asked = int(rollouts.lengths.sum()), int(prompts["prompt_mask"].sum())
-    context = float(rollouts.prompt_mask.sum(axis=1).mean() + rollouts.lengths.mean()) / 2
-    session.spent.sampled(completions=len(rewards), tokens=drawn, prompt_tokens=asked, context=context)
+
+
+def _iterate(session: Session, keeper: Keeper, step: int) -> tuple[dict[str, Any], int]:
+    run, stage = session.run, session.run.stage
+    drawn = keeper.roller.roll(session, step)
+    rollouts = drawn.rollouts
+    metrics: dict[str, Any] = rollout_metrics(drawn)
+    if isinstance(session.data, CurriculumSampler):
+        metrics.update(session.data.metrics())
     batch, chosen = session.algorithm.from_rollouts(rollouts, iteration_seed(stage.seed, step))
-    metrics: dict[str, Any] = {**rollout_metrics(rollouts), **chosen}
-    tokens = drawn
-    if _weights(batch).any():
+    metrics.update(chosen)
+    tokens = int(rollouts.lengths.sum())
+    shown = step % stage.log_every == 0 or step in (1, stage.steps)
+    prepared: Batch | None = None
+    if any(rows.weights.any() for rows in rows_of(batch)):
         counts = count_tokens(batch)
-        device_batch = to_device(run.mesh, batch)
-        if reference is not None:
-            session.spent.referenced(real_tokens=counts["real_tokens"], context=counts["context"])
-            device_batch = reference_step(
-                reference,
-                device_batch,
-                session.scalars.objective,
-                algorithm=session.algorithm,
-                config=run.model,
-            )
+        prepared = session.prepare(batch, counts)
+    if isinstance(prepared, RolloutBatch) and prepared.ref_logps is not None:
+        kl = _kl(prepared.sequences, prepared.sampler_logps, prepared.ref_logps)
+        metrics.update({name: float(value) for name, value in jax.device_get(kl).items()})
+    elif shown and stage.rollout.monitor_kl and stage.start:
+        drawn_batch = to_device(run.mesh, rollout_batch(rollouts, mask_truncated=False))
+        kl = _reference_kl(keeper.reference(session), drawn_batch, stage.rollout.temperature)
+        metrics.update({name: float(value) for name, value in jax.device_get(kl).items()})
+    if prepared is not None:
         for number in range(stage.rollout.updates):
-            session.state, update = train_step(
-                session.state,
-                device_batch,
-                session.scalars,
-                algorithm=session.algorithm,
-                config=run.model,
-                micro_batches=stage.micro_batches,
-            )
-            session.spent.trained(**counts)
+            update = session.update(prepared, counts)
             tokens += counts["real_tokens"]
             # Of the first update, before the policy has moved; the others' say how far it has.
             gap = update.pop("sampler_trainer_gap", None)
             metrics.update(update)
             if number == 0 and gap is not None:
                 metrics["sampler_trainer_gap"] = gap
-    if step % stage.log_every == 0 or step in (1, stage.steps):
-        _write_samples(session, step, problems, prompts["prompt_id"], out, rewards)
+    session.adapt(metrics, len(rollouts.rewards))
+    metrics.update(keeper.monitors.update(reading_of(jax.device_get(metrics))))
+    if shown:
+        session.writer.write_samples(step, keeper.roller.samples(drawn))
     return metrics, tokens
 
 
-def rollout_metrics(rollouts: Rollouts) -> dict[str, float]:
-    """What every online run logs about its samples, whatever it learns from them."""
-    lengths, right = rollouts.lengths, rollouts.rewards >= 1.0
-    groups = rollouts.rewards.reshape(-1, rollouts.group_size)
-    metrics = {
-        "reward/mean": float(rollouts.rewards.mean()),
-        "reward/std": float(rollouts.rewards.std()),
-        "reward/best_of_group": float(groups.max(axis=1).mean()),
-        "completions/mean_length": float(lengths.mean()),
-        "completions/truncated_fraction": float(1.0 - rollouts.stopped.mean()),
-        "sampler_entropy_estimate": float(-rollouts.sampler_logps.sum() / max(lengths.sum(), 1)),
+@jax.jit
+def _kl(rows: SequenceBatch, sampler_logps: Array, ref_logps: Array) -> dict[str, Array]:
+    """KL of the policy that sampled to the reference: nats per completion (k1) and per token (k3)."""
+    logps, ref_logps = (jnp.where(rows.loss_mask, x, 0.0) for x in (sampler_logps, ref_logps))
+    return {
+        "kl/reference": sequence_sum(kl_estimate(logps, ref_logps, "k1"), rows.loss_mask).mean(),
+        "kl_ref": token_mean(kl_estimate(logps, ref_logps, "k3"), rows.loss_mask).mean(),
     }
-    metrics["alarm/truncated"] = float(metrics["completions/truncated_fraction"] > TRUNCATED_BOUND)
-    for name, rows in (("right", right), ("wrong", ~right)):
-        if rows.any():
-            metrics[f"completions/mean_length_{name}"] = float(lengths[rows].mean())
-    return metrics
 
 
-def _weights(batch: Any) -> np.ndarray:
-    if isinstance(batch, PreferenceBatch):
-        return batch.chosen.weights
-    rows: SequenceBatch = batch.sequences if isinstance(batch, RolloutBatch) else batch
-    return np.asarray(rows.weights)
-
-
-def _write_samples(
-    session: Session, step: int, problems: View, prompt_ids: np.ndarray, out: Decoded, rewards: np.ndarray
-) -> None:
-    G = session.run.stage.rollout.group_size
-    samples = []
-    for row, prompt_id in enumerate(prompt_ids[:_SHOWN]):
-        first = row * G
-        samples.append(
-            {
-                "prompt": question_of(problems[int(prompt_id)]),
-                "completion": out.texts[first],
-                "reward": float(rewards[first]),
-                "stopped": bool(out.stopped[first]),
-                "sampler_logps": float(out.arrays.sampler_logps[first].sum()),
-            }
-        )
-    session.writer.write_samples(step, samples)
+@jax.jit
+def _reference_kl(reference: Network, batch: RolloutBatch, temperature: float) -> dict[str, Array]:
+    ref = batch_logps(reference.params, reference.config, batch.sequences, temperature)
+    return _kl(batch.sequences, batch.sampler_logps, ref.logps)

@@ -1,6 +1,6 @@
 """Sampling problems on the device and reading what came back: shared by the online loop and the evaluation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,14 +8,18 @@ import numpy as np
 
 from models.config import ModelConfig
 from models.transformer import Params
+from research.batch import SequenceBatch
 from research.data.examples import Records
 from research.data.pipelines import prompt_eval_batches
 from research.data.tokenizer import Tokenizer
 from research.errors import ConfigError
 from research.evals.exact_match import Completion, Evaluation, Problem, score_completions
+from research.evals.passk import Values, majority_at_k
+from research.loops.judge import make_judge
 from research.loops.session import StageRun
 from research.mesh import to_device
 from research.rewards.verifiers import extract_final_answer, get_verifier
+from research.rewards.verify import score_safely
 from research.sampling.methods import SamplingMethod
 from research.sampling.sampler import STOPPED, Completions, Prompts, SamplerScalars, SamplerSpec, sample
 from research.sources import View, answer_of, question_of
@@ -67,6 +71,21 @@ def sample_prompts(
     return Decoded(out, texts, out.stop_reason == STOPPED)
 
 
+def completion_rows(prompts: Mapping[str, np.ndarray], out: Decoded, group_size: int) -> SequenceBatch:
+    """Prompt + completion rows `[B, L + N]` of sampled completions, on the host."""
+    prompt_mask = np.repeat(prompts["prompt_mask"], group_size, axis=0)
+    real = np.concatenate([prompt_mask, out.arrays.mask], axis=1)
+    return SequenceBatch(
+        tokens=np.concatenate(
+            [np.repeat(prompts["prompt_tokens"], group_size, axis=0), out.arrays.tokens], axis=1
+        ),
+        loss_mask=np.concatenate([np.zeros_like(prompt_mask), out.arrays.mask], axis=1),
+        segment_ids=real.astype(np.int32),
+        positions=np.maximum(np.cumsum(real, axis=1) - 1, 0).astype(np.int32),
+        weights=np.ones(len(real), np.float32),
+    )
+
+
 def problem_metrics(run: StageRun, params: Params, final: dict[str, float] | None = None) -> dict[str, float]:
     """A point of the learning curve: means over the first `eval_problems` held-out problems.
 
@@ -77,14 +96,18 @@ def problem_metrics(run: StageRun, params: Params, final: dict[str, float] | Non
     found = evaluate_problems(run, params, count if final is None else max(count, run.evaluation.problems))
     if final is not None:
         n = run.evaluation.problems
-        final.update({name: float(values[:n].mean()) for name, values in found.per_problem.items()})
-    return {name: float(values[:count].mean()) for name, values in found.per_problem.items()}
+        final.update({name: float(values[:n].mean()) for name, values in found.items()})
+    return {name: float(values[:count].mean()) for name, values in found.items()}
 
 
-def evaluate_problems(run: StageRun, params: Params, count: int) -> Evaluation:
-    """Samples the first `count` held-out problems as the evaluation section says, and scores them."""
+def evaluate_problems(run: StageRun, params: Params, count: int) -> dict[str, Values]:
+    """Samples the first `count` held-out problems as the evaluation section says, and scores them.
+
+    Returns:
+      By metric, one value a problem; `eval/accuracy` is that of the one answer that the stage gives to a problem
+      (`final_answer`): of a sample, of the majority, or of the sample that a scorer likes best.
+    """
     how = run.evaluation
-    problems = View(run.sources.held_out, count)
     greedy = how.temperature == 0
     spec = sampler_spec(
         run.sources.tokenizer,
@@ -93,9 +116,17 @@ def evaluate_problems(run: StageRun, params: Params, count: int) -> Evaluation:
         method=SamplingMethod(greedy=greedy),
     )
     scalars = sampler_scalars(seed=how.seed, step=0, temperature=how.temperature or 1.0)
-    return score_problems(
+    judge = make_judge(run) if run.stage.final_answer in ("reward", "prm") else None
+    scores: list[np.ndarray] = []
+
+    def look(prompts: Mapping[str, np.ndarray], out: Decoded) -> None:
+        if judge is not None:
+            judged = judge(completion_rows(prompts, out, how.samples))
+            scores.append(judged.reshape(-1, how.samples)[prompts["prompt_id"] >= 0])
+
+    found = score_problems(
         params,
-        problems,
+        View(run.sources.held_out, count),
         spec,
         scalars,
         model=run.model,
@@ -105,7 +136,19 @@ def evaluate_problems(run: StageRun, params: Params, count: int) -> Evaluation:
         max_prompt_length=how.max_prompt_length,
         verifier=run.sources.section["problems"]["verifier"],
         ks=how.k,
+        look=look,
     )
+    correct = np.array([problem.correct for problem in found.problems], np.float64)
+    if judge is not None:
+        best = np.concatenate(scores).argmax(axis=1)
+        accuracy = correct[np.arange(len(correct)), best]
+    elif run.stage.final_answer == "majority":
+        votes = [problem.extracted for problem in found.problems]
+        right = [problem.correct for problem in found.problems]
+        accuracy = majority_at_k(votes, right, how.samples)
+    else:
+        accuracy = correct.mean(axis=1)
+    return {**found.per_problem, "eval/accuracy": accuracy}
 
 
 def score_problems(
@@ -121,8 +164,9 @@ def score_problems(
     max_prompt_length: int,
     verifier: str,
     ks: Sequence[int],
+    look: Callable[[Mapping[str, np.ndarray], Decoded], None] = lambda _prompts, _out: None,
 ) -> Evaluation:
-    """Exact match, pass@k and maj@k on problems, one pass in order."""
+    """Exact match, pass@k and maj@k on problems, one pass in order; `look` sees every batch of samples."""
     if not len(problems):
         raise ConfigError("evaluation: there are no held-out problems, expected at least one")
     batches = prompt_eval_batches(
@@ -133,6 +177,7 @@ def score_problems(
     completions: list[list[Completion]] = []
     for arrays in batches:
         out = sample_prompts(params, arrays, scalars, model=model, spec=spec, mesh=mesh, tokenizer=tokenizer)
+        look(arrays, out)
         for row, prompt_id in enumerate(arrays["prompt_id"]):
             if prompt_id < 0:  # fills the last batch
                 continue
@@ -143,11 +188,21 @@ def score_problems(
             completions.append(
                 [Completion(out.texts[i], int(out.arrays.lengths[i]), not out.stopped[i]) for i in group]
             )
-    verify = get_verifier(verifier)
-    return score_completions(
+    right, errors = {}, np.zeros(len(questions))
+    for number, (problem, drawn) in enumerate(zip(questions, completions, strict=True)):
+        texts, answers = [completion.text for completion in drawn], [problem.answer] * G
+        scored = score_safely(texts, answers, get_verifier(verifier), prompt_ids=[number] * G)
+        errors[number] = len(scored.errors)
+        right.update(
+            {(text, problem.answer): r >= 1.0 for text, r in zip(texts, scored.rewards, strict=True)}
+        )
+    found = score_completions(
         questions,
         completions,
-        verify=lambda text, answer: verify(text, answer) >= 1.0,
+        verify=lambda text, answer: right[text, answer],
         extract=extract_final_answer,
         ks=ks,
     )
+    if errors.any():  # a verifier that raises costs a sample, not the run
+        found.per_problem["eval/verifier_errors"] = errors
+    return found

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -11,18 +11,29 @@ from jax.sharding import Mesh
 
 from models.config import ModelConfig
 from models.transformer import Params
-from research.algorithms.base import Algorithm
-from research.algorithms.registry import build
+from research.algorithms.base import Algorithm, Frozen, Network, Scalars
+from research.batch import Batch
 from research.checkpoint import Checkpointer
 from research.config import Evaluation, Stage
 from research.errors import CheckpointError
 from research.loops.budget import Spending
+from research.loops.build import build
+from research.loops.monitors import ALARMS
+from research.mesh import to_device
 from research.metrics import FILES, MetricsWriter
 from research.progress import Progress
 from research.sources import Sources
 from research.stages import StageDir
-from research.state import TrainState, abstract_state, init_state, state_from_params
-from research.step import StepScalars
+from research.state import (
+    Layout,
+    TrainState,
+    abstract_state,
+    grow,
+    init_state,
+    policy_of,
+    state_from_params,
+)
+from research.step import StepScalars, eval_step, prepare_step, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +47,7 @@ class StageRun:
       mesh: the devices.
       sources: the data.
       evaluation: the final evaluation.
-      start_from: loads the parameters that the stage starts from; None where it is the first.
+      result_of: loads what another stage has trained, by name: fresh buffers at every call.
       label: what the progress bar says.
     """
 
@@ -46,59 +57,189 @@ class StageRun:
     mesh: Mesh
     sources: Sources
     evaluation: Evaluation
-    start_from: Callable[[], Params] | None
+    result_of: Callable[[str], "StageResult"]
     label: str
 
-    def initial_params(self) -> Params:
-        """The parameters that the stage starts from: fresh buffers at every call."""
-        if self.start_from is None:
-            return init_state(self.model, self.mesh, self.stage.seed).params
-        return self.start_from()
+    def initial_params(self, layout: Layout) -> Params:
+        """What training starts from: the result of another stage, with fresh heads where it has none."""
+        stage = self.stage
+        if not stage.start:
+            policy = init_state(self.model, self.mesh, stage.seed).params
+        else:
+            start = self.result_of(stage.start)
+            if start.layout == layout:
+                return start.network.params
+            policy = policy_of(start.network.params, start.layout)
+        value = None
+        if layout == "actor_critic" and stage.roles.value:
+            value = self.result_of(stage.roles.value).network.params
+        return grow(policy, self.model, self.mesh, layout, stage.seed, value)
+
+    def policy(self, name: str) -> Network:
+        """A finished stage's policy."""
+        found = self.result_of(name)
+        return Network(policy_of(found.network.params, found.layout), found.network.config)
+
+
+class StageResult(NamedTuple):
+    """What a finished stage has trained."""
+
+    network: Network
+    layout: Layout
+
+
+class Extra(Protocol):
+    """What a loop keeps besides: everything that the next iteration depends on."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Plain JSON."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `get_state`."""
 
 
 class Session:
     """A stage in progress: state, data position, records and what was spent. A context manager.
 
-    A loop calls `log`, `evaluated` and `save` at the steps it is told to; all that a resumed run needs is in
-    one checkpoint: state, data-iterator position, the records' file offsets, what was spent, the curve.
+    A loop calls `update`, `log`, `evaluate` and `save` at the steps it is told to; all that a resumed run needs
+    is in one checkpoint: state, data-iterator position, controllers, the records' file offsets, what was spent,
+    the curve.
     """
 
-    def __init__(self, run: StageRun, data: Any) -> None:
+    def __init__(self, run: StageRun, data: Any, extra: Extra | None = None) -> None:
         """Opens the stage's folder and restores its newest checkpoint, if any.
 
         Args:
           run: the stage.
-          data: a Grain iterator; its position is restored too.
+          data: a Grain iterator (or one that wraps it); its position is restored too.
+          extra: what else the loop keeps.
         """
-        self.run, self.data = run, data
+        self.run, self.data, self.extra = run, data, extra
         self.algorithm: Algorithm
         self.scalars: StepScalars
-        self.algorithm, self.scalars = build(run.stage)
+        self.algorithm, self.scalars = build(run.stage, run.sources.tokenizer)
+        layout = self.algorithm.layout
         self.checkpointer = Checkpointer(run.folder.checkpoints, keep=run.stage.keep_checkpoints)
-        restored = self.checkpointer.restore(abstract_state(run.model, run.mesh))
+        restored = self.checkpointer.restore(abstract_state(run.model, run.mesh, layout))
         self.done = 0
         self.spent = Spending(run.model)
         self.curve: list[dict[str, float]] = []
         self.note: dict[str, Any] = {}
+        self._frozen: Frozen | None = None
         offsets = dict.fromkeys(FILES, 0)
         if restored is None:
-            params = run.initial_params()
-            self.state: TrainState = state_from_params(params, run.model, run.mesh)
+            params = run.initial_params(layout)
+            self.state: TrainState = state_from_params(params, run.model, run.mesh, layout)
         else:
             record = restored.record
             self.state, self.done = restored.arrays, restored.step
             self.curve, self.note, offsets = record["curve"], record["note"], record["offsets"]
             self.spent.restore(record["spent"])
             self.data.set_state(record["data"])
+            if extra is not None:
+                extra.set_state(record["extra"])
+            self._adapt({key: np.float32(value) for key, value in record["objective_scalars"].items()})
             if self.done > run.stage.steps:
                 raise CheckpointError(
                     f"{run.folder.checkpoints}: holds step {self.done}, expected at most {run.stage.steps}"
                 )
+        self.moved = self.done > 0  # whether the policy has left the parameters that the stage started from
         self.writer = MetricsWriter(run.folder.path, offsets=offsets)
         self.progress = Progress(run.label, run.stage.steps, initial=self.done)
         self._tick = time.monotonic()
         self._alarms: set[str] = set()  # each is said once
         self._tokens, self._logged = 0, (self.spent.seconds, 0)
+
+    @property
+    def policy(self) -> Params:
+        """The policy as it is now."""
+        return policy_of(self.state.params, self.algorithm.layout)
+
+    def frozen(self) -> Frozen:
+        """The frozen models that the algorithm asks for.
+
+        A reference that equals the policy is the policy itself until the first update: no second copy before.
+        """
+        if self._frozen is not None:
+            return self._frozen
+        roles, found = self.run.stage.roles, Frozen()
+        if "teacher" in self.algorithm.roles:
+            found = found.replace(teacher=self.run.policy(roles.teacher))
+        if "reference" in self.algorithm.roles:
+            own = roles.reference in ("", self.run.stage.start)
+            if own and not self.moved:
+                return found.replace(reference=Network(self.policy, self.run.model))
+            found = found.replace(reference=self.run.policy(roles.reference or self.run.stage.start))
+        self._frozen = found
+        return found
+
+    def prepare(self, batch: Batch, counts: Mapping[str, Any] | None) -> Batch:
+        """The global batch on the device, with what is computed once on it.
+
+        `counts` is what it spends; None where it is evaluated only.
+        """
+        batch = to_device(self.run.mesh, batch)
+        if not self.algorithm.prepares:
+            return batch
+        frozen = self.frozen()
+        if counts is not None:
+            if frozen.reference is not None:
+                self._forward(frozen.reference.config, counts)
+            if self.algorithm.layout == "actor_critic":
+                self._forward(self.run.model, counts)
+        return prepare_step(
+            self.state.params,
+            batch,
+            self.scalars.objective,
+            frozen,
+            algorithm=self.algorithm,
+            config=self.run.model,
+        )
+
+    def update(self, batch: Batch, counts: Mapping[str, Any]) -> dict[str, Any]:
+        """One optimizer step on a prepared batch; returns its metrics."""
+        frozen = self._loss_models()
+        if frozen.teacher is not None:
+            self._forward(frozen.teacher.config, counts)
+        self.state, metrics = train_step(
+            self.state,
+            batch,
+            self.scalars,
+            frozen,
+            algorithm=self.algorithm.for_update,
+            config=self.run.model,
+            micro_batches=self.run.stage.micro_batches,
+        )
+        self.moved = True
+        self.spent.trained(**counts, networks=2 if self.algorithm.layout == "actor_critic" else 1)
+        return metrics
+
+    def _forward(self, model: ModelConfig, counts: Mapping[str, Any]) -> None:
+        self.spent.forward(model=model, real_tokens=counts["real_tokens"], context=counts["context"])
+
+    def measure(self, batch: Batch) -> dict[str, Any]:
+        """Loss and metrics of a prepared batch as sums, without learning from it."""
+        return eval_step(
+            self.state.params,
+            batch,
+            self.scalars.objective,
+            self._loss_models(),
+            algorithm=self.algorithm.for_update,
+            config=self.run.model,
+        )
+
+    def adapt(self, metrics: Mapping[str, float], completions: int) -> None:
+        """Lets the algorithm's controllers set the next iteration's scalars."""
+        self._adapt(self.algorithm.adapt(self.scalars.objective, metrics, completions))
+
+    def _adapt(self, objective: Scalars) -> None:
+        self.scalars = self.scalars._replace(objective={**self.scalars.objective, **objective})
+
+    def _loss_models(self) -> Frozen:
+        """The frozen models that the loss itself reads: a teacher. The reference has spoken in `prepare`."""
+        if "teacher" not in self.algorithm.roles:
+            return Frozen()
+        return self.frozen().replace(reference=None)
 
     def __enter__(self) -> "Session":
         self.progress.__enter__()
@@ -148,6 +289,8 @@ class Session:
         self._clock()
         record = {
             "data": self.data.get_state(),
+            "extra": self.extra.get_state() if self.extra is not None else {},
+            "objective_scalars": {key: float(v) for key, v in self.scalars.objective.items()},
             "offsets": self.writer.offsets(),
             "spent": self.spent.record(),
             "curve": self.curve,
@@ -186,7 +329,7 @@ class Session:
 _ALARMS = {
     "non_finite": "a metric is not a finite number",
     "alarm/overfitting": "the validation loss rises (overfitting)",
-    "alarm/truncated": "many completions are cut at max_new_tokens, which silently ends learning",
+    **ALARMS,
 }
 
 

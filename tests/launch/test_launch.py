@@ -248,7 +248,7 @@ def test_a_full_disk(forks: Forks, config: Path, trained: Path, tmp_path: Path) 
     """A limit on the size of files stands in for it: the data fit, the checkpoint does not."""
     workdir = tmp_path / "run"
     shutil.copytree(trained / "data", workdir / "data")
-    outcome = forks.run("train", f"--config={config}", f"--workdir={workdir}", file_limit=30_000)
+    outcome = forks.run("train", f"--config={config}", f"--workdir={workdir}", file_limit=60_000)
     assert_one_sentence(outcome, r"checkpoints")
     assert not list(workdir.rglob("done.json")) and not list(
         workdir.rglob("checkpoints/[0-9]*/manifest.json")

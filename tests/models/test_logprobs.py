@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.config import ModelConfig
-from models.logprobs import TokenLogps, compute_logits, hidden_logps, token_logps
+from models.logprobs import TokenLogps, compute_logits, hidden_divergence, hidden_logps, token_logps
 from models.transformer import forward, unembedding
 from tests.models.tiny import CONFIG, UNTIED, make_params, make_tokens, plain, values_of
 
@@ -40,6 +40,7 @@ def unchunked(
         -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1),
         jax.nn.logsumexp(logits, axis=-1),
         jnp.mean(log_probs, axis=-1),
+        jax.nn.logsumexp(2 * log_probs, axis=-1),
     )
 
 
@@ -55,7 +56,9 @@ def test_equals_log_softmax(chunk: int, temperature: float) -> None:
 
 @pytest.mark.parametrize("chunk", [4, 10])
 def test_gradient_equals_the_unchunked(chunk: int) -> None:
-    weights = jnp.asarray(np.random.default_rng(1).standard_normal((4, B, T)), jnp.float32)
+    weights = jnp.asarray(
+        np.random.default_rng(1).standard_normal((len(TokenLogps._fields), B, T)), jnp.float32
+    )
     hidden, unembed, targets = arrays()
 
     def total(scored: TokenLogps) -> jax.Array:
@@ -104,6 +107,7 @@ def test_extreme_logits_stay_finite() -> None:
     certain = score(*(hidden * 1e4, unembed, jnp.argmax(hidden @ unembed, axis=-1).astype(jnp.int32)), CONFIG)
     np.testing.assert_allclose(certain.logps, 0.0, atol=1e-3)
     np.testing.assert_allclose(certain.entropy, 0.0, atol=1e-3)
+    np.testing.assert_allclose(certain.log_collision, 0.0, atol=1e-3)
 
 
 def test_bfloat16_logits_are_accumulated_in_float32() -> None:
@@ -142,3 +146,64 @@ class TestMemory:
     def test_the_walk_sees_all_logits_when_they_exist(self) -> None:
         for gradient in (False, True):
             assert self.largest(self.LENGTH, gradient=gradient) >= B * self.LENGTH * self.CONFIG.vocab_size
+
+
+class TestDivergence:
+    """Two models compared chunk by chunk; the teacher is wider than the student."""
+
+    TEACHER = dataclasses.replace(CONFIG, d_model=24)
+
+    @staticmethod
+    def arrays(length: int = T) -> tuple[jax.Array, ...]:
+        rng = np.random.default_rng(2)
+        shapes = (B, length, 32), (32, V), (B, length, 24), (24, V)
+        return tuple(jnp.asarray(0.5 * rng.standard_normal(shape), jnp.float32) for shape in shapes)
+
+    @staticmethod
+    def kl(student: jax.Array, teacher: jax.Array) -> dict[str, jax.Array]:
+        p, q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
+        agree = (student.argmax(-1) == teacher.argmax(-1)).astype(jnp.float32)
+        return {"kl": jnp.sum(jnp.exp(p) * (p - q), axis=-1), "agree": agree}
+
+    def compare(self, arrays: tuple[jax.Array, ...], chunk: int) -> dict[str, jax.Array]:
+        hidden, unembed, teacher, teacher_unembed = arrays
+        config = with_chunk(chunk)
+        return hidden_divergence(hidden, unembed, config, teacher, teacher_unembed, self.TEACHER, self.kl)
+
+    @pytest.mark.parametrize("chunk", [4, 5, 128])
+    def test_equals_the_unchunked(self, chunk: int) -> None:
+        arrays = self.arrays()
+        found = jax.jit(self.compare, static_argnums=1)(arrays, chunk)
+        expected = self.kl(arrays[0] @ arrays[1], arrays[2] @ arrays[3])
+        for name, value in expected.items():
+            assert found[name].shape == (B, T)
+            np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
+
+    @pytest.mark.parametrize("chunk", [4, 128])
+    def test_only_the_student_gets_a_gradient(self, chunk: int) -> None:
+        weights = jnp.asarray(np.random.default_rng(1).standard_normal((B, T)), jnp.float32)
+        plain_loss = lambda a: jnp.sum(weights * self.kl(a[0] @ a[1], a[2] @ a[3])["kl"])  # noqa: E731
+        chunked_loss = lambda a: jnp.sum(weights * self.compare(a, chunk)["kl"])  # noqa: E731
+        found, expected = (jax.jit(jax.grad(f))(self.arrays()) for f in (chunked_loss, plain_loss))
+        for value, target in zip(found[:2], expected[:2], strict=True):
+            np.testing.assert_allclose(value, target, atol=2e-5 * np.abs(target).max())
+        assert not np.any(found[2]) and not np.any(found[3]) and np.any(expected[2])
+
+    @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
+    def test_neither_model_s_logits_exist_whole(self, gradient: bool) -> None:
+        length = 3 * T  # so that the logits outweigh hidden states and read-out
+
+        def largest(chunk: int) -> int:
+            loss = lambda a: jnp.sum(self.compare(a, chunk)["kl"])  # noqa: E731
+            jaxpr = jax.make_jaxpr(jax.grad(loss) if gradient else loss)(self.arrays(length))
+            return max(aval.size for aval in values_of(jaxpr) if hasattr(aval, "size"))
+
+        assert largest(4) < B * length * V <= largest(length)
+
+    def test_another_vocabulary_is_refused_by_name(self) -> None:
+        other = dataclasses.replace(self.TEACHER, vocab_size=50)
+        hidden, unembed, teacher, _ = self.arrays()
+        with pytest.raises(
+            ValueError, match="teacher: got a vocabulary of 50 tokens, expected the student's 40"
+        ):
+            hidden_divergence(hidden, unembed, CONFIG, teacher, jnp.zeros((24, 50)), other, self.kl)

@@ -18,6 +18,7 @@ jit_loss = functools.partial(jax.jit, static_argnames="kl_estimator")(grpo_loss)
 def loop_grpo(policy, old, advantages, mask, low, high, ref, beta, kl_estimator):
     names = [
         "losses",
+        "log_ratio",
         "ratio",
         "approx_kl",
         "clip_fraction_low",
@@ -33,6 +34,7 @@ def loop_grpo(policy, old, advantages, mask, low, high, ref, beta, kl_estimator)
         k3 = np.exp(-d) - 1 + d
         out["losses"][b, t] = -min(ratio * a, clipped * a) + beta * (k3 if kl_estimator == "k3" else d**2 / 2)
         out["ratio"][b, t] = ratio
+        out["log_ratio"][b, t] = np.log(ratio)
         out["approx_kl"][b, t] = ratio - 1 - np.log(ratio)
         out["clip_fraction_low"][b, t] = ratio < 1 - low and a < 0
         out["clip_fraction_high"][b, t] = ratio > 1 + high and a > 0
@@ -227,3 +229,17 @@ def test_reference_without_beta_only_measures():
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
         token_loss(jnp.zeros(()), 1.0, **options)
+
+
+def test_the_default_clip_is_a_fifth_on_either_side():
+    logps, advantages = jnp.log(jnp.array([[1.5, 0.5]])), jnp.array([[1.0, -1.0]])
+    mask = jnp.ones((1, 2), bool)
+    output = grpo_loss(policy_logps=logps, old_logps=0 * logps, advantages=advantages, completion_mask=mask)
+    np.testing.assert_allclose(output.losses, [[-1.2, 0.8]], rtol=1e-6)
+
+
+def test_a_two_sided_clip_within_the_upper_clip_is_refused_by_its_name():
+    ones = jnp.ones((1, 2))
+    rows = {"policy_logps": ones, "old_logps": ones, "advantages": ones, "completion_mask": ones > 0}
+    with pytest.raises(ValueError, match=r"^delta: got 1.25, expected above 1 \+ clip_eps_high = 1.28"):
+        grpo_loss(**rows, clip_eps_low=0.2, clip_eps_high=0.28, delta=1.25)

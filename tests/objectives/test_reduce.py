@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from objectives.reduce import constant, example_mean, reduce, reduce_metrics, sequence_mean, token_mean
-from objectives.types import WeightedSum
+from objectives.types import Subset, WeightedSum
 from tests.objectives.cases import SEEDS, SHAPES, fill, random_mask
 
 AGGREGATIONS = ["token_mean", "sequence_mean", "constant"]
@@ -122,6 +122,18 @@ def test_reduce_metrics_takes_tokens_by_token_mean_and_examples_by_example_mean(
     assert {name: float(value.mean()) for name, value in reduced.items()} == {"token": 3.0, "row": 0.5}
     weighted = reduce_metrics(metrics, mask=mask, weights=jnp.array([1.0, 0.0]))
     assert {name: float(value.mean()) for name, value in weighted.items()} == {"token": 1.5, "row": 1.0}
+
+
+def test_reduce_metrics_takes_a_subset_by_the_mean_of_its_rows():
+    metrics = {"some": Subset(jnp.array([1.0, jnp.nan, 5.0]), jnp.array([1.0, 0.0, 1.0]))}
+    metrics["none"] = Subset(jnp.array([jnp.nan] * 3), jnp.zeros(3))
+    reduced = reduce_metrics(metrics)
+    assert {name: [float(x) for x in value] for name, value in reduced.items()} == {
+        "some": [6.0, 2.0],
+        "none": [0.0, 0.0],
+    }
+    weighted = reduce_metrics(metrics, weights=jnp.array([3.0, 9.0, 1.0]))["some"]
+    assert float(weighted.mean()) == 2.0 and float(weighted.count) == 4.0
 
 
 def test_sums_are_float32():

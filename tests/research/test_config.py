@@ -9,18 +9,13 @@ from ml_collections import ConfigDict
 
 from experiments import base, quickstart
 from models.config import ModelConfig
-from research.config import (
-    Evaluation,
-    Optimizer,
-    Rollout,
-    Stage,
-    StageData,
-    flatten,
-    resolve,
-    to_tree,
-)
+from research.algorithms.registry import objectives
+from research.config import Evaluation, Optimizer, Reward, Roles, Rollout, Stage, StageData, to_tree
+from research.config_checks import flatten
 from research.config_rules import BOUNDS, CHOICES, SECTIONS
 from research.errors import ConfigError
+from research.resolve import resolve, resolve_tree
+from research.rewards.shaping import Shaping
 
 
 def configured(objective: str = "grpo", **changes: Any) -> ConfigDict:
@@ -60,33 +55,28 @@ def test_the_tables_know_exactly_the_keys_of_base_and_of_the_dataclasses() -> No
         for key in keys
         if f"{pattern}.{key}".lstrip(".") not in SECTIONS
     }
-    expected -= (
-        {"ablation"}
-        | {
-            f"{stage}.{name}"
-            for stage in ("pretrain", "sft", "rl")
-            for name in ("data", "objective", "optimizer", "rollout")
-        }
-        | {
-            f"{s}.objective.{o}"
-            for s in ("pretrain", "sft", "rl")
-            for o in ("next_token", "sft", "rejection_sampling", "dpo", "grpo")
-        }
-    )
+    stages = ("pretrain", "sft", "rl")
+    expected -= {"ablation", *(f"{stage}.objective" for stage in stages)}
+    for stage in stages:
+        for objective in objectives().values():
+            expected |= {f"{stage}.objective.{objective.name}.{key}" for key in objective.options}
+        expected.add(f"{stage}.objective.name")
     assert expected == set(flatten(tree))
+    assert set(objectives()) | {"name"} == set(tree["rl"]["objective"])
     for pattern, cls in {
         "*.data": StageData,
         "*.optimizer": Optimizer,
         "*.rollout": Rollout,
+        "*.roles": Roles,
         "evaluation": Evaluation,
     }.items():
         assert set(SECTIONS[pattern]) == {field.name for field in dataclasses.fields(cls)}
     assert set(SECTIONS["model"]) == {f.name for f in dataclasses.fields(ModelConfig)} - {"vocab_size"} | {
         "max_length"
     }
-    assert set(SECTIONS["*"]) - {"data", "objective", "optimizer", "rollout"} <= {
-        f.name for f in dataclasses.fields(Stage)
-    }
+    own = {field.name for field in dataclasses.fields(Reward)} - {"shaping"}
+    assert set(SECTIONS["*.reward"]) == own | {field.name for field in dataclasses.fields(Shaping)}
+    assert set(SECTIONS["*"]) <= {field.name for field in dataclasses.fields(Stage)}
     for pattern in (*BOUNDS, *CHOICES):
         assert pattern.replace("*", "rl") in flatten(tree), pattern
 
@@ -98,7 +88,15 @@ BAD = [
     ("sft.length", 4096, r"sft\.length: got 4096, expected at most model\.max_length=2048"),
     ("rl.rollout.top_k", 5, r"rl\.rollout: got top_k 5 .* under grpo"),
     ("rl.rollout.top_p", 0.9, r"rl\.rollout: .*top_p 0\.9, expected 0 and 1 under grpo"),
-    ("rl.objective.name", "ppo", r"rl\.objective\.name: got 'ppo', expected one of next_token, sft"),
+    ("rl.objective.name", "pop", r"rl\.objective\.name: got 'pop', expected one of cispo, cpo, dapo"),
+    ("rl.roles.reference", "rm", None),
+    ("rl.start_from", "rl", r"rl\.start_from: got 'rl', expected scratch or an earlier stage: pretrain, sft"),
+    ("rl.reward.source", "model", r"rl\.roles\.reward: got none, expected at least one stage that trains a reward"),
+    ("rl.reward.step_coef", 0.5, r"rl\.roles\.prm: got '', expected an earlier stage: pretrain, sft"),
+    ("rl.reward.format_coef", 0.5, r"rl\.reward\.format_coef: got 0\.5 .*expected > 0 with a format"),
+    ("rl.reward.overlong_buffer", 65, r"rl\.reward\.overlong_buffer: got 65, expected at most"),
+    ("rl.rollout.curriculum_low", 1.0, r"rl\.rollout\.curriculum_low: got 1\.0, expected less than"),
+    ("rl.objective.grpo.delta", 1.1, r"rl\.objective\.grpo\.delta: got 1\.1, expected 0 \(off\) or more than"),
     ("evaluation.k", (1, 8), r"evaluation\.k: got \[1, 8\], expected values from 1 to evaluation\.samples=4"),
     ("evaluation.k", (), r"evaluation\.k"),
     ("evaluation.temperature", 0.0, r"evaluation\.samples: got 4, expected 1 at evaluation\.temperature=0"),
@@ -131,6 +129,9 @@ BAD = [
 def test_bad_values(key: str, value: Any, message: str) -> None:
     config = configured()
     assign(config, key, value)
+    if message is None:  # without a KL term nobody asks who the reference is
+        assert resolve(config)
+        return
     with pytest.raises(ConfigError, match=message) as raised:
         resolve(config)
     assert "\n" not in str(raised.value)
@@ -196,8 +197,8 @@ def test_a_missing_key_is_named() -> None:
         ("grpo", {}, "rl.data.source"),
         ("grpo", {}, "rl.objective.grpo.kl_estimator"),  # beta is 0
         ("grpo", {"rl__objective__grpo__normalization": "none"}, "rl.objective.grpo.ddof"),
-        ("dpo", {"rl__data__source": "preferences"}, "rl.rollout.temperature"),
-        ("dpo", {"rl__data__source": "preferences"}, "rl.objective.dpo.pairs_per_prompt"),
+        ("dpo", {"rl__data__source": "given"}, "rl.rollout.temperature"),
+        ("dpo", {"rl__data__source": "given"}, "rl.objective.dpo.pairs_per_prompt"),
         ("grpo", {}, "sft.rollout.group_size"),
         ("grpo", {}, "sft.data.text_weight"),
         ("grpo", {}, "pretrain.data.limit"),  # no problems in the mixture
@@ -219,54 +220,133 @@ def test_an_override_of_an_unknown_key_names_the_nearest() -> None:
         resolve(configured(), ["rl.optimiser.learning_rate"])
 
 
-OBJECTIVES = [
+def with_judges(objective: str, **changes: Any) -> ConfigDict:
+    """`configured`, with a reward model, a process reward model and a teacher that can play roles."""
+    config = configured(objective)
+    for name, trained in (("reward", "reward_model"), ("prm", "prm"), ("teacher", "sft")):
+        config[name] = base.stage(trained)
+    config.teacher.model = "teacher_model"
+    config.stages = ("pretrain", "sft", "teacher", "reward", "prm", "rl")
+    config.rl.roles.teacher = "teacher"
+    config.rl.objective.dpo.label_smoothing = 0.1  # exo_pair takes its log
+    for key, value in changes.items():
+        assign(config, key.replace("__", "."), value)
+    return config
+
+
+STAGES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in sorted(objectives())),
+    *(
+        (name, {"rl__data__source": "given"})
+        for name, objective in sorted(objectives().items())
+        if objective.own and objective.given
+    ),
     ("next_token", {"rl__data__problems_weight": 0.5}),
-    ("next_token", {}),
-    ("sft", {}),
-    ("rejection_sampling", {}),
-    ("dpo", {}),
-    ("dpo", {"rl__data__source": "preferences"}),
-    ("grpo", {}),
+    ("dpo", {"rl__objective__dpo__loss_type": "bco_pair"}),
+    ("dpo", {"rl__objective__dpo__f_divergence": "alpha"}),
+    ("cpo", {"rl__objective__cpo__loss_type": "ipo"}),
+    ("distill", {"rl__objective__distill__top_k": 4, "rl__objective__distill__divergence": "jsd"}),
     ("grpo", {"rl__objective__grpo__beta": 0.1, "rl__objective__grpo__normalization": "none"}),
+    ("grpo", {"rl__objective__grpo__importance": "token"}),
+    ("grpo", {"rl__rollout__curriculum_low": 0.1, "rl__reward__overlong_buffer": 4}),
+    ("grpo", {"rl__reward__source": "model", "rl__roles__reward": ("reward",)}),
+    ("grpo", {"rl__reward__step_coef": 0.5, "rl__roles__prm": "prm"}),
+    ("grpo", {"rl__reward__format_mode": "gated", "rl__reward__format_coef": 0.5}),
+    ("ppo", {"rl__objective__ppo__kl_controller": "adaptive", "rl__objective__ppo__kl_in": "loss"}),
+    ("ppo", {"rl__objective__ppo__kl_coef": 0.0}),
+    ("sft", {"rl__final_answer": "prm", "rl__roles__prm": "prm"}),
 ]
 
 
-@pytest.mark.parametrize(("objective", "changes"), OBJECTIVES)
+@pytest.mark.parametrize(("objective", "changes"), STAGES)
 def test_a_stage_is_what_has_an_effect_and_nothing_else(objective: str, changes: dict[str, Any]) -> None:
     """Every key of the stage: an ignored one leaves its identity, an effective one changes it."""
-    before = resolve(configured(objective, **changes)).stages[-1]
+    tree = to_tree(with_judges(objective, **changes))
+    before = resolve_tree(tree).stages[-1]
     effective = {f"rl.{key}" for key in flatten(before.tree)}
-    keys = [key for key in flatten(to_tree(configured())) if key.startswith("rl.")]
-    assert effective <= set(keys) and len(effective) > 20
+    values = {key: value for key, value in flatten(tree).items() if key.startswith("rl.")}
+    assert effective <= set(values) and len(effective) > 18
     tried = set()
-    for key in keys:
+    for key, now in values.items():
         if key in ("rl.objective.name", "rl.data.source"):
             continue  # another stage altogether
-        for value in other_values(key, flatten(to_tree(configured(objective, **changes)))[key]):
-            config = configured(objective, **changes)
-            assign(config, key, value)
+        for value in other_values(key, now):
             try:
-                after = resolve(config).stages[-1]
+                after = resolve_tree(changed(tree, key, value)).stages[-1]
             except ConfigError:
                 continue
             tried.add(key)
             assert (after.tree != before.tree) == (key in effective), key
             break
-    untestable = {"rl.rollout.top_k", "rl.rollout.top_p"} if objective == "grpo" else set()
-    assert set(keys) - tried <= {"rl.objective.name", "rl.data.source"} | untestable
+    assert set(values) - tried <= {"rl.objective.name", "rl.data.source"} | UNTESTABLE, sorted(
+        set(values) - tried - UNTESTABLE
+    )
+
+
+def changed(tree: Any, key: str, value: Any) -> Any:
+    """A copy of the tree with another value at a dotted key."""
+    first, _, rest = key.partition(".")
+    return {**tree, first: changed(tree[first], rest, value) if rest else value}
+
+
+UNTESTABLE = {  # no other single value is allowed where another key or a stage does not follow
+    "rl.rollout.top_k",
+    "rl.rollout.top_p",
+    "rl.reward.format_mode",
+    "rl.reward.format_coef",
+    "rl.reward.source",
+    "rl.reward.step_coef",
+    "rl.reward.difficulty_weighting",
+    "rl.reward.missing_eos_penalty",
+    "rl.reward.normalize",
+    "rl.reward.score_clip",
+    "rl.reward.length_coef",
+    "rl.reward.overlong_buffer",
+    "rl.roles.reward",
+    "rl.roles.prm",
+    "rl.roles.teacher",
+    "rl.model",
+    "rl.micro_batches",  # bco_pair looks at the whole batch
+    "rl.objective.dpo.f_divergence",  # and bco_pair is no function of the contrast
+    "rl.objective.gspo.advantage",
+    "rl.objective.grpo.advantage",  # with rewards of steps
+    "rl.reward.format_pattern",  # where no reward is read
+    "rl.reward.overlong_coef",
+}
 
 
 def other_values(key: str, value: Any) -> list[Any]:
-    choices = CHOICES.get("*." + key.removeprefix("rl."), ())
+    short = key.removeprefix("rl.")
+    choices = CHOICES.get(f"*.{short}", OTHERS.get(short, ()))
+    parts = short.split(".")
+    if parts[0] == "objective" and len(parts) == 3:
+        choices = objectives()[parts[1]].options[parts[2]].choices
     if choices:
         return [choice for choice in choices if choice != value]
     if isinstance(value, bool):
         return [not value]
+    candidates: list[Any]
     if isinstance(value, float):
-        candidates: list[Any] = [value * 2, value + 1, value / 2, value + 0.25]
+        candidates = [value * 2, value + 1, value / 2, value + 0.25, value - 0.1, value + 3]
     else:
         candidates = [value * 2, value + 1, value - 1]
     return [candidate for candidate in candidates if candidate != value]
+
+
+OTHERS: dict[str, tuple[Any, ...]] = {
+    "start_from": ("pretrain",),
+    "data.context": ("Think.",),
+    "roles.reference": ("pretrain",),
+    "roles.teacher": ("sft",),
+    "roles.reward": (("reward",), ("reward", "reward")),
+    "roles.value": ("reward",),
+    "roles.prm": ("prm",),
+    "reward.normalize": ("running",),
+    "reward.difficulty_weighting": ("fail_rate",),
+    "reward.format_mode": ("gated",),
+    "reward.format_pattern": ("final_line",),
+}
+"""What a name can be changed to."""
 
 
 def test_two_stages_of_one_objective_differ_by_name_only_in_their_keys() -> None:
@@ -274,4 +354,6 @@ def test_two_stages_of_one_objective_differ_by_name_only_in_their_keys() -> None
     config.again = config.sft.copy_and_resolve_references()
     config.stages = ("pretrain", "sft", "again")
     experiment = resolve(config)
-    assert experiment.stages[1].tree == experiment.stages[2].tree
+    first, second = (dict(stage.tree) for stage in experiment.stages[1:])
+    assert (first.pop("start_from"), second.pop("start_from")) == ("pretrain", "sft")
+    assert first == second

@@ -22,6 +22,7 @@ from tests.research.algorithms.toy import (
     MODEL,
     compilations,
     eight_devices,
+    frozen_models,
     grpo,
     host_batch,
     objective_scalars,
@@ -51,12 +52,13 @@ def run(
     batches = batches or [host_batch(algorithm, seed) for seed in range(STEPS)]
     history = []
     with jax.set_mesh(mesh):
-        state = toy_state(mesh)
+        state = toy_state(mesh, algorithm.layout)
         for batch in batches:
             state, metrics = train_step(
                 state,
                 to_device(mesh, batch),
                 step_scalars(algorithm),
+                frozen_models(algorithm),
                 algorithm=algorithm,
                 config=MODEL,
                 micro_batches=micro_batches,
@@ -83,25 +85,23 @@ def assert_same(found: tuple[TrainState, list], expected: tuple[TrainState, list
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-6, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("next_token", "dpo", "grpo_token_mean"),
-        pytest.param("grpo_sequence_mean", marks=pytest.mark.slow),
-        pytest.param("grpo_constant", marks=pytest.mark.slow),
-    ],
-)
+def _each(*quick: str) -> list[Any]:
+    """Every algorithm; those that share a batch and a layout with a quick one are slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
+
+
+@pytest.mark.parametrize("name", _each("next_token", "dpo", "reward_model", "distill", "grpo_token_mean"))
 def test_eight_devices_take_the_step_of_one(name: str) -> None:
     assert_same(run(name, eight_devices()), whole(name))
 
 
 @pytest.mark.parametrize(
-    ("name", "micro_batches"),
-    [("next_token", 4), ("dpo", 2), ("grpo_sequence_mean", 4), ("grpo_constant", 4)],
+    "name",
+    _each("next_token", "dpo", "distill", "grpo_sequence_mean", "grpo_constant"),
 )
-def test_micro_batches_take_the_step_of_the_whole_batch(name: str, micro_batches: int) -> None:
+def test_micro_batches_take_the_step_of_the_whole_batch(name: str) -> None:
     """Rows have 2 to 12 tokens and weights from 0 to 2; one micro-batch of four has weight 0 altogether."""
-    assert_same(run(name, one_device(), micro_batches=micro_batches), whole(name))
+    assert_same(run(name, one_device(), micro_batches=4), whole(name))
 
 
 def test_micro_batches_on_two_devices() -> None:
@@ -110,7 +110,10 @@ def test_micro_batches_on_two_devices() -> None:
     assert_same(run(name, mesh, micro_batches=2), whole(name))
 
 
-@pytest.mark.parametrize("name", ["next_token", "dpo", "grpo_token_mean", "grpo_constant"])
+@pytest.mark.parametrize(
+    "name",
+    _each("next_token", "dpo", "step_dpo", "kto", "reward_model_ranking", "orm", "distill", "grpo_constant"),
+)
 def test_rows_of_weight_0_contribute_nothing_whatever_they_hold(name: str) -> None:
     batches = [host_batch(ALGORITHMS[name], seed) for seed in range(STEPS)]
     spoiled = [with_garbage(batch) for batch in batches]
@@ -183,7 +186,13 @@ def test_numbers_never_recompile(name: str) -> None:
             for scalars in changes:
                 batch = to_device(mesh, host_batch(algorithm))
                 state, metrics = train_step(
-                    state, batch, scalars, algorithm=algorithm, config=MODEL, micro_batches=1
+                    state,
+                    batch,
+                    scalars,
+                    frozen_models(algorithm),
+                    algorithm=algorithm,
+                    config=MODEL,
+                    micro_batches=1,
                 )
                 losses.append(float(metrics["loss"]))
                 entries.append(train_step._cache_size())
@@ -191,9 +200,10 @@ def test_numbers_never_recompile(name: str) -> None:
     assert entries[0] == entries[-1] and np.isfinite(losses).all()
 
 
-def test_text_and_chat_share_one_compiled_step_and_structure_does_not() -> None:
+def test_what_the_host_reads_shares_one_compiled_step_and_structure_does_not() -> None:
     assert RejectionSampling.loss is NextToken.loss  # so the tests above speak of it too
-    assert NextToken("text") == NextToken("chat") and hash(NextToken("text")) == hash(NextToken("chat"))
+    assert RejectionSampling.prepare is NextToken.prepare
+    assert DPO(pairs_per_prompt=1) == DPO(pairs_per_prompt=2) and DPO("ipo") != DPO()
     assert grpo(aggregation="constant") != grpo() and hash(grpo()) == hash(grpo())
     assert isinstance(ALGORITHMS["dpo"], DPO) and isinstance(ALGORITHMS["grpo_constant"], GRPO)
 

@@ -3,17 +3,30 @@
 from research.data.builders.arithmetic import prepare_arithmetic
 from research.data.builders.base import Prepared, RecordSource
 from research.data.builders.chat_sft import ChatSpec, prepare_chat_sft
-from research.data.builders.preferences import PreferenceSpec, prepare_preferences
+from research.data.builders.file import FileSpec
+from research.data.builders.preferences import (
+    prepare_arithmetic_preferences,
+    prepare_judged,
+    prepare_preferences,
+)
+from research.data.builders.rankings import prepare_arithmetic_rankings, prepare_rankings
+from research.data.builders.steps import prepare_arithmetic_steps, prepare_steps
 from research.data.builders.text_corpus import TextSpec, prepare_text_corpus
 
 __all__ = [
     "ChatSpec",
-    "PreferenceSpec",
+    "FileSpec",
     "Prepared",
     "RecordSource",
     "TextSpec",
     "prepare_arithmetic",
+    "prepare_arithmetic_preferences",
+    "prepare_arithmetic_rankings",
+    "prepare_arithmetic_steps",
     "prepare_chat_sft",
+    "prepare_judged",
     "prepare_preferences",
+    "prepare_rankings",
+    "prepare_steps",
     "prepare_text_corpus",
 ]

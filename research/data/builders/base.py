@@ -34,6 +34,9 @@ MESSAGES = tfds.features.Sequence(
     {"role": _TEXT, "content": _TEXT, "thinking": _TEXT, "tool_calls": _TEXT}  # tool_calls: a JSON list
 )
 
+FLOATS = tfds.features.Sequence(np.float32)
+INTS = tfds.features.Sequence(np.int64)
+
 
 @dataclass
 class RecordsConfig(tfds.core.BuilderConfig):
@@ -70,7 +73,7 @@ class RecordsBuilder(tfds.core.GeneratorBasedBuilder):
 
 
 class RecordSource:
-    """Random access to one split: `source[i]` is a dict of str, int and lists, in the order it was written.
+    """Random access to one split: `source[i]` is a dict of texts, numbers and lists, in the order written.
 
     Records are read as raw `tf.train.Example`s and decoded here: TFDS's own decoder makes an array of every
     feature and costs several times as much.
@@ -203,8 +206,15 @@ def _decode(raw: bytes, features: Mapping[str, Any]) -> Record:
                 {"role": role, "content": content, "thinking": thinking, "tool_calls": json.loads(calls)}
                 for role, content, thinking, calls in zip(*columns, strict=True)
             ]
-        elif feature is np.int64:
-            record[key] = int(stored[key].int64_list.value[0])
+        elif feature is np.int64 or feature is np.bool_:
+            value = int(stored[key].int64_list.value[0])
+            record[key] = bool(value) if feature is np.bool_ else value
+        elif feature is np.float32:
+            record[key] = float(stored[key].float_list.value[0])
+        elif feature is INTS:
+            record[key] = [int(value) for value in stored[key].int64_list.value]
+        elif feature is FLOATS:
+            record[key] = [float(value) for value in stored[key].float_list.value]
         else:
             record[key] = texts(key) if isinstance(feature, tfds.features.Sequence) else texts(key)[0]
     return record

@@ -1,53 +1,76 @@
-"""Preference pairs from a JSONL or JSON file, in any of the shapes of `research.data.preferences`."""
+"""Preference pairs and judged completions: from a JSONL or JSON file, in any of the shapes of
+`research.data.preferences`, or from generated problems with right and wrong worked answers.
+"""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from research.data.builders.base import (
-    MESSAGES,
-    Prepared,
-    RecordsBuilder,
-    Splits,
-    check_one_in,
-    file_hash,
-    message_records,
-    prepare,
-    split_by_content,
-)
-from research.data.jsonl import read_records
-from research.data.preferences import parse_preference
+import numpy as np
+
+from research.data.arithmetic import ArithmeticSpec, Item
+from research.data.builders.arithmetic import prepare_corrupted
+from research.data.builders.base import MESSAGES, Prepared, Record, RecordsBuilder, message_records
+from research.data.builders.file import FileSpec, prepare_file
+from research.data.corruption import pair_record
+from research.data.preferences import Preference, parse_judged, parse_preference
+
+_PAIR: dict[str, Any] = {
+    "prompt": MESSAGES,
+    "chosen": MESSAGES,
+    "rejected": MESSAGES,
+    "margin": np.float32,
+    "label_probability": np.float32,
+}
 
 
-@dataclass(frozen=True)
-class PreferenceSpec:
-    """`path`: the file. `validation_one_in`: share held out, 0 for none."""
-
-    path: str
-    validation_one_in: int = 10
+_JUDGED: dict[str, Any] = {"prompt": MESSAGES, "completion": MESSAGES, "label": np.bool_}
 
 
 class TemperPreferences(RecordsBuilder):
-    """Records {prompt, chosen, rejected}, each a list of messages."""
+    """Records {prompt, chosen, rejected}, each a list of messages, and {margin, label_probability}."""
 
 
-def prepare_preferences(data_dir: str | Path, spec: PreferenceSpec) -> Prepared:
+class TemperJudged(RecordsBuilder):
+    """Records {prompt, completion}, each a list of messages, and {label}: true where it is desirable."""
+
+
+def prepare_preferences(data_dir: str | Path, spec: FileSpec) -> Prepared:
     """Splits "train" and "validation"; the prompt decides which, so one prompt is never in both."""
-    path = Path(spec.path)
-    check_one_in(spec.validation_one_in, name=spec.path)
 
-    def load() -> Splits:
-        records, prompts = [], []
-        for number, record in read_records(path):
-            pair = parse_preference(record, where=f"{path}:{number}")
-            sides = {"prompt": pair.prompt, "chosen": (pair.chosen,), "rejected": (pair.rejected,)}
-            records.append({key: message_records(messages) for key, messages in sides.items()})
-            prompts.append(repr(pair.prompt))
-        return split_by_content(records, prompts, validation_one_in=spec.validation_one_in, name=spec.path)
+    def parse(record: Mapping[str, Any], where: str) -> Iterable[tuple[object, Record]]:
+        pair = parse_preference(record, where=where)
+        yield pair.prompt, _pair(pair)
 
-    inputs = {
-        "file": path.name,
-        "file_sha256": file_hash(path),
-        "validation_one_in": spec.validation_one_in,
-    }
-    features = {"prompt": MESSAGES, "chosen": MESSAGES, "rejected": MESSAGES}
-    return prepare(TemperPreferences, data_dir, inputs=inputs, features=features, load=load)
+    return prepare_file(TemperPreferences, data_dir, spec, features=_PAIR, parse=parse, fields=sorted(_PAIR))
+
+
+def prepare_arithmetic_preferences(
+    data_dir: str | Path, *, n_train: int, n_validation: int, seed: int, spec: ArithmeticSpec | None = None
+) -> Prepared:
+    """Splits "train" and "validation" of generated problems: the right worked answer over a corrupted one."""
+
+    def records(item: Item, spec: ArithmeticSpec) -> list[Record]:
+        pair = pair_record(item, seed=seed, max_value=spec.max_value)
+        return [_pair(parse_preference(pair, where=item.prompt))]
+
+    sizes = {"n_train": n_train, "n_validation": n_validation, "seed": seed}
+    return prepare_corrupted(TemperPreferences, data_dir, **sizes, spec=spec, features=_PAIR, records=records)
+
+
+def prepare_judged(data_dir: str | Path, spec: FileSpec) -> Prepared:
+    """Splits "train" and "validation" of {prompt, completion, label} records or pairs, by prompt as above."""
+
+    def parse(record: Mapping[str, Any], where: str) -> Iterable[tuple[object, Record]]:
+        for judged in parse_judged(record, where=where):
+            sides = {"prompt": judged.prompt, "completion": (judged.completion,)}
+            stored: Record = {key: message_records(messages) for key, messages in sides.items()}
+            yield judged.prompt, {**stored, "label": judged.desirable}
+
+    return prepare_file(TemperJudged, data_dir, spec, features=_JUDGED, parse=parse, fields=sorted(_JUDGED))
+
+
+def _pair(pair: Preference) -> Record:
+    sides = {"prompt": pair.prompt, "chosen": (pair.chosen,), "rejected": (pair.rejected,)}
+    stored: Record = {key: message_records(messages) for key, messages in sides.items()}
+    return {**stored, "margin": pair.margin, "label_probability": pair.label_probability}

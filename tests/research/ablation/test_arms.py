@@ -7,8 +7,10 @@ from ml_collections import ConfigDict
 
 from experiments import base, quickstart
 from research.ablation.arms import Arm, arm_config, check_arms, control_of, parse_override, read_arms
-from research.config import flatten, resolve, to_tree
+from research.config import to_tree
+from research.config_checks import flatten
 from research.errors import ConfigError
+from research.resolve import resolve
 
 KNOWN = {"a.rate": 1e-3, "a.steps": 5, "a.packing": True, "a.name": "sft", "a.k": [1, 4]}
 

@@ -2,20 +2,24 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.base import objectives as default_options
 from models.logprobs import compute_logits
 from models.transformer import forward, unembedding
-from research.algorithms.base import Rollouts
-from research.batch import RolloutBatch, SequenceBatch
+from research.algorithms.base import Frozen, Network, Rollouts, Setting
+from research.algorithms.grpo import FAMILY, GRPO
+from research.algorithms.registry import objectives
+from research.batch import Batch, RolloutBatch, SequenceBatch
 from research.mesh import to_device
 from research.sampling.methods import SamplingMethod
 from research.sampling.sampler import STOPPED, Prompts, SamplerScalars, SamplerSpec, sample
-from research.step import StepScalars, reference_step, train_step
+from research.step import StepScalars, prepare_step, train_step
 from tests.research.algorithms.toy import (
     MODEL,
     grpo,
@@ -88,7 +92,8 @@ def test_loss_equals_numpy_from_logits(params, aggregation: str) -> None:
     assert isinstance(batch, RolloutBatch) and metrics == {"frac_reward_zero_std": 0.0}
     reference = jax.tree.map(lambda x: 0.9 * x, params)
     scalars = objective_scalars(algorithm)
-    batch = jax.device_get(reference_step(reference, batch, scalars, algorithm=algorithm, config=MODEL))
+    frozen = Frozen(reference=Network(reference, MODEL))
+    batch = jax.device_get(prepare_step(params, batch, scalars, frozen, algorithm=algorithm, config=MODEL))
     ref = numpy_logps(reference, batch, TEMPERATURE)
     np.testing.assert_allclose(
         np.where(batch.sequences.loss_mask, batch.ref_logps, 0),
@@ -99,7 +104,7 @@ def test_loss_equals_numpy_from_logits(params, aggregation: str) -> None:
     old[:, 3:] = drawn.sampler_logps
     np.testing.assert_allclose(batch.old_logps, old, atol=1e-6)
 
-    loss, sums = jax.jit(lambda p, b: algorithm.loss(p, MODEL, b, scalars))(params, batch)
+    loss, sums = jax.jit(lambda p, b: algorithm.loss(p, MODEL, b, scalars, Frozen()))(params, batch)
     policy = numpy_logps(params, batch, TEMPERATURE)
     advantages = REWARDS - np.repeat(REWARDS.reshape(2, 4).mean(axis=1), 4)
     expected = numpy_loss(policy, old, ref, advantages, LENGTHS, aggregation)
@@ -129,7 +134,18 @@ def test_rows_are_laid_out_prompt_then_completion() -> None:
 
 def test_equal_rewards_teach_nothing() -> None:
     batch, metrics = grpo().from_rollouts(rollouts(np.ones(8), LENGTHS, group_size=4), seed=0)
-    assert not batch.advantages.any() and metrics == {"frac_reward_zero_std": 1.0}
+    assert metrics == {"frac_reward_zero_std": 1.0}
+    for advantage in ("group", "reinforce_pp", "reinforce_pp_baseline"):
+        assert not prepared(grpo(kl="none", advantage=advantage), batch).advantages.any()
+
+
+def prepared(algorithm: GRPO, batch: Batch, params: Any = None, **frozen: Network) -> RolloutBatch:
+    """The batch as the update sees it."""
+    params = jax.tree.map(jnp.asarray, host_params()) if params is None else params
+    scalars = objective_scalars(algorithm)
+    out = prepare_step(params, batch, scalars, Frozen(**frozen), algorithm=algorithm, config=MODEL)
+    assert isinstance(out, RolloutBatch)
+    return jax.device_get(out)
 
 
 def on_policy_rollouts(params) -> Rollouts:
@@ -150,6 +166,7 @@ def on_policy_rollouts(params) -> Rollouts:
         out.sampler_logps,
         out.stop_reason == STOPPED,
         REWARDS.astype(np.float32),
+        REWARDS >= 1,
         np.repeat(prompts.prompt_ids, 4),
         4,
     )
@@ -157,11 +174,12 @@ def on_policy_rollouts(params) -> Rollouts:
 
 def test_first_on_policy_step_has_no_loss_but_a_gradient() -> None:
     """Normalised per group, advantages sum to 0 and so does the loss; ratios are 1; sampler and trainer agree."""
-    mesh, algorithm = one_device(), grpo(aggregation="sequence_mean", needs_reference=False)
+    mesh, algorithm = one_device(), grpo(aggregation="sequence_mean", kl="none")
     state = toy_state(mesh)
     drawn = on_policy_rollouts(state.params)
     assert len(set(drawn.lengths.tolist())) > 1  # some stopped early
     batch, _ = algorithm.from_rollouts(drawn, seed=0)
+    batch = prepared(algorithm, batch, state.params)
     scalars = StepScalars(optimizer_scalars(), objective_scalars(algorithm))
     _, metrics = train_step(state, to_device(mesh, batch), scalars, algorithm=algorithm, config=MODEL)
     assert abs(float(metrics["loss"])) < 1e-5
@@ -172,9 +190,10 @@ def test_first_on_policy_step_has_no_loss_but_a_gradient() -> None:
 
 
 def test_the_wrong_temperature_shows_as_a_gap() -> None:
-    mesh, algorithm = one_device(), grpo(aggregation="sequence_mean", needs_reference=False)
+    mesh, algorithm = one_device(), grpo(aggregation="sequence_mean", kl="none")
     state = toy_state(mesh)
     batch, _ = algorithm.from_rollouts(on_policy_rollouts(state.params), seed=0)
+    batch = prepared(algorithm, batch, state.params)
     scalars = StepScalars(optimizer_scalars(), objective_scalars(algorithm, temperature=1.0))
     _, metrics = train_step(state, to_device(mesh, batch), scalars, algorithm=algorithm, config=MODEL)
     assert float(metrics["sampler_trainer_gap"]) > 0.02
@@ -182,9 +201,109 @@ def test_the_wrong_temperature_shows_as_a_gap() -> None:
 
 def test_the_reference_at_equality_has_no_kl(params) -> None:
     algorithm = grpo()
-    scalars = objective_scalars(algorithm)
     batch, _ = algorithm.from_rollouts(rollouts(REWARDS, LENGTHS, group_size=4), seed=0)
-    batch = reference_step(params, batch, scalars, algorithm=algorithm, config=MODEL)
-    _, sums = jax.jit(lambda p, b: algorithm.loss(p, MODEL, b, scalars))(params, batch)
+    batch = prepared(algorithm, batch, params, reference=Network(params, MODEL))
+    scalars = objective_scalars(algorithm)
+    _, sums = jax.jit(lambda p, b: algorithm.loss(p, MODEL, b, scalars, Frozen()))(params, batch)
     assert float(sums["kl_ref"].mean()) == pytest.approx(0.0, abs=1e-6)
-    assert dataclasses.replace(algorithm, needs_reference=False) != algorithm
+    assert algorithm.roles == ("reference",) and grpo(kl="none").roles == ()
+
+
+def test_kl_in_the_reward_moves_the_rewards_before_the_baseline(params) -> None:
+    """RLOO: `r_i - beta sum_t (l_old - l_ref)`, minus the mean of the others' (Ahmadian et al. 2024)."""
+    algorithm = grpo(kl="reward", baseline="leave_one_out", normalization="none")
+    drawn = rollouts(REWARDS, LENGTHS, group_size=4)
+    reference = jax.tree.map(lambda x: 0.9 * x, params)
+    batch = prepared(
+        algorithm, algorithm.from_rollouts(drawn, 0)[0], params, reference=Network(reference, MODEL)
+    )
+    kl = np.where(batch.sequences.loss_mask, batch.sampler_logps - batch.ref_logps, 0.0).sum(axis=1)
+    rewards = (REWARDS - 0.3 * kl).reshape(2, 4)
+    expected = rewards - (rewards.sum(axis=1, keepdims=True) - rewards) / 3
+    np.testing.assert_allclose(batch.advantages, expected.reshape(-1), rtol=1e-4, atol=1e-5)
+    loss, _ = jax.jit(lambda p, b: algorithm.loss(p, MODEL, b, objective_scalars(algorithm), Frozen()))(
+        params, batch
+    )  # and not again in the loss
+    free = dataclasses.replace(algorithm, kl="none")
+    alone, _ = jax.jit(lambda p, b: free.loss(p, MODEL, b, objective_scalars(free), Frozen()))(
+        params, batch.replace(ref_logps=None)
+    )
+    assert float(loss.total) == pytest.approx(float(alone.total), rel=1e-6)
+
+
+def test_a_sampler_that_differs_is_corrected_for(params) -> None:
+    """With importance correction l_old is the trainer's, and weights are exp(l_old - l_sampler), capped."""
+    algorithm = grpo(kl="none", importance="token")
+    drawn = rollouts(REWARDS, LENGTHS, group_size=4)
+    batch = prepared(algorithm, algorithm.from_rollouts(drawn, 0)[0], params)
+    mask = batch.sequences.loss_mask
+    trainer = numpy_logps(params, batch, TEMPERATURE)
+    np.testing.assert_allclose(batch.old_logps[mask], trainer[mask], atol=2e-5)
+    scalars = {**objective_scalars(algorithm), "importance_cap": np.float32(1.5)}
+    loss, sums = jax.jit(lambda p, b: algorithm.loss(p, MODEL, b, scalars, Frozen()))(params, batch)
+    weights = np.minimum(np.exp(trainer - batch.sampler_logps), 1.5)
+    expected = -(weights * batch.advantages[:, None])[mask].sum()  # the ratio is 1
+    assert float(loss.total) == pytest.approx(expected, rel=1e-4)
+    assert float(sums["ratio"].mean()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_truncated_completions_can_be_left_out_but_stay_in_the_baseline() -> None:
+    stopped = np.array([False, True, True, True, True, True, True, True])
+    drawn = rollouts(REWARDS, LENGTHS, group_size=4, stopped=stopped)
+    algorithm = grpo(kl="none", mask_truncated=True)
+    batch, _ = algorithm.from_rollouts(drawn, 0)
+    np.testing.assert_array_equal(batch.sequences.weights, stopped)
+    every, _ = grpo(kl="none").from_rollouts(drawn, 0)
+    np.testing.assert_array_equal(
+        prepared(algorithm, batch).advantages, prepared(algorithm, every).advantages
+    )
+
+
+def test_difficulty_scales_advantages_and_steps_add_to_them() -> None:
+    drawn = rollouts(REWARDS, LENGTHS, group_size=4)
+    algorithm = grpo(kl="none")
+    plain = prepared(algorithm, algorithm.from_rollouts(drawn, 0)[0]).advantages
+    scale = np.arange(8, dtype=np.float32)
+    scaled = algorithm.from_rollouts(drawn._replace(advantage_scale=scale), 0)[0]
+    np.testing.assert_allclose(prepared(algorithm, scaled).advantages, scale * plain, rtol=1e-6)
+
+    ends = np.zeros_like(drawn.mask)
+    ends[:, 0] = True  # one step of a single token, then the rest
+    paid = np.where(ends, np.array([0.9, 0.1, 0.2, 0.8, 0.5, 0.5, 0.5, 0.5])[:, None], 0).astype(np.float32)
+    both = algorithm.from_rollouts(drawn._replace(step_rewards=paid, step_mask=ends), 0)[0]
+    advantages = prepared(algorithm, both).advantages
+    first, later = advantages[:, 3] - plain, advantages[:, 4] - plain
+    group = paid[:4, 0]
+    np.testing.assert_allclose(first[:4], (group - group.mean()) / (group.std(ddof=1) + 1e-4), rtol=1e-3)
+    np.testing.assert_allclose(first[4:], 0, atol=1e-6)
+    np.testing.assert_allclose(later[LENGTHS > 1], 0, atol=1e-6)  # after the last step nothing is to come
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_each_member_of_the_family_is_what_its_paper_says(name: str) -> None:
+    options = default_options()[name]
+    objective = objectives()[name]
+    objective.check(options)
+    algorithm = objective.make(Setting(options, True, 8, 64))
+    assert isinstance(algorithm, GRPO)
+    expected = {
+        "grpo": {"aggregation": "sequence_mean", "normalization": "group", "baseline": "mean"},
+        "dr_grpo": {"aggregation": "constant", "normalization": "none", "max_new_tokens": 64},
+        "dapo": {"aggregation": "token_mean", "normalization": "group", "kl": "none"},
+        "rloo": {"baseline": "leave_one_out", "normalization": "none"},
+        "reinforce_pp": {"advantage": "reinforce_pp", "aggregation": "token_mean"},
+        "gspo": {"ratio_level": "sequence", "aggregation": "sequence_mean"},
+        "cispo": {"surrogate": "cispo", "aggregation": "token_mean"},
+        "sapo": {"surrogate": "sapo", "aggregation": "sequence_mean"},
+    }[name]
+    assert {key: getattr(algorithm, key) for key in expected} == expected
+    if name == "dapo":
+        assert (options["clip_eps_low"], options["clip_eps_high"]) == (0.2, 0.28)
+    if name == "gspo":
+        assert (options["clip_eps_low"], options["clip_eps_high"]) == (3e-4, 4e-4)
+
+
+def test_advantages_alone_do_not_recompile_the_update() -> None:
+    a, b = grpo(normalization="none", baseline="leave_one_out"), grpo(advantage="reinforce_pp")
+    assert a != b and a.for_update == b.for_update
+    assert grpo(aggregation="constant").for_update != a.for_update

@@ -1,11 +1,13 @@
-"""What rejection sampling and DPO choose from rollouts: on the host, before any model is called."""
+"""What rejection sampling and the algorithms on pairs choose from rollouts: on the host, before any model is called."""
 
 import numpy as np
 import pytest
 
 from research.algorithms.base import sequence_rows
 from research.algorithms.dpo import DPO
+from research.algorithms.reference_free import CPO, ORPO, SimPO
 from research.algorithms.rejection_sampling import RejectionSampling
+from research.batch import PreferenceBatch
 from tests.research.algorithms.toy import rollouts
 
 REWARDS = np.array([1, 1, 0, 1, 0, 0, 0, 0, 1, 1, 1, 0.0])
@@ -19,7 +21,7 @@ def names(tokens: np.ndarray) -> list[int]:
 
 
 def test_keeps_the_leanest_of_the_correct_that_stopped() -> None:
-    algorithm = RejectionSampling("rollouts", keep_per_prompt=2, selector="leanest")
+    algorithm = RejectionSampling(keep_per_prompt=2, selector="leanest")
     batch, metrics = algorithm.from_rollouts(
         rollouts(REWARDS, LENGTHS, group_size=4, stopped=STOPPED), seed=1
     )
@@ -30,7 +32,7 @@ def test_keeps_the_leanest_of_the_correct_that_stopped() -> None:
 
 
 def test_at_most_k_of_a_prompt_and_fewer_where_fewer_are_correct() -> None:
-    algorithm = RejectionSampling("rollouts", keep_per_prompt=4)
+    algorithm = RejectionSampling(keep_per_prompt=4)
     batch, metrics = algorithm.from_rollouts(
         rollouts(REWARDS, LENGTHS, group_size=4, stopped=STOPPED), seed=1
     )
@@ -39,14 +41,15 @@ def test_at_most_k_of_a_prompt_and_fewer_where_fewer_are_correct() -> None:
     assert sorted(kept) == [0, 1, 3, 8, 10]  # each once
 
 
-def test_a_threshold_below_1_counts_as_correct() -> None:
-    algorithm = RejectionSampling("rollouts", keep_per_prompt=1, threshold=0.5)
-    batch, _ = algorithm.from_rollouts(rollouts(REWARDS * 0.5, LENGTHS, group_size=4), seed=1)
+def test_correctness_decides_whatever_the_reward() -> None:
+    drawn = rollouts(REWARDS, LENGTHS, group_size=4)
+    drawn = drawn._replace(rewards=-drawn.rewards)
+    batch, _ = RejectionSampling(keep_per_prompt=1).from_rollouts(drawn, seed=1)
     assert batch.weights.tolist() == [1, 0, 1]
 
 
 def test_the_random_control_ignores_length_and_depends_on_the_seed_alone() -> None:
-    algorithm = RejectionSampling("rollouts", keep_per_prompt=1, selector="random")
+    algorithm = RejectionSampling(keep_per_prompt=1, selector="random")
     drawn = rollouts(REWARDS, LENGTHS, group_size=4)
     picks = [names(algorithm.from_rollouts(drawn, seed=s)[0].tokens)[0] for s in range(40)]
     assert set(picks) == {0, 1, 3}
@@ -54,14 +57,14 @@ def test_the_random_control_ignores_length_and_depends_on_the_seed_alone() -> No
 
 
 def test_ties_in_length_are_broken_at_random() -> None:
-    algorithm = RejectionSampling("rollouts", keep_per_prompt=1)
+    algorithm = RejectionSampling(keep_per_prompt=1)
     drawn = rollouts(np.ones(4), np.full(4, 3), group_size=4)
     assert len({names(algorithm.from_rollouts(drawn, seed=s)[0].tokens)[0] for s in range(40)}) == 4
 
 
 def test_nothing_selected_is_a_batch_without_weight() -> None:
     drawn = rollouts(np.zeros(8), np.full(8, 3), group_size=4)
-    for algorithm in (RejectionSampling("rollouts"), DPO("rollouts")):
+    for algorithm in (RejectionSampling(), DPO()):
         batch, metrics = algorithm.from_rollouts(drawn, seed=0)
         rows = batch.chosen if isinstance(algorithm, DPO) else batch
         assert not rows.weights.any() and sum(metrics.values()) == 0
@@ -71,9 +74,10 @@ def test_nothing_selected_is_a_batch_without_weight() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_pairs_are_a_correct_and_a_wrong_sample_of_one_prompt_each_used_once(seed: int) -> None:
     drawn = rollouts(REWARDS, LENGTHS, group_size=4)
-    batch, metrics = DPO("rollouts", pairs_per_prompt=2).from_rollouts(drawn, seed)
+    batch, metrics = ORPO(pairs_per_prompt=2).from_rollouts(drawn, seed)
     np.testing.assert_array_equal(batch.chosen.weights, [1, 0, 0, 0, 1, 0])  # one wrong sample, none, one
     np.testing.assert_array_equal(batch.chosen.weights, batch.rejected.weights)
+    assert not batch.margins.any() and (batch.soft_labels == 1).all()
     assert metrics == pytest.approx({"pairs": 2.0, "pairs_fraction": 2 / 6})
     used = batch.chosen.weights > 0
     chosen, rejected = (np.array(names(side.tokens))[used] for side in (batch.chosen, batch.rejected))
@@ -85,12 +89,27 @@ def test_pairs_are_disjoint_and_drawn_at_random() -> None:
     drawn = rollouts(np.array([1, 1, 0, 0, 1, 0, 0, 0.0]), np.full(8, 3), group_size=4)
     first = set()
     for seed in range(20):
-        batch, _ = DPO("rollouts", pairs_per_prompt=2).from_rollouts(drawn, seed)
+        batch, _ = ORPO(pairs_per_prompt=2).from_rollouts(drawn, seed)
         assert batch.chosen.weights.tolist() == [1, 1, 1, 0]
         pair = names(batch.chosen.tokens)[:2] + names(batch.rejected.tokens)[:2]
         assert sorted(pair) == [0, 1, 2, 3]
         first.add((pair[0], pair[2]))
     assert len(first) == 4
+
+
+def test_pairs_are_best_against_worst_by_reward() -> None:
+    rewards = np.array([0.1, 0.9, 0.5, 0.4, 0.2])
+    for algorithm in (DPO(pairs_per_prompt=3), CPO(pairs_per_prompt=3), SimPO(pairs_per_prompt=3)):
+        batch, _ = algorithm.from_rollouts(rollouts(rewards, np.full(5, 3), group_size=5), seed=0)
+        assert names(batch.chosen.tokens)[:2] == [1, 2] and names(batch.rejected.tokens)[:2] == [0, 4]
+        assert batch.chosen.weights.tolist() == [1, 1, 0]  # a third pair would use the middle one twice
+        assert isinstance(batch, PreferenceBatch) and batch.ref_chosen_logps is None
+
+
+def test_more_pairs_than_a_group_has_members_are_unfilled() -> None:
+    drawn = rollouts(np.array([1, 0, 0, 1.0]), np.full(4, 3), group_size=2)
+    batch, metrics = DPO(pairs_per_prompt=4).from_rollouts(drawn, seed=0)
+    assert batch.chosen.weights.tolist() == [1, 0, 0, 0] * 2 and metrics["pairs"] == 2
 
 
 def test_a_chosen_row_is_the_whole_rollout() -> None:

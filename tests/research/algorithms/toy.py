@@ -1,5 +1,6 @@
 """A tiny model and tiny batches of every kind, for the tests of steps and algorithms."""
 
+import dataclasses
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -11,20 +12,41 @@ import numpy as np
 from jax.sharding import Mesh
 
 from models.config import ModelConfig
-from research.algorithms.base import Algorithm, Rollouts
+from research.algorithms.base import Algorithm, Frozen, Network, Rollouts
+from research.algorithms.distill import Distill
 from research.algorithms.dpo import DPO
 from research.algorithms.grpo import GRPO
+from research.algorithms.kto import KTO
+from research.algorithms.pairs import PairAlgorithm
+from research.algorithms.ppo import PPO
+from research.algorithms.prm import StepScorer
+from research.algorithms.reference_free import CPO, ORPO, SimPO
+from research.algorithms.reward_model import RankingRewardModel, RewardModel
 from research.algorithms.sft import NextToken
-from research.batch import Batch, PreferenceBatch, RolloutBatch, SequenceBatch
+from research.algorithms.step_dpo import StepDPO
+from research.batch import (
+    Batch,
+    PreferenceBatch,
+    RankingBatch,
+    RolloutBatch,
+    SequenceBatch,
+    StepBatch,
+    UnpairedBatch,
+    rows_of,
+)
 from research.mesh import make_mesh
 from research.optim import OptimizerScalars
-from research.state import TrainState, abstract_state, state_from_params
+from research.state import Layout, TrainState, abstract_state, state_from_params
 from research.step import StepScalars
 
 MODEL = ModelConfig(
     vocab_size=24, num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=24, logprob_chunk=64
 )  # fmt: skip
+TEACHER = dataclasses.replace(MODEL, d_model=24, head_dim=6, d_ff=20)
+"""Another size, the same vocabulary."""
+
 ROWS, LENGTH = 8, 12
+CONTEXT, BOS, STEP_END = (20, 21), 6, 5
 LENGTHS = np.array([12, 3, 2, 12, 5, 3, 9, 2])
 """Tokens in each row: very uneven, so that a mean of means is far from the mean."""
 
@@ -72,7 +94,7 @@ def compilations() -> Iterator[list[str]]:
         logger.propagate = propagate
 
 
-def host_params(model: ModelConfig = MODEL, seed: int = 3) -> Any:
+def host_params(model: ModelConfig = MODEL, seed: int = 3, layout: Layout = "policy") -> Any:
     """Random parameters drawn by NumPy: compiling the real initialisation takes longer than any test here."""
     rng = np.random.default_rng(seed)
 
@@ -81,43 +103,79 @@ def host_params(model: ModelConfig = MODEL, seed: int = 3) -> Any:
             return np.ones(leaf.shape, np.float32)
         return rng.normal(0, 0.2, leaf.shape).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, abstract_state(model, one_device()).params)
+    return jax.tree_util.tree_map_with_path(draw, abstract_state(model, one_device(), layout).params)
 
 
-def toy_state(mesh: Mesh) -> TrainState:
-    return state_from_params(host_params(), MODEL, mesh)
+def toy_state(mesh: Mesh, layout: Layout = "policy") -> TrainState:
+    return state_from_params(host_params(layout=layout), MODEL, mesh, layout)
+
+
+def frozen_models(algorithm: Algorithm) -> Frozen:
+    """The roles that the algorithm asks for: a reference unlike the policy, a teacher of another size."""
+    makers = {
+        "reference": lambda: Network(host_params(seed=7), MODEL),
+        "teacher": lambda: Network(host_params(TEACHER, seed=8), TEACHER),
+    }
+    return Frozen(**{role: makers[role]() for role in algorithm.roles})
 
 
 def grpo(**changes: Any) -> GRPO:
     defaults: dict[str, Any] = {
-        "aggregation": "token_mean",
-        "normalization": "group",
-        "baseline": "mean",
-        "ddof": 1,
-        "kl_estimator": "k3",
-        "needs_reference": True,
+        "group_size": 4,
         "max_new_tokens": LENGTH - 1,
+        "aggregation": "token_mean",
+        "kl": "loss",
     }
     return GRPO(**{**defaults, **changes})
 
 
 ALGORITHMS: Mapping[str, Algorithm] = {
-    "next_token": NextToken("text"),
-    "dpo": DPO("preferences"),
+    "next_token": NextToken(),
+    "dpo": DPO(),
+    "dpo_weighted": DPO("sigmoid_norm", "alpha", "wpo"),
+    "orpo": ORPO(),
+    "simpo": SimPO(),
+    "cpo": CPO(),
+    "step_dpo": StepDPO((STEP_END,)),
+    "kto": KTO(),
+    "reward_model": RewardModel(),
+    "reward_model_ranking": RankingRewardModel(),
+    "prm": StepScorer("process"),
+    "orm": StepScorer("outcome"),
+    "distill": Distill("jsd", context_ids=CONTEXT, bos_id=BOS),
+    "distill_top_k": Distill("reverse_kl", top_k=3),
     "grpo_token_mean": grpo(aggregation="token_mean"),
     "grpo_sequence_mean": grpo(aggregation="sequence_mean"),
     "grpo_constant": grpo(aggregation="constant"),
+    "ppo": PPO(max_new_tokens=LENGTH - 1, kl="loss"),
 }
+
+SCALARS: Mapping[type[Algorithm], Mapping[str, float]] = {
+    NextToken: {"label_smoothing": 0.1, "z_loss_coef": 1e-3},
+    DPO: {
+        "beta": 0.5, "label_smoothing": 0.1, "alpha_divergence_coef": 0.6, "discopop_tau": 0.05,
+        "rpo_alpha": 0.3, "ld_alpha": 0.7,
+    },
+    ORPO: {"lambda_coef": 0.4},
+    SimPO: {"beta": 2.0, "gamma": 0.3, "label_smoothing": 0.1},
+    CPO: {"beta": 0.5, "nll_coef": 0.7, "label_smoothing": 0.1},
+    StepDPO: {"beta": 0.5, "label_smoothing": 0.1},
+    KTO: {"beta": 0.3, "desirable_weight": 1.0, "undesirable_weight": 1.5},
+    RewardModel: {"center_coef": 0.1},
+    RankingRewardModel: {"center_coef": 0.1},
+    StepScorer: {},
+    Distill: {"jsd_beta": 0.3, "temperature": 1.5},
+    GRPO: {"clip_eps_low": 0.1, "clip_eps_high": 0.2, "beta": 0.3, "temperature": 0.7},
+    PPO: {
+        "clip_eps_low": 0.1, "clip_eps_high": 0.2, "clip_eps_value": 0.2, "value_coef": 0.5,
+        "entropy_coef": 0.01, "gamma": 1.0, "gae_lambda": 0.9, "kl_coef": 0.3, "temperature": 0.7,
+    },
+}  # fmt: skip
 
 
 def objective_scalars(algorithm: Algorithm, **changes: float) -> dict[str, Any]:
-    if isinstance(algorithm, NextToken):
-        values = {"label_smoothing": 0.1, "z_loss_coef": 1e-3}
-    elif isinstance(algorithm, DPO):
-        values = {"beta": 0.5, "label_smoothing": 0.1}
-    else:
-        values = {"clip_eps_low": 0.1, "clip_eps_high": 0.2, "beta": 0.3, "temperature": 0.7}
-    return {key: np.float32(value) for key, value in {**values, **changes}.items()}
+    found = next(values for kind, values in SCALARS.items() if isinstance(algorithm, kind))
+    return {key: np.float32(value) for key, value in {**found, **changes}.items()}
 
 
 def optimizer_scalars(**changes: float) -> OptimizerScalars:
@@ -149,23 +207,57 @@ def rows(seed: int = 0, lengths: np.ndarray = LENGTHS, weights: np.ndarray | Non
 
 
 def host_batch(algorithm: Algorithm, seed: int = 0) -> Batch:
-    """A batch of the kind that the algorithm eats, with plausible log-probs (about log 1/V a token)."""
+    """A prepared batch of the kind that the algorithm eats; log-probs are about log 1/V a token."""
     rng = np.random.default_rng((seed, 1))
     near = lambda *shape: (-np.log(MODEL.vocab_size) + rng.normal(0, 0.3, shape)).astype(np.float32)  # noqa: E731
-    if isinstance(algorithm, DPO):
-        chosen, rejected = rows(seed), rows(seed + 1, LENGTHS[::-1])
-        sums = [near(ROWS) * side.loss_mask.sum(axis=1) for side in (chosen, rejected)]
-        return PreferenceBatch(chosen, rejected, *(s.astype(np.float32) for s in sums))
-    if isinstance(algorithm, GRPO):
-        advantages = rng.normal(0, 1, ROWS).astype(np.float32)
-        return RolloutBatch(rows(seed), advantages, near(ROWS, LENGTH), near(ROWS, LENGTH))
-    return rows(seed)
+    draw = lambda *shape: rng.random(shape).astype(np.float32)  # noqa: E731
+    first, second = rows(seed), rows(seed + 1, LENGTHS[::-1])
+    if isinstance(algorithm, StepDPO):
+        second = second.replace(tokens=np.where(np.arange(LENGTH) < 2, first.tokens, second.tokens))
+    if isinstance(algorithm, PairAlgorithm | StepDPO | RewardModel):
+        batch = PreferenceBatch(first, second, margins=draw(ROWS), soft_labels=0.5 + 0.5 * draw(ROWS))
+        if "reference" not in algorithm.roles:
+            return batch
+        return batch.replace(ref_chosen_logps=near(ROWS, LENGTH), ref_rejected_logps=near(ROWS, LENGTH))
+    if isinstance(algorithm, RankingRewardModel):
+        sides = [first, second, rows(seed + 2, np.roll(LENGTHS, 3), first.weights * [1, 0, 1, 1, 0, 1, 1, 0])]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *sides)
+        return RankingBatch(stacked, rng.integers(0, 3, (ROWS, 3)).astype(np.int32))
+    if isinstance(algorithm, KTO):
+        return UnpairedBatch(
+            first,
+            second,
+            desirable=rng.random(ROWS) < 0.5,
+            ref_logps=(near(ROWS, LENGTH) * first.loss_mask).sum(axis=1),
+            reference_point=draw(ROWS)[:1].repeat(ROWS),
+        )
+    if isinstance(algorithm, StepScorer):
+        ends = first.loss_mask & (np.arange(LENGTH) % 3 == 1)
+        return StepBatch(first.replace(loss_mask=ends), np.round(draw(ROWS, LENGTH), 1))
+    if isinstance(algorithm, Distill):
+        return algorithm.from_rows(first)
+    if isinstance(algorithm, GRPO | PPO):
+        batch = RolloutBatch(
+            first,
+            sampler_logps=near(ROWS, LENGTH),
+            scores=draw(ROWS),
+            advantage_scale=draw(ROWS),
+            advantages=rng.normal(0, 1, ROWS).astype(np.float32),
+            old_logps=near(ROWS, LENGTH),
+            ref_logps=near(ROWS, LENGTH) if "reference" in algorithm.roles else None,
+        )
+        if isinstance(algorithm, GRPO):
+            return batch
+        per_token = {name: rng.normal(0, 1, (ROWS, LENGTH)).astype(np.float32) for name in _PER_TOKEN}
+        return batch.replace(**per_token)
+    return first
+
+
+_PER_TOKEN = ("advantages", "values", "returns")
 
 
 def row_weights(batch: Batch) -> np.ndarray:
-    if isinstance(batch, PreferenceBatch):
-        return np.asarray(batch.chosen.weights)
-    return np.asarray((batch.sequences if isinstance(batch, RolloutBatch) else batch).weights)
+    return np.asarray(rows_of(batch)[0].weights)
 
 
 def with_garbage(batch: Batch) -> Batch:
@@ -176,7 +268,7 @@ def with_garbage(batch: Batch) -> Batch:
         leaf = np.array(leaf)
         if leaf.dtype == np.float32 and not np.array_equal(leaf, row_weights(batch)):
             leaf[unused] = np.nan
-        elif leaf.dtype == np.int32 and leaf.ndim == 2 and leaf.max() > 1 + LENGTH:
+        elif leaf.dtype == np.int32 and leaf.ndim == unused.ndim + 1 and leaf.max() > 1 + LENGTH:
             leaf[unused] = MODEL.vocab_size - 1
         return leaf
 
@@ -204,6 +296,7 @@ def rollouts(
         sampler_logps=np.where(mask, rng.normal(-3, 0.3, (B, N)), 0).astype(np.float32),
         stopped=np.ones(B, bool) if stopped is None else stopped,
         rewards=rewards.astype(np.float32),
+        correct=rewards > 0.5,
         prompt_ids=prompts.astype(np.int32),
         group_size=group_size,
     )

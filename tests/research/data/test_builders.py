@@ -7,7 +7,7 @@ import pytest
 from research.data.arithmetic import ArithmeticSpec
 from research.data.builders import (
     ChatSpec,
-    PreferenceSpec,
+    FileSpec,
     TextSpec,
     base,
     prepare_arithmetic,
@@ -106,7 +106,7 @@ def test_changed_files_get_a_new_folder(tmp_path):
 
 
 def test_preferences_round_trip(tmp_path, shared_data):
-    spec = PreferenceSpec(str(shared_data / "preferences_300.json"))
+    spec = FileSpec(str(shared_data / "preferences_300.json"))
     data = prepare_preferences(tmp_path, spec)
     assert data.details["records"]["train"] + data.details["records"]["validation"] == 300
     original = json.loads((shared_data / "preferences_300.json").read_text())
@@ -177,7 +177,7 @@ def test_bad_chat_files_leave_nothing_behind(tmp_path, content, message):
 def test_bad_requests_are_named(tmp_path):
     equal = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "b"}])
     with pytest.raises(DataError, match=r"p\.jsonl:1: chosen and rejected are equal"):
-        prepare_preferences(tmp_path / "out", PreferenceSpec(equal))
+        prepare_preferences(tmp_path / "out", FileSpec(equal))
     with pytest.raises(DataError, match=r"none\.jsonl: cannot be read"):
         prepare_chat_sft(tmp_path / "out", ChatSpec(str(tmp_path / "none.jsonl")))
     with pytest.raises(DataError, match="validation_one_in is 1, expected 0 or at least 2"):

@@ -79,7 +79,9 @@ def test_resume_is_bit_identical_and_the_seed_decides(make, name):
 def test_shapes_and_dtypes(make, name):
     for batch in islice(make[name](0), 50):
         for key, value in batch.items():
-            assert value.dtype == (np.bool_ if key.endswith("mask") else np.int32), key
+            floats = key in ("margins", "soft_labels")
+            expected = np.float32 if floats else np.bool_ if key.endswith("mask") else np.int32
+            assert value.dtype == expected, key
             assert len(value) == 4
 
 
@@ -208,6 +210,31 @@ def test_preference_rows_mask_the_prompt(make, tokenizer):
         np.testing.assert_array_equal(batch["chosen_tokens"][:, :10], batch["rejected_tokens"][:, :10])
 
 
+def test_margins_and_soft_labels_stay_with_their_pair(tokenizer):
+    records = [
+        {**pair, "margin": n / 4, "label_probability": 1 - n / 64} if n % 2 else pair
+        for n, pair in enumerate(PAIRS)
+    ]
+    batches = [
+        *islice(preference_batches(records, tokenizer, batch_size=4, length=64, seed=0), 15),
+        *preference_eval_batches(records, tokenizer, batch_size=4, length=64),
+    ]
+    for batch in batches:
+        rows = zip(
+            batch["chosen_tokens"],
+            batch["chosen_loss_mask"],
+            batch["margins"],
+            batch["soft_labels"],
+            strict=True,
+        )
+        for tokens, mask, margin, label in rows:
+            if not mask.any():
+                assert (margin, label) == (0, 1)
+                continue
+            n = int(tokenizer.decode(tokens[mask].tolist()).split()[1])
+            assert (margin, label) == ((n / 4, 1 - n / 64) if n % 2 else (0, 1))
+
+
 def test_truncated_responses_are_counted_never_kept(tokenizer):
     records = [{"prompt": "p" * 200, "completion": "x"}, {"prompt": "p", "completion": "yes " * 40}, PAIR]
     pipeline = sft_batches(records, tokenizer, batch_size=1, length=64, seed=0, packing=False)
@@ -295,7 +322,7 @@ def test_the_data_modules_need_no_jax_and_no_tensorflow():
     script = (
         "import sys\n"
         "sys.modules['jax'] = None\n"
-        "import research.data.pipelines, research.data.builders, research.rewards.verifiers\n"
+        "import research.data.feedback, research.data.builders, research.rewards.verifiers\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,4 +1,4 @@
-"""What every online run logs about its samples."""
+"""What every online run logs about its samples, and what an update on them costs."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from research.algorithms.dpo import DPO
 from research.algorithms.rejection_sampling import RejectionSampling
 from research.loops.offline import count_tokens
-from research.loops.online import rollout_metrics
+from research.loops.rollout import Drawn, rollout_metrics
 from tests.research.algorithms.toy import grpo, rollouts
 
 REWARDS = np.array([1, 0, 0, 0, 0, 0, 0, 0.0])
@@ -14,29 +14,44 @@ LENGTHS = np.array([8, 1, 3, 5, 2, 8, 4, 6])
 STOPPED = np.array([True, True, True, True, True, False, True, True])
 
 
+def drawn(rewards: np.ndarray = REWARDS, stopped: np.ndarray = STOPPED) -> Drawn:
+    """Half of the reward is the verifier's word: what is right is asked of that alone."""
+    made = rollouts(rewards / 2, LENGTHS, group_size=4, stopped=stopped)
+    return Drawn(made, rewards, [""] * 8, {"reward/score": 0.5})
+
+
 def test_rollout_metrics() -> None:
-    drawn = rollouts(REWARDS, LENGTHS, group_size=4, stopped=STOPPED)
-    metrics = rollout_metrics(drawn)
-    assert metrics["reward/mean"] == pytest.approx(1 / 8)
-    assert metrics["reward/best_of_group"] == pytest.approx(1 / 2)
+    batch = drawn()
+    metrics = rollout_metrics(batch)
+    assert metrics["reward/mean"] == pytest.approx(1 / 16)
+    assert metrics["reward/std"] == pytest.approx(np.sqrt(1 / 8 - 1 / 64) / 2)
+    assert metrics["reward/best_of_group"] == pytest.approx(1 / 4)
+    assert metrics["reward/gold"] == pytest.approx(1 / 8)
+    assert metrics["frac_reward_zero_std"] == pytest.approx(1 / 2)
     assert metrics["completions/mean_length"] == pytest.approx(LENGTHS.mean())
     assert metrics["completions/mean_length_right"] == 8
     assert metrics["completions/mean_length_wrong"] == pytest.approx(29 / 7)
     assert metrics["completions/truncated_fraction"] == pytest.approx(1 / 8)
-    assert metrics["sampler_entropy_estimate"] == pytest.approx(-drawn.sampler_logps.sum() / 37, rel=1e-5)
+    assert metrics["sampler_entropy_estimate"] == pytest.approx(
+        -batch.rollouts.sampler_logps.sum() / 37, rel=1e-5
+    )
+    assert metrics["reward/score"] == 0.5
 
 
 def test_without_a_right_answer_there_is_no_length_of_right_ones() -> None:
-    metrics = rollout_metrics(rollouts(np.zeros(8), LENGTHS, group_size=4))
+    metrics = rollout_metrics(drawn(np.zeros(8)))
     assert "completions/mean_length_right" not in metrics and np.isfinite(list(metrics.values())).all()
+    assert metrics["frac_reward_zero_std"] == 1
 
 
 def test_an_update_is_charged_for_what_it_learns_from() -> None:
-    drawn = rollouts(REWARDS, LENGTHS, group_size=4, stopped=STOPPED)
-    every, _ = grpo().from_rollouts(drawn, 0)
+    made = rollouts(REWARDS, LENGTHS, group_size=4, stopped=STOPPED)
+    every, _ = grpo().from_rollouts(made, 0)
     assert count_tokens(every)["target_tokens"] == LENGTHS.sum()
-    assert count_tokens(every)["real_tokens"] == LENGTHS.sum() + drawn.prompt_mask.sum()
-    kept, _ = RejectionSampling("rollouts").from_rollouts(drawn, 0)
+    assert count_tokens(every)["real_tokens"] == LENGTHS.sum() + made.prompt_mask.sum()
+    stopped, _ = grpo(mask_truncated=True).from_rollouts(made, 0)
+    assert count_tokens(stopped)["target_tokens"] == LENGTHS[STOPPED].sum()
+    kept, _ = RejectionSampling().from_rollouts(made, 0)
     assert count_tokens(kept)["target_tokens"] == 8
-    pairs, _ = DPO("rollouts", pairs_per_prompt=1).from_rollouts(drawn, 0)
+    pairs, _ = DPO(pairs_per_prompt=1).from_rollouts(made, 0)
     assert count_tokens(pairs)["target_tokens"] in (8 + 1, 8 + 3, 8 + 5)

@@ -1,0 +1,200 @@
+"""Distillation: a divergence between the teacher's and the student's next-token distributions.
+
+On-policy, off-policy and context distillation differ only in whose tokens the two were computed on and in
+what the teacher saw before them; positions are aligned by the caller. K is the number of the teacher's most
+likely tokens that were kept.
+"""
+
+from typing import Literal, get_args
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from objectives.numerics import bool_mask
+from objectives.types import ObjectiveOutput, Scalar
+
+Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
+Tail = Literal["renormalize", "bucket"]
+
+MIN_LOGP = -1e4
+"""Nats. A token ruled out by a logit of -inf: its probability is still 0, but `0 * log 0` is 0, not NaN."""
+
+MIN_TAIL = 1e-7
+"""Smallest probability outside the top-k: about the spacing of float32 below 1."""
+
+
+def distillation_loss(
+    *,
+    student_logits: Float[Array, "B T V"],
+    teacher_logits: Float[Array, "B T V"],
+    mask: Bool[Array, "B T"],
+    divergence: Divergence,
+    jsd_beta: Scalar = 0.5,
+    temperature: Scalar = 1.0,
+) -> ObjectiveOutput:
+    """Divergence between teacher and student over the whole vocabulary, per token.
+
+    `T = softmax(teacher / tau)`, `S = softmax(student / tau)`; forward_kl `KL(T || S)`, reverse_kl
+    `KL(S || T)`, jsd `b KL(T || M) + (1 - b) KL(S || M)` with `M = b T + (1 - b) S`
+
+    Source: Hinton et al. 2015, Section 2 (forward); Gu et al. 2024 (MiniLLM), Eq. 1 (reverse); Agarwal et al.
+    2024 (GKD), Eq. 1 (jsd: their D_JSD(beta)(P || Q) with P = T and Q = S, so b is the teacher's weight).
+
+    Args:
+      student_logits: any float dtype; carries the gradient.
+      teacher_logits: any float dtype, aligned with the student's. No gradient passes.
+      mask: True on the tokens that count.
+      divergence: forward_kl covers the teacher's modes, reverse_kl seeks one.
+      jsd_beta: b in (0, 1), read by jsd only. At the ends the jsd is 0; `jsd / b -> KL(T || S)` as b -> 0 and
+        `jsd / (1 - b) -> KL(S || T)` as b -> 1.
+      temperature: tau > 0, divides both logits.
+
+    Returns:
+      losses `[B, T]`, nats, 0 where masked. Metrics, all `[B, T]`, at the same temperature: `forward_kl`,
+      `reverse_kl`, `student_entropy`, `teacher_entropy` (nats), `top1_agreement`.
+
+    Raises:
+      ValueError: unknown divergence.
+
+    Differs from the paper: no factor tau^2 (Hinton et al.); multiply by it to keep the scale of gradients over
+      a sweep of tau. Differs from TRL, whose `beta` of 0 *is* KL(T || S) and 1 KL(S || T), the scaled limits;
+      between them its beta is our b.
+    """
+    mask = bool_mask(mask)
+    losses = token_divergence(student_logits, teacher_logits, mask, divergence, jsd_beta, temperature)
+    student, teacher = _log_probs(student_logits, teacher_logits, mask, temperature)
+    metrics = {
+        "forward_kl": _kl(teacher, student),
+        "reverse_kl": _kl(student, teacher),
+        "student_entropy": -_expectation(student, student),
+        "teacher_entropy": -_expectation(teacher, teacher),
+        "top1_agreement": (student.argmax(axis=-1) == teacher.argmax(axis=-1)).astype(jnp.float32),
+    }
+    return ObjectiveOutput(losses, jax.lax.stop_gradient(metrics))
+
+
+def token_divergence(
+    student_logits: Float[Array, "B T V"],
+    teacher_logits: Float[Array, "B T V"],
+    mask: Bool[Array, "B T"],
+    divergence: Divergence,
+    jsd_beta: Scalar = 0.5,
+    temperature: Scalar = 1.0,
+) -> Float[Array, "B T"]:
+    """The losses of `distillation_loss` without its metrics, for a caller that holds one chunk of time.
+
+    See `distillation_loss` for equation, source and arguments.
+
+    Returns:
+      `[B, T]`, float32, nats, 0 where masked; T is the chunk's.
+
+    Raises:
+      ValueError: unknown divergence.
+    """
+    mask = bool_mask(mask)
+    student, teacher = _log_probs(student_logits, teacher_logits, mask, temperature)
+    return jnp.where(mask, _divergence(student, teacher, divergence, jsd_beta), 0.0)
+
+
+def topk_distillation_loss(
+    *,
+    student_topk_logps: Float[Array, "B T K"],
+    teacher_topk_logps: Float[Array, "B T K"],
+    mask: Bool[Array, "B T"],
+    divergence: Divergence,
+    tail: Tail,
+    jsd_beta: Scalar = 0.5,
+) -> ObjectiveOutput:
+    """The same divergences where only the teacher's K most likely tokens are known.
+
+    `renormalize`: `T' = T / sum_k T_k` and `S' = S / sum_k S_k` over the K tokens. `bucket`: K + 1 outcomes,
+    the last one being all other tokens, `1 - sum_k T_k` against `1 - sum_k S_k`.
+
+    Source: as `distillation_loss`; merging outcomes only lowers an f-divergence (data processing
+    inequality), so `bucket` is a lower bound of the full one. `renormalize` says nothing about how much the
+    student puts outside of the K tokens: it is not a bound, and a student of little mass there costs nothing.
+
+    Args:
+      student_topk_logps: log-probs under the full softmax, nats, of the teacher's top-k tokens; carries the
+        gradient.
+      teacher_topk_logps: log-probs under the full softmax, nats, of the same tokens; -inf where the teacher
+        gave fewer than K. No gradient passes.
+      mask: True on the tokens that count.
+      divergence: as in `distillation_loss`.
+      tail: what becomes of the other tokens.
+      jsd_beta: b in (0, 1), read by jsd only.
+
+    Returns:
+      losses `[B, T]`, nats, 0 where masked. Metrics, all `[B, T]`: `teacher_topk_mass`, `student_topk_mass`,
+      the probability of the K tokens.
+
+    Raises:
+      ValueError: unknown divergence or tail.
+    """
+    mask = bool_mask(mask)
+    chex.assert_equal_shape([student_topk_logps, teacher_topk_logps])
+    chex.assert_shape(student_topk_logps, (*mask.shape, None))
+    student, teacher = (_masked_rows(x, mask) for x in (student_topk_logps, teacher_topk_logps))
+    teacher = jax.lax.stop_gradient(teacher)
+    metrics = {
+        "teacher_topk_mass": jnp.exp(_mass(teacher)),
+        "student_topk_mass": jnp.exp(_mass(student)),
+    }
+    if tail == "renormalize":
+        student, teacher = _log_softmax(student), _log_softmax(teacher)
+    elif tail == "bucket":
+        student, teacher = _with_tail(student), _with_tail(teacher)
+    else:
+        raise ValueError(f"tail: got {tail!r}, expected one of {', '.join(get_args(Tail))}")
+    losses = jnp.where(mask, _divergence(student, teacher, divergence, jsd_beta), 0.0)
+    return ObjectiveOutput(losses, jax.lax.stop_gradient(metrics))
+
+
+def _divergence(student: Array, teacher: Array, divergence: str, jsd_beta: Scalar) -> Array:
+    if divergence == "forward_kl":
+        return _kl(teacher, student)
+    if divergence == "reverse_kl":
+        return _kl(student, teacher)
+    if divergence == "jsd":
+        beta = jnp.asarray(jsd_beta, jnp.float32)
+        mixture = jnp.logaddexp(jnp.log(beta) + teacher, jnp.log1p(-beta) + student)
+        return beta * _kl(teacher, mixture) + (1.0 - beta) * _kl(student, mixture)
+    raise ValueError(f"divergence: got {divergence!r}, expected one of {', '.join(get_args(Divergence))}")
+
+
+def _kl(p_logps: Array, q_logps: Array) -> Array:
+    return _expectation(p_logps, p_logps - q_logps)
+
+
+def _expectation(logps: Array, values: Array) -> Array:
+    return (jnp.exp(logps) * values).sum(axis=-1)
+
+
+def _log_probs(
+    student_logits: Array, teacher_logits: Array, mask: Array, temperature: Scalar
+) -> tuple[Array, Array]:
+    """Log-probs of both, 0 logits where masked, no gradient to the teacher."""
+    chex.assert_equal_shape([student_logits, teacher_logits])
+    chex.assert_shape(student_logits, (*mask.shape, None))
+    student, teacher = (_masked_rows(x, mask) / temperature for x in (student_logits, teacher_logits))
+    return _log_softmax(student), jax.lax.stop_gradient(_log_softmax(teacher))
+
+
+def _masked_rows(values: Array, mask: Array) -> Array:
+    return jnp.where(mask[..., None], values.astype(jnp.float32), 0.0)
+
+
+def _log_softmax(logits: Array) -> Array:
+    return jnp.maximum(jax.nn.log_softmax(logits, axis=-1), MIN_LOGP)
+
+
+def _mass(logps: Array) -> Array:
+    """Log of the total probability, at most `log(1 - MIN_TAIL)`: float32 sums may exceed 1."""
+    return jnp.minimum(jax.nn.logsumexp(logps, axis=-1), -MIN_TAIL)
+
+
+def _with_tail(logps: Array) -> Array:
+    tail = jnp.log(-jnp.expm1(_mass(logps)))
+    return jnp.concatenate([jnp.maximum(logps, MIN_LOGP), tail[..., None]], axis=-1)

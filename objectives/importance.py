@@ -1,0 +1,68 @@
+"""Importance weights that correct for a sampler whose probabilities differ from the trainer's."""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from objectives.numerics import bool_mask, guarded_exp, masked
+from objectives.types import Scalar
+
+ImportanceLevel = Literal["token", "sequence"]
+ImportanceMode = Literal["truncate", "mask"]
+
+
+def importance_weights(
+    *,
+    old_logps: Float[Array, "B T"],
+    sampler_logps: Float[Array, "B T"],
+    completion_mask: Bool[Array, "B T"],
+    level: ImportanceLevel,
+    mode: ImportanceMode,
+    cap: Scalar,
+    floor: Scalar = 0.0,
+) -> Float[Array, "B T"]:
+    """Truncated or masked importance weights of the trainer's old policy against the sampler.
+
+    `w_t = exp(l_old_t - l_sampler_t)` (token) or `w_t = exp(sum_u (l_old_u - l_sampler_u))` (sequence); then
+    `min(max(w, floor), cap)` (truncate) or `w [floor <= w <= cap]` (mask).
+
+    The two differ although the parameters are the same: other kernels, other precision, a sampler with top-k
+    or top-p. `grpo_loss` multiplies its surrogate by these weights, while its ratio stays `pi / pi_old`.
+
+    Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training" (token,
+    truncate); Ionides 2008 for the truncation; masked on both sides, Ling Team 2025 (IcePop).
+
+    Args:
+      old_logps: `l_old`, nats, by the trainer, before the first update on this batch.
+      sampler_logps: `l_sampler`, nats, of the distribution really sampled from.
+      completion_mask: True on the completion, its EOS included.
+      level: `sequence` multiplies a completion's ratios: unbiased, with a variance that grows with length.
+      mode: `truncate` keeps every token at a bounded weight, `mask` drops those outside.
+      cap: largest weight, > 1; 2 is common at token level.
+      floor: smallest weight, in [0, 1); 0 is no lower bound.
+
+    Returns:
+      `[B, T]`, float32, equal along a row at sequence level, 0 where `completion_mask` is False. No gradient
+      passes.
+
+    Raises:
+      ValueError: unknown level or mode.
+
+    Differs from the paper: the lower bound; weights continue linearly beyond e^20.
+    """
+    if level not in get_args(ImportanceLevel):
+        raise ValueError(f"level: got {level!r}, expected one of {', '.join(get_args(ImportanceLevel))}")
+    mask = bool_mask(completion_mask)
+    gap = masked(old_logps, mask) - masked(sampler_logps, mask)
+    if level == "sequence":
+        gap = jnp.broadcast_to(gap.sum(axis=1, keepdims=True), mask.shape)
+    weights = guarded_exp(gap)
+    if mode == "truncate":
+        weights = jnp.clip(weights, floor, cap)
+    elif mode == "mask":
+        weights = jnp.where((weights >= floor) & (weights <= cap), weights, 0.0)
+    else:
+        raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(get_args(ImportanceMode))}")
+    return jax.lax.stop_gradient(jnp.where(mask, weights, 0.0))

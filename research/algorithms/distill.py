@@ -1,0 +1,164 @@
+"""Distillation from a frozen teacher: on given responses, on the student's own, with or without more context."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from models.config import ModelConfig
+from models.logprobs import hidden_divergence
+from models.transformer import Params, forward, unembedding
+from objectives.distillation import Divergence, Tail, token_divergence, topk_distillation_loss
+from objectives.reduce import reduce_metrics, token_mean
+from research.algorithms.base import (
+    Algorithm,
+    Batch,
+    Frozen,
+    Objective,
+    Role,
+    Rollouts,
+    Scalars,
+    Setting,
+    Summed,
+    choice,
+    number,
+    sequence_rows,
+    static_number,
+    used_mask,
+)
+from research.algorithms.context import teacher_rows
+from research.batch import DistillBatch, SequenceBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill(Algorithm):
+    """A divergence to the teacher at every response token (Agarwal et al. 2024, GKD, eq. 1 and 2).
+
+    Context distillation (Askell et al. 2021; Snell et al. 2022): the teacher also reads `context_ids`.
+
+    Attributes:
+      divergence: forward_kl, reverse_kl or jsd.
+      top_k: compare only the teacher's k likeliest tokens; 0 compares the whole vocabulary.
+      tail: with `top_k`, what becomes of the other tokens.
+      context_ids: what only the teacher sees, before the prompt.
+      bos_id: the token after which the context goes, where rows start with it.
+
+    Scalars: `jsd_beta`, `temperature`.
+    """
+
+    divergence: Divergence
+    top_k: int = 0
+    tail: Tail = "bucket"
+    # Read on the host only.
+    context_ids: tuple[int, ...] = dataclasses.field(default=(), compare=False)
+    bos_id: int | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The teacher."""
+        return ("teacher",)
+
+    def loss(
+        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
+    ) -> Summed:
+        """Mean over all response tokens of the global batch, rows weighted; the teacher's pass is in here."""
+        assert isinstance(batch, DistillBatch) and frozen.teacher is not None
+        student, teacher = batch.student, batch.teacher
+        jsd_beta, temperature = scalars["jsd_beta"], scalars["temperature"]
+
+        def compare(student_logits: Array, teacher_logits: Array) -> dict[str, Array]:
+            student_logits, teacher_logits = student_logits / temperature, teacher_logits / temperature
+            every = jnp.ones(student_logits.shape[:2], bool)
+            logps = jax.nn.log_softmax(student_logits)
+            metrics = {
+                "entropy": -jnp.sum(jnp.exp(logps) * logps, axis=-1),
+                "agreement": (student_logits.argmax(-1) == teacher_logits.argmax(-1)).astype(jnp.float32),
+            }
+            if not self.top_k:
+                losses = token_divergence(student_logits, teacher_logits, every, self.divergence, jsd_beta)
+                return {"losses": losses, **metrics}
+            kept, ids = jax.lax.top_k(jax.nn.log_softmax(teacher_logits), self.top_k)
+            out = topk_distillation_loss(
+                student_topk_logps=jnp.take_along_axis(logps, ids, axis=-1),
+                teacher_topk_logps=kept,
+                mask=every,
+                divergence=self.divergence,
+                tail=self.tail,
+                jsd_beta=jsd_beta,
+            )
+            return {"losses": out.losses, **metrics, **out.metrics}
+
+        network = frozen.teacher
+        hidden = forward(params, config, student.tokens, student.positions, student.segment_ids)
+        seen = forward(network.params, network.config, teacher.tokens, teacher.positions, teacher.segment_ids)
+        # Column t of both speaks of the student's token t, so it holds the state before that token.
+        before = jnp.maximum(batch.teacher_slots - 1, 0)
+        compared = hidden_divergence(
+            jnp.roll(hidden, 1, axis=1),
+            unembedding(params, config),
+            config,
+            jnp.take_along_axis(seen, before[:, :, None], axis=1),
+            unembedding(network.params, network.config),
+            network.config,
+            compare,
+        )
+        mask, losses = used_mask(student), compared.pop("losses")
+        metrics = jax.lax.stop_gradient({"divergence": losses, **compared})
+        return (
+            token_mean(losses, mask, weights=student.weights),
+            reduce_metrics(metrics, mask=mask, weights=student.weights),
+        )
+
+    def check_model(self, config: ModelConfig) -> None:
+        """Raises ValueError where more of the teacher's tokens are asked for than there are."""
+        if self.top_k > config.vocab_size:
+            raise ValueError(
+                f"top_k: got {self.top_k}, expected at most the vocabulary's {config.vocab_size} tokens"
+            )
+
+    def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
+        """All B rows (on-policy distillation); rewards play no part."""
+        del seed
+        B = len(rollouts.rewards)
+        return self.from_rows(sequence_rows(rollouts, np.arange(B), np.ones(B))), {}
+
+    def from_rows(self, rows: SequenceBatch) -> DistillBatch:
+        """On the host: prompt + response rows as the student's and the teacher's; see `teacher_rows`."""
+        teacher, slots = teacher_rows(rows, self.context_ids, self.bos_id)
+        return DistillBatch(rows, teacher, slots)
+
+
+def _make(setting: Setting) -> Algorithm:
+    options = setting.options
+    return Distill(
+        options["divergence"], options["top_k"], options["tail"], setting.context_ids, setting.bos_id
+    )
+
+
+def _no_effect(options: Mapping[str, Any], online: bool) -> Collection[str]:
+    del online
+    unused = [] if options["divergence"] == "jsd" else ["jsd_beta"]
+    return unused if options["top_k"] else [*unused, "tail"]
+
+
+OBJECTIVES = (
+    Objective(
+        "distill",
+        _make,
+        {
+            "divergence": choice(*get_args(Divergence)),
+            "jsd_beta": number(1e-3, 1 - 1e-3, "at 0 and at 1 the divergence is 0 everywhere"),
+            "temperature": number(1e-3, None, "logits are divided by it"),
+            "top_k": static_number(0, None, "0 compares the whole vocabulary"),
+            "tail": choice(*get_args(Tail)),
+        },
+        given="chat",
+        own=True,
+        reads=lambda _options: frozenset(),
+        no_effect=_no_effect,
+    ),
+)

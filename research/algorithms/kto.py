@@ -1,0 +1,136 @@
+"""KTO: completions that are each desirable or not, without pairs."""
+
+import dataclasses
+from typing import get_args
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from models.config import ModelConfig
+from models.transformer import Params
+from objectives.kto import KTOLossType, kto_loss, kto_reference_point
+from objectives.reduce import example_mean, reduce_metrics, sequence_sum
+from research.algorithms.base import (
+    Algorithm,
+    Batch,
+    Frozen,
+    Network,
+    Objective,
+    Role,
+    Rollouts,
+    Scalars,
+    Setting,
+    Summed,
+    batch_logps,
+    choice,
+    number,
+    sequence_rows,
+    used_mask,
+)
+from research.batch import SequenceBatch, UnpairedBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class KTO(Algorithm):
+    """A value function around a reference point (Ethayarajh et al. 2024, eq. 8).
+
+    The reference point is computed once on the global batch, so micro-batches share it.
+
+    Attributes:
+      loss_type: kto, or apo_zero_unpaired, whose reference point is 0.
+
+    Scalars: `beta`, `desirable_weight`, `undesirable_weight`.
+    """
+
+    loss_type: KTOLossType = "kto"
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The reference."""
+        return ("reference",)
+
+    def loss(
+        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
+    ) -> Summed:
+        """Mean over completions."""
+        del frozen
+        assert isinstance(batch, UnpairedBatch)
+        assert batch.ref_logps is not None and batch.reference_point is not None
+        used = batch.rows.weights > 0
+        point = jnp.where(used, batch.reference_point, 0.0)
+        out = kto_loss(
+            policy_logps=_sums(params, config, batch.rows),
+            ref_logps=jnp.where(used, batch.ref_logps, 0.0),
+            desirable=batch.desirable,
+            reference_point=point if self.loss_type == "kto" else 0.0,
+            beta=scalars["beta"],
+            desirable_weight=scalars["desirable_weight"],
+            undesirable_weight=scalars["undesirable_weight"],
+            loss_type=self.loss_type,
+        )
+        weights = batch.rows.weights
+        return example_mean(out.losses, weights), reduce_metrics(out.metrics, weights=weights)
+
+    def prepare(
+        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
+    ) -> Batch:
+        """Fills in the reference's log-probs and the reference point, from the mismatched rows."""
+        del scalars
+        assert isinstance(batch, UnpairedBatch) and frozen.reference is not None
+        reference: Network = frozen.reference
+        ref_logps = _sums(reference.params, reference.config, batch.rows)
+        point = jnp.float32(0.0)
+        if self.loss_type == "kto":
+            point = kto_reference_point(
+                policy_kl_logps=_sums(params, config, batch.mismatched),
+                ref_kl_logps=_sums(reference.params, reference.config, batch.mismatched),
+                weights=batch.mismatched.weights,
+            )
+        return batch.replace(ref_logps=ref_logps, reference_point=jnp.full_like(ref_logps, point))
+
+    def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
+        """All B rows, desirable where correct; mismatched is each prompt with the next prompt's completion.
+
+        Raises:
+          ValueError: one prompt alone has no other prompt's completion.
+        """
+        del seed
+        B, G = len(rollouts.rewards), rollouts.group_size
+        if B == G:
+            raise ValueError("prompts_per_step: got 1, expected at least 2 because KTO mismatches prompts")
+        others = rollouts._replace(
+            tokens=np.roll(rollouts.tokens, -G, axis=0), mask=np.roll(rollouts.mask, -G, axis=0)
+        )
+        every, ones = np.arange(B), np.ones(B)
+        batch = UnpairedBatch(
+            sequence_rows(rollouts, every, ones), sequence_rows(others, every, ones), rollouts.correct
+        )
+        return batch, {"desirable_fraction": float(rollouts.correct.mean())}
+
+
+def _sums(params: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, " B"]:
+    """Sequence log-probs; 0 in rows of weight 0."""
+    return sequence_sum(batch_logps(params, config, rows).logps, used_mask(rows))
+
+
+def _make(setting: Setting) -> Algorithm:
+    return KTO(setting.options["loss_type"])
+
+
+OBJECTIVES = (
+    Objective(
+        "kto",
+        _make,
+        {
+            "loss_type": choice(*get_args(KTOLossType)),
+            "beta": number(1e-6, None, "at 0 the loss is constant"),
+            "desirable_weight": number(0, None, "it is a weight"),
+            "undesirable_weight": number(0, None, "it is a weight"),
+        },
+        given="unpaired",
+        own=True,
+        reads=lambda _options: frozenset({"correct"}),
+        least_prompts=2,  # a completion is put under another prompt
+    ),
+)

@@ -1,0 +1,87 @@
+"""Process reward models and, with the same head, outcome reward models."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from models.config import ModelConfig
+from models.transformer import Params
+from objectives.prm import prm_loss
+from objectives.reduce import reduce_metrics, token_mean
+from research.algorithms.base import (
+    Algorithm,
+    Batch,
+    Frozen,
+    Objective,
+    Scalars,
+    Setting,
+    Summed,
+    used_mask,
+)
+from research.batch import StepBatch
+from research.rewards.learned import step_logits
+
+Supervision = Literal["process", "outcome"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepScorer(Algorithm):
+    """Two-class cross-entropy at the last token of each labelled step.
+
+    Sources: process, Lightman et al. 2023, Wang et al. 2023 (soft labels); outcome, Cobbe et al. 2021.
+
+    Attributes:
+      supervision: "process" labels every step; "outcome" only the last one, right where every step is.
+
+    Scalars: none.
+    """
+
+    supervision: Supervision = "process"
+
+    layout = "step_scorer"
+
+    def loss(
+        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
+    ) -> Summed:
+        """Mean over the labelled steps of the global batch, rows weighted."""
+        del scalars, frozen
+        assert isinstance(batch, StepBatch)
+        mask, labels = used_mask(batch.rows), batch.step_labels
+        if self.supervision == "outcome":
+            mask, labels = outcome(labels, mask)
+        out = prm_loss(step_logits=step_logits(params, config, batch.rows), labels=labels, label_mask=mask)
+        weights = batch.rows.weights
+        return (
+            token_mean(out.losses, mask, weights=weights),
+            reduce_metrics(out.metrics, mask=mask, weights=weights),
+        )
+
+
+def outcome(
+    step_labels: Float[Array, "B T"], mask: Bool[Array, "B T"]
+) -> tuple[Bool[Array, "B T"], Float[Array, "B T"]]:
+    """The mask of each row's last labelled step, and the outcome as its label.
+
+    `min_s p_s`: 1 where all steps are right, 0 where one is wrong; of soft labels, the least sure step's.
+    """
+    later = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]
+    worst = jnp.where(mask, step_labels, 1.0).min(axis=1, keepdims=True)
+    return mask & (later == 1), jnp.broadcast_to(worst, mask.shape)
+
+
+def _make_process(setting: Setting) -> Algorithm:
+    del setting
+    return StepScorer("process")
+
+
+def _make_outcome(setting: Setting) -> Algorithm:
+    del setting
+    return StepScorer("outcome")
+
+
+OBJECTIVES = (
+    Objective("prm", _make_process, {}, given="steps"),
+    Objective("orm", _make_outcome, {}, given="steps"),
+)

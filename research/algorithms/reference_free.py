@@ -1,0 +1,173 @@
+"""Preference optimisation without a reference: ORPO, SimPO, CPO."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, get_args
+
+from models.config import ModelConfig
+from models.transformer import Params
+from objectives.cpo import CPOLossType, cpo_loss
+from objectives.orpo import orpo_loss
+from objectives.simpo import simpo_loss
+from objectives.types import ObjectiveOutput
+from research.algorithms.base import (
+    Algorithm,
+    Batch,
+    Frozen,
+    Objective,
+    Option,
+    Scalars,
+    Setting,
+    Summed,
+    choice,
+    number,
+)
+from research.algorithms.pairs import (
+    PAIR_OPTIONS,
+    PairAlgorithm,
+    lengths,
+    mean_over_pairs,
+    pair_logps,
+    pair_masks,
+    pair_sums,
+    pairs_no_effect,
+    pairs_per_group,
+)
+from research.batch import PreferenceBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceFree(PairAlgorithm):
+    """A loss of both sides' summed log-probs and lengths."""
+
+    def loss(
+        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
+    ) -> Summed:
+        """Mean over pairs."""
+        del frozen
+        assert isinstance(batch, PreferenceBatch)
+        (chosen, rejected), masks = pair_logps(params, config, batch), pair_masks(batch)
+        sums = pair_sums((chosen.logps, rejected.logps), masks)
+        sides = {
+            "policy_chosen_logps": sums[0],
+            "policy_rejected_logps": sums[1],
+            "chosen_lengths": lengths(masks[0]),
+            "rejected_lengths": lengths(masks[1]),
+        }
+        return mean_over_pairs(self.objective(sides, scalars), batch.chosen.weights)
+
+    def objective(self, sides: dict[str, Any], scalars: Scalars) -> ObjectiveOutput:
+        """The objective on the sides' log-probs and lengths."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class ORPO(ReferenceFree):
+    """Likelihood of the chosen and an odds ratio (Hong et al. 2024, eq. 6 and 7).
+
+    Scalars: `lambda_coef`.
+    """
+
+    def objective(self, sides: dict[str, Any], scalars: Scalars) -> ObjectiveOutput:
+        """`orpo_loss`."""
+        return orpo_loss(**sides, lambda_coef=scalars["lambda_coef"])
+
+
+@dataclasses.dataclass(frozen=True)
+class SimPO(ReferenceFree):
+    """Mean log-probs as rewards, with a target margin (Meng et al. 2024, eq. 6).
+
+    Scalars: `beta`, `gamma`, `label_smoothing`.
+    """
+
+    def objective(self, sides: dict[str, Any], scalars: Scalars) -> ObjectiveOutput:
+        """`simpo_loss`."""
+        return simpo_loss(
+            **sides,
+            beta=scalars["beta"],
+            gamma=scalars["gamma"],
+            label_smoothing=scalars["label_smoothing"],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CPO(ReferenceFree):
+    """A contrast against a uniform reference and the likelihood of the chosen (Xu et al. 2024, eq. 3 to 5).
+
+    Attributes:
+      loss_type: sigmoid, hinge or ipo.
+
+    Scalars: `beta`, `nll_coef`, `label_smoothing`.
+    """
+
+    loss_type: CPOLossType = "sigmoid"
+
+    def objective(self, sides: dict[str, Any], scalars: Scalars) -> ObjectiveOutput:
+        """`cpo_loss`."""
+        unread = set() if self.loss_type == "ipo" else {"rejected_lengths"}
+        smoothing = {"label_smoothing": scalars["label_smoothing"]} if self.loss_type == "sigmoid" else {}
+        return cpo_loss(
+            **{name: value for name, value in sides.items() if name not in unread},
+            beta=scalars["beta"],
+            nll_coef=scalars["nll_coef"],
+            loss_type=self.loss_type,
+            **smoothing,
+        )
+
+
+def _cpo_no_effect(options: Mapping[str, Any], online: bool) -> Collection[str]:
+    unread = () if options["loss_type"] == "sigmoid" else ("label_smoothing",)
+    return (*unread, *pairs_no_effect(options, online))
+
+
+def _make_orpo(setting: Setting) -> Algorithm:
+    return ORPO(pairs_per_prompt=setting.options["pairs_per_prompt"])
+
+
+def _make_simpo(setting: Setting) -> Algorithm:
+    return SimPO(pairs_per_prompt=setting.options["pairs_per_prompt"])
+
+
+def _make_cpo(setting: Setting) -> Algorithm:
+    return CPO(setting.options["loss_type"], pairs_per_prompt=setting.options["pairs_per_prompt"])
+
+
+def _objective(
+    name: str,
+    make: Callable[[Setting], Algorithm],
+    options: Mapping[str, Option],
+    no_effect: Callable[[Mapping[str, Any], bool], Collection[str]] = pairs_no_effect,
+) -> Objective:
+    return Objective(
+        name,
+        make,
+        {**options, **PAIR_OPTIONS},
+        given="preferences",
+        own=True,
+        no_effect=no_effect,
+        rows_per_group=pairs_per_group,
+    )
+
+
+_BETA = number(1e-6, None, "at 0 there is no contrast")
+_SMOOTHING = number(0, 0.4999, "at 0.5 the labels are noise")
+
+OBJECTIVES = (
+    _objective("orpo", _make_orpo, {"lambda_coef": number(0, None, "it is the weight of the contrast")}),
+    _objective(
+        "simpo",
+        _make_simpo,
+        {"beta": _BETA, "gamma": number(0, None, "it is a target margin"), "label_smoothing": _SMOOTHING},
+    ),
+    _objective(
+        "cpo",
+        _make_cpo,
+        {
+            "loss_type": choice(*get_args(CPOLossType)),
+            "beta": _BETA,
+            "nll_coef": number(0, None, "it is the weight of a likelihood"),
+            "label_smoothing": _SMOOTHING,
+        },
+        _cpo_no_effect,
+    ),
+)

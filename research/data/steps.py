@@ -1,0 +1,162 @@
+"""Where a reasoning step ends, in text and in tokens, and records of steps with labels.
+
+A step is a line that holds more than white space. This one definition serves the labels that a process reward
+model is trained on, the scores read from a sampled solution, and step rewards in RL.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from research.data.chat import Message, parse_turns
+from research.data.tokenizer import Tokenizer
+from research.errors import DataError
+
+_SHAPES = "prompt+steps+labels, or input+steps+mistake_index"
+
+
+def step_split(text: str) -> list[str]:
+    """The steps of a solution: its lines, blank ones left out."""
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def step_end_mask(tokens: np.ndarray, tokenizer: Tokenizer, mask: np.ndarray | None = None) -> np.ndarray:
+    """True at the last token of each step: the line break that ends it; the last step ends with the mask.
+
+    Source: Lightman et al. 2023, Section 2.6 (one prediction after the last token of each step).
+
+    Args:
+        tokens: [..., T] int token ids.
+        tokenizer: says which ids break a line and which ones show.
+        mask: [..., T] bool, the solution's tokens; None takes all. A turn's `<|im_end|>` inside the mask is the
+            end of a last step that no line break ended.
+
+    Returns:
+        [..., T] bool; as many True as `step_split` finds steps in the masked tokens' text.
+    """
+    tokens = np.asarray(tokens)
+    mask = np.ones(tokens.shape, np.bool_) if mask is None else np.asarray(mask, np.bool_)
+    if mask.shape != tokens.shape:
+        raise ValueError(f"mask: got shape {mask.shape}, expected that of tokens, {tokens.shape}")
+    if tokens.size == 0:
+        return np.zeros(tokens.shape, np.bool_)
+    breaks_of, shows_of = _table(tokenizer)
+    length = tokens.shape[-1]
+    flat_mask = mask.reshape(-1, length)
+    breaks = breaks_of[tokens].reshape(-1, length) & flat_mask
+    shows = shows_of[tokens].reshape(-1, length) & flat_mask
+    ends = breaks.copy()
+    rows = np.flatnonzero(flat_mask.any(axis=1))
+    ends[rows, length - 1 - flat_mask[rows, ::-1].argmax(axis=1)] = True
+    # A line is a step where something was shown since the line before it ended.
+    shown = shows.cumsum(axis=1)
+    before = np.maximum.accumulate(np.where(breaks, shown, 0), axis=1)
+    before = np.concatenate([np.zeros((len(before), 1), before.dtype), before[:, :-1]], axis=1)
+    return (ends & (shown > before)).reshape(tokens.shape)
+
+
+def step_end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The token ids whose text holds a line break."""
+    return tuple(int(token) for token in np.flatnonzero(_table(tokenizer)[0]))
+
+
+@lru_cache(maxsize=8)
+def _table(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """[V] bool each: the id's text holds a line break; it holds more than white space."""
+    texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
+    return (
+        np.array(["\n" in text for text in texts], np.bool_),
+        np.array([bool(text.strip()) for text in texts], np.bool_),
+    )
+
+
+@dataclass(frozen=True)
+class LabelledSteps:
+    """A prompt and the steps of one solution; each label is the probability that the step is right.
+
+    A step is one line; a label of None leaves its step in the solution, unlabelled.
+    """
+
+    prompt: tuple[Message, ...]
+    steps: tuple[str, ...]
+    labels: tuple[float | None, ...]
+
+    @property
+    def solution(self) -> str:
+        """The steps, one a line."""
+        return "\n".join(self.steps)
+
+
+def parse_steps(record: Mapping[str, Any], *, where: str) -> LabelledSteps:
+    """Steps with labels from {prompt, steps, labels} or BIG-Bench-Mistake's {input, steps, mistake_index}.
+
+    Labels are 0, 1, true, false, a probability, or null for a step that nobody judged. With `mistake_index` the
+    steps before it are right, that one and all after it are not; null says that all are right. Line breaks
+    inside a step become spaces.
+
+    Source: Tyen et al. 2023, Section 2 (mistake_index is that of the first logical error, counted from 0).
+
+    Raises:
+        DataError: the shape is unknown, a step is blank, or the labels do not match the steps.
+    """
+    if {"prompt", "steps", "labels"} <= record.keys():
+        key = "prompt"
+    elif {"input", "steps", "mistake_index"} <= record.keys():
+        key = "input"
+    else:
+        raise DataError(f"{where}: found the keys {', '.join(record) or '(none)'}, expected {_SHAPES}.")
+    prompt = parse_turns(record[key], role="user", where=f"{where}: {key}")
+    if prompt[-1].role == "assistant":
+        raise DataError(f"{where}: the prompt ends with an assistant turn, expected a user or tool turn.")
+    steps = _parse_lines(record["steps"], where=f"{where}: steps")
+    labels: tuple[float | None, ...]
+    if key == "input":
+        labels = _labels_before(record["mistake_index"], len(steps), where=where)
+    else:
+        labels = _parse_labels(record["labels"], len(steps), where=where)
+    return LabelledSteps(prompt, steps, labels)
+
+
+def _parse_lines(value: Any, *, where: str) -> tuple[str, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise DataError(f"{where}: expected a list of at least one step, got {value!r:.60}.")
+    for index, step in enumerate(value):
+        if not isinstance(step, str) or not step.strip():
+            raise DataError(f"{where}[{index}]: expected non-empty text, got {step!r:.60}.")
+    return tuple(re.sub(r"\s*\n\s*", " ", step.strip("\n")) for step in value)
+
+
+def _parse_labels(value: Any, count: int, *, where: str) -> tuple[float | None, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
+        found = f"{len(value)} labels" if isinstance(value, list | tuple) else f"{value!r:.60}"
+        raise DataError(f"{where}: labels: found {found} for {count} steps, expected one label a step.")
+    labels = tuple(_label(label, where=f"{where}: labels[{index}]") for index, label in enumerate(value))
+    if all(label is None for label in labels):
+        raise DataError(f"{where}: labels: all {count} are null, expected at least one label.")
+    return labels
+
+
+def _label(label: Any, *, where: str) -> float | None:
+    if label is None or (isinstance(label, float) and math.isnan(label)):  # null as it is stored
+        return None
+    if not isinstance(label, bool | int | float) or not 0 <= label <= 1:
+        raise DataError(
+            f"{where}: got {label!r:.60}, expected a number from 0 (wrong) to 1 (right), or null."
+        )
+    return float(label)
+
+
+def _labels_before(mistake: Any, count: int, *, where: str) -> tuple[float, ...]:
+    if mistake is None:
+        return (1.0,) * count
+    if not isinstance(mistake, int) or isinstance(mistake, bool) or not 0 <= mistake < count:
+        raise DataError(
+            f"{where}: mistake_index: got {mistake!r:.60}, expected null or an index from 0 to {count - 1} "
+            f"because there are {count} steps."
+        )
+    return (1.0,) * mistake + (0.0,) * (count - mistake)

@@ -1,0 +1,121 @@
+"""Every arm of `experiments/objectives.py` at toy size: its roles are loaded, and it learns something finite."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import objectives
+from research.ablation.arms import Arm, arm_config, read_arms
+from research.loops.chain import Finished, Ground, lay_ground, load_policy, run_chain
+from research.resolve import resolve
+from tests.experiments.toy import shrink
+from tests.research.algorithms.toy import quick_compilation
+
+# What an arm logs that no other kind of arm does: the trace of its roles.
+LOGS = {
+    "rejection_sampling": ("selected", "selected_fraction"),
+    "dpo_given": ("reward_margin",),
+    "dpo": ("pairs", "reward_margin"),
+    "ppo_reward_model": ("loss/value", "reward/gold", "kl/reference"),
+    "ppo": ("loss/value", "explained_variance", "kl/reference"),
+    "dapo": ("dynamic_sampling/rounds", "reward/overlong"),
+    "distill": ("divergence", "agreement"),
+    "prm_dense": ("reward/steps",),
+    "grpo": ("clip_fraction", "frac_reward_zero_std"),
+}
+QUICK = {"ppo_reward_model", "dapo", "distill", "prm_dense"}
+ARMS = {arm.name: arm for arm in read_arms(objectives.get_config("toy"))}
+
+
+class Bench(NamedTuple):
+    """One working directory, in which arms share their stages."""
+
+    config: ConfigDict
+    folder: Path
+    ground: Ground
+
+    def run(self, config: ConfigDict, overridden: Any = ()) -> list[Finished]:
+        return run_chain(resolve(config, overridden), self.folder, until="rl", ground=self.ground)
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    folder = tmp_path_factory.mktemp("objectives")
+    config = shrink(objectives.get_config("toy"), folder).unlock()
+    config.teacher_model.update({"d_model": 48, "num_heads": 3, "num_kv_heads": 3})
+    # Bare answers to sums of two digits, learned for a moment: the policy stops, and is sometimes right.
+    config.data.problems.update({"operations": "+", "min_steps": 1, "max_steps": 1, "train": 48, "test": 8})
+    config.sft.update({"steps": 80, "batch_size": 16, "log_every": 80})
+    config.sft.data.terse_fraction = 1.0
+    config.sft.optimizer.learning_rate = 1e-2
+    config.lock()
+    with quick_compilation():
+        yield Bench(config, folder, lay_ground(resolve(config), folder))
+
+
+def check(finished: list[Finished], logs: tuple[str, ...]) -> None:
+    """The last stage has learned from where its start was, its metrics are finite, its roles left their trace."""
+    by_name = {done.stage.name: done for done in finished}
+    done = finished[-1]
+    assert done.stage.name == "rl" and set(done.stage.inputs) <= by_name.keys()
+    assert done.result["metrics"] and all(map(math.isfinite, done.result["metrics"].values()))
+    lines = (done.folder.path / "metrics.jsonl").read_text("utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if not any("eval/" in key for key in record)]
+    assert len(records) == 2 and set(logs) <= set().union(*records), records
+    for record in records:
+        assert not [key for key, value in record.items() if not math.isfinite(float(value))]
+    before, after = (
+        jax.device_get(load_policy(by_name[name].folder.path).params) for name in (done.stage.start, "rl")
+    )
+    same = [
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    ]
+    assert not any(same), "nothing was learned"
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        pytest.param(arm, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, arm in ARMS.items()
+    ],
+)
+def test_an_arm_runs_at_toy_size(bench: Bench, arm: Arm) -> None:
+    finished = bench.run(arm_config(bench.config, arm, 0))
+    check(finished, LOGS.get(arm.name, ()))
+    names = {done.stage.name for done in finished}
+    expected = {
+        "ppo_reward_model": "reward",
+        "distill": "teacher_sft",
+        "prm_dense": "prm",
+        "prm_rerank": "prm",
+    }
+    assert {"pretrain", "sft", "rl", expected.get(arm.name, "rl")} <= names
+    if arm.name == "distill":
+        sizes = {done.stage.name: load_policy(done.folder.path).model.d_model for done in finished[-3:]}
+        assert sizes["teacher_sft"] == 48 and sizes["rl"] == 32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reduction", ["mean", "min", "mean_minus_variance"])
+def test_an_ensemble_of_reward_models_pays(bench: Bench, reduction: str) -> None:
+    config = bench.config.copy_and_resolve_references().unlock()
+    config.stages = ("pretrain", "sft", "reward", "reward_b", "rl")
+    config.reward_b = config.reward.copy_and_resolve_references()
+    config.reward_b.seed = 1
+    config.rl.reward.update({"source": "model", "ensemble": reduction, "variance_coef": 0.5})
+    config.rl.roles.reward = ("reward", "reward_b")
+    finished = bench.run(config.lock())
+    assert {"reward", "reward_b"} <= {done.stage.name for done in finished}
+    check(finished, LOGS["grpo"])
+
+
+def test_arms_that_are_looked_at_closely_exist() -> None:
+    assert LOGS.keys() | QUICK <= ARMS.keys()

@@ -1,0 +1,351 @@
+"""Writes objectives/README.md from the code: docstrings, signatures, algorithms, and the parity with TRL.
+
+Write it anew with: python -m tests.objectives.readme --update
+"""
+
+import ast
+import importlib
+import inspect
+import math
+import pkgutil
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+import objectives
+import research.algorithms
+from tests.objectives.golden import ours
+from tests.objectives.golden.inputs import CASES
+from tests.objectives.golden.store import load
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "objectives" / "README.md"
+UPDATE = "python -m tests.objectives.readme --update"
+SMALLEST = 1e-6
+"""No bound is printed below this: what is left is rounding, and differs from machine to machine."""
+
+INTRODUCTION = f"""# Objectives
+
+Arrays in, unreduced float32 losses and metrics out (`ObjectiveOutput`); `reduce.py` turns them into `WeightedSum`s.
+`l` is the log-prob of a token (of a sequence where the batch is pairs) in nats, `l_ref` and `l_old` likewise; `A` an
+advantage; `b` is beta, `e` a label smoothing, `s` the sigmoid; `n_b` the unmasked tokens of row b. Shapes: B rows or
+pairs, N = P * G completions of P prompts, T tokens, V vocabulary, K candidates, S steps, E models.
+
+This file is generated from the code; write it anew with `{UPDATE}`.
+"""
+
+FAMILY = """## Members of the GRPO family
+
+| Member | advantages | reduction | `grpo_loss` |
+|---|---|---|---|
+| GRPO | defaults | `sequence_mean` | `beta` > 0 |
+| Dr. GRPO | `normalization="none"` | `constant` | `beta` 0 |
+| DAPO | defaults | `token_mean` | clip 0.2 / 0.28, `beta` 0; dynamic sampling and overlong penalty are elsewhere |
+| RLOO (clipped) | `baseline="leave_one_out"`, `normalization="none"` | any | KL in the reward |
+| GSPO | defaults | `sequence_mean` | `ratio_level="sequence"`, clip 3e-4 / 4e-4, `beta` 0 |
+| CISPO | defaults | `token_mean` | `surrogate="cispo"` |
+| SAPO | defaults | `sequence_mean` | `surrogate="sapo"` |
+| REINFORCE++ | `reinforce_pp_advantages` | `token_mean` | KL (k1) in the reward |
+"""
+
+ABSENT = """TRL 1.16 ships no trainer for PPO, process reward models, rankings, step-DPO or REINFORCE++: those are held
+to NumPy loops only. Of TRL's, we have none of: DFT (SFT), VESPO, GMPO, off-policy sequence masks and entropy
+quantile masks (GRPO), AlphaPO, TPO, top-1 mixed distillation. `tests/parity/` trains both sides for three optimizer
+steps on the same tokens (SFT, DPO, GRPO, reward model; step scorer against transformers): parameters agree within
+1e-4.
+
+Defaults that differ: TRL's `GRPOConfig` multiplies the KL by the ratio (`use_bias_correction_kl`), ours is
+`kl_correction="none"`. A reward model of transformers finds a row's end by token id, so that an end token that is
+also padding is skipped; ours reads the last token of the mask.
+"""
+
+Bounds = dict[str, tuple[str, str]]
+"""By variant: the printed bounds of the loss's and the gradient's difference."""
+
+
+class Use(NamedTuple):
+    """What an algorithm says of the objective it calls.
+
+    Attributes:
+      batch: class of its batch.
+      roles: what it trains, then the frozen models it needs, in brackets where only some settings need them.
+    """
+
+    batch: str
+    roles: str
+
+
+def main() -> None:
+    """Measures the parity, which takes about a minute, and writes the file."""
+    if sys.argv[1:] != ["--update"]:
+        sys.exit(f"usage: {UPDATE}")
+    README.write_text(text(measured_bounds()), encoding="utf-8")
+    print(f"wrote {README.relative_to(ROOT)}")
+
+
+def text(bounds: Bounds) -> str:
+    """The whole file."""
+    return "\n".join(
+        [INTRODUCTION, "## Objectives\n", objective_table(), "## Reductions\n", reduction_table()]
+        + [FAMILY, "## Parity with TRL\n", parity_text(), parity_table(bounds), ABSENT]
+    )
+
+
+def objective_table() -> str:
+    """One row a function with a source, and one a variant of it."""
+    rows = []
+    for function in public_functions():
+        if function.__module__ == "objectives.reduce":
+            continue
+        use = declared_use(function.__name__)
+        batch = use.batch if use and use.batch else shapes(function)
+        roles = use.roles if use else ""
+        name = f"`{function.__name__}`"
+        rows.append([name, equation(function), source(function), batch, roles, options(function)])
+        for parameter, value in variants(function):
+            variant = f"`{function.__name__}({parameter}={value!r})`".replace("'", '"')
+            rows.append([variant, variant_cell(function, parameter, value), "", "", "", ""])
+    return table(["Name", "Equation", "Source", "Batch", "Roles", "Options"], rows)
+
+
+def reduction_table() -> str:
+    """The functions of reduce.py that make a `WeightedSum`."""
+    rows = []
+    for function in functions_of("objectives.reduce"):
+        if inspect.signature(function).return_annotation.__class__ is type and function.__name__ != "reduce":
+            returned = inspect.signature(function).return_annotation
+            if returned.__name__ == "WeightedSum":
+                rows.append([f"`{function.__name__}`", equation(function), source(function)])
+    weights = "Each takes per-row `weights`, which enter total and count; rows that only pad the batch have weight 0."
+    return table(["Reduction", "total / count", "Source"], rows) + f"\n{weights}\n"
+
+
+def parity_text() -> str:
+    """What the table below says."""
+    header = load()[1]
+    return (
+        f"TRL {header['trl']} (torch {header['torch']}, {header['date']}) computed loss and gradient with its own "
+        "trainers' methods;\n`tests/objectives/test_trl_golden.py` holds ours to them in float32 to 1e-5. Bounds are "
+        "of the largest absolute difference\nover all cases, at least three times what was measured. A stated "
+        f"difference is applied before comparing.\nWrite the numbers anew with `{header['command']}`.\n"
+    )
+
+
+def parity_table(bounds: Bounds) -> str:
+    """One row a stored variant."""
+    rows = []
+    for variant, entry in ours.entries().items():
+        cells = [f"`{entry.objective}`", entry.options, f"`{variant}`", str(CASES)]
+        rows.append([*cells, *bounds[variant], entry.difference])
+    columns = ["Objective", "Variant", "Stored as", "Cases", "Loss", "Gradient", "Stated difference"]
+    return table(columns, rows)
+
+
+def measured_bounds() -> Bounds:
+    """Runs every entry."""
+    found = {variant: ours.agreement(variant) for variant in ours.entries()}
+    return {variant: (bound(x.loss), bound(x.gradient)) for variant, x in found.items()}
+
+
+def bound(value: float) -> str:
+    """A power of ten at least three times the value."""
+    if math.isnan(value):
+        return ""
+    power = math.ceil(math.log10(max(3 * value, SMALLEST)) - 1e-9)
+    return f"< 1e{power}"
+
+
+def printed_bounds() -> Bounds:
+    """What the file says now."""
+    found = {}
+    for line in README.read_text("utf-8").splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)][1:-1]
+        if len(cells) == 7 and cells[3].isdigit():
+            found[cells[2].strip("`")] = (cells[4], cells[5])
+    return found
+
+
+@cache
+def public_functions() -> tuple[Callable[..., Any], ...]:
+    """Every public function below `objectives` whose docstring names a source, module by module."""
+    modules = sorted(module.name for module in pkgutil.iter_modules(objectives.__path__))
+    found = (function for module in modules for function in functions_of(f"objectives.{module}"))
+    return tuple(function for function in found if source(function))
+
+
+def functions_of(module: str) -> Iterator[Callable[..., Any]]:
+    """Public functions a module defines, in its order."""
+    for name, value in vars(importlib.import_module(module)).items():
+        if inspect.isfunction(value) and value.__module__ == module and not name.startswith("_"):
+            yield value
+
+
+def paragraphs(function: Callable[..., Any]) -> list[str]:
+    """Of the docstring."""
+    return (inspect.getdoc(function) or "").split("\n\n")
+
+
+def equation(function: Callable[..., Any]) -> str:
+    """The first paragraph with a formula, without its list of variants; else the first sentence's formula."""
+    found = paragraphs(function)
+    for paragraph in found[1:]:
+        if paragraph.startswith(("Source:", "Args:")):
+            break
+        if "`" in paragraph:
+            lines = paragraph.split("\n")
+            kept = " ".join(line for line in lines if not line.startswith("  "))
+            if lines[-1].startswith("  "):
+                return re.sub(r"`[^`]*$", "`", kept)  # without the words that introduce the list
+            return kept.replace("`: ", "`, ") if len(kept) < len(paragraph) else kept
+    formula = re.search(r"`[^`]+`", found[0])
+    return formula.group(0) if formula else ""
+
+
+def source(function: Callable[..., Any]) -> str:
+    """What follows "Source:", without its lists and without what introduces them."""
+    for paragraph in paragraphs(function):
+        if paragraph.startswith("Source:"):
+            lines = [line for line in paragraph.removeprefix("Source:").split("\n") if line[:2] != "  "]
+            sentences = " ".join(line.strip() for line in lines).strip()
+            return re.sub(r"\. [^.]*:$", ".", sentences).removesuffix(".")
+    return ""
+
+
+def choices_of(function: Callable[..., Any]) -> dict[str, set[str]]:
+    """The values of every parameter that takes one of a few."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: set(get_args(p.annotation)) for p in parameters if get_origin(p.annotation) is Literal}
+
+
+def variants(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
+    """Parameter and value of every choice, in the order of the code."""
+    for name in choices_of(function):
+        annotation = inspect.signature(function).parameters[name].annotation
+        yield from ((name, value) for value in get_args(annotation))
+
+
+def variant_cell(function: Callable[..., Any], parameter: str, value: str) -> str:
+    """The variant's formula, from another function where this one only passes the choice on."""
+    found = variant_equation(function, value)
+    if found:
+        return found
+    choices = choices_of(function)[parameter]
+    for other in public_functions():
+        if other.__name__.startswith(value) and other.__name__.endswith(parameter):
+            return f"`{other.__name__}`: {equation(other)}"
+        if other is not function and any(choices <= known for known in choices_of(other).values()):
+            found = variant_equation(other, value)
+            if found:
+                return f"`{other.__name__}`: {found}"
+    return "as above"
+
+
+def variant_equation(function: Callable[..., Any], value: str) -> str:
+    """What the docstring gives next to a variant's name: its line of a list, or a formula."""
+    body = "\n\n".join(paragraphs(function)).split("Args:")[0].split("Source:")[0]
+    for line in body.split("\n"):
+        for item in line.removeprefix("  ").split("; ") if line.startswith("  ") else ():
+            if item.startswith(f"{value}: ") and "`" in item:
+                return item.removeprefix(f"{value}: ")
+    flat, name = " ".join(body.split()), re.escape(value)
+    patterns = (
+        rf"(?<![\w`]){name}: (`[^`]+`)",
+        rf"`{name}`:? (`[^`]+`)",
+        rf"(`{name} = [^`]+`)",
+        rf"(`[^`]+`) \({name}\)",
+        rf"(?<![\w`]){name} (`[^`]+`)",
+    )
+    matches = (re.search(pattern, flat) for pattern in patterns)
+    return next((match.group(1) for match in matches if match), "")
+
+
+def options(function: Callable[..., Any]) -> str:
+    """Parameters that are not arrays, with their choices or defaults."""
+    found = []
+    for parameter in inspect.signature(function).parameters.values():
+        if dims(parameter.annotation) and not is_scalar(parameter.annotation):
+            continue
+        name = f"`{parameter.name}`"
+        if get_origin(parameter.annotation) is Literal:
+            found.append(f"{name} {', '.join(map(str, get_args(parameter.annotation)))}")
+        elif parameter.default is inspect.Parameter.empty:
+            found.append(name)
+        else:
+            found.append(f"{name} = {parameter.default}")
+    return "; ".join(found)
+
+
+def shapes(function: Callable[..., Any]) -> str:
+    """Array shapes of the parameters, each once."""
+    parameters = inspect.signature(function).parameters.values()
+    found = {shape: None for p in parameters for shape in dims(p.annotation) if shape}
+    listed = [
+        "any shape" if shape == "..." else f"`[{','.join(shape.split())}]`"
+        for shape in found
+        if shape.strip()
+    ]
+    return ", ".join(listed)
+
+
+def dims(annotation: Any) -> list[str]:
+    """The jaxtyping shapes in an annotation; a scalar's is empty."""
+    if isinstance(annotation, types.UnionType):
+        return [shape for part in get_args(annotation) for shape in dims(part)]
+    return [annotation.dim_str] if hasattr(annotation, "dim_str") else []
+
+
+def is_scalar(annotation: Any) -> bool:
+    return float in get_args(annotation)
+
+
+def declared_use(function_name: str) -> Use | None:
+    """Batch and roles of the algorithms that call an objective; None where no class does so itself."""
+    found = [use for use in algorithm_uses() if function_name in use[0]]
+    if not found:
+        return None
+    batches = {f"`{batch}`": None for _, use in found for batch in use.batch.split()}
+    return Use(", ".join(batches), "; ".join({use.roles: None for _, use in found}))
+
+
+@cache
+def algorithm_uses() -> tuple[tuple[frozenset[str], Use], ...]:
+    """For each algorithm class: the names it loads, its batches and its roles; read from the sources."""
+    trained = {"scorer": "reward model", "step_scorer": "step scorer", "actor_critic": "policy, value"}
+    found = []
+    for path in sorted(Path(research.algorithms.__path__[0]).glob("*.py")):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if not isinstance(node, ast.ClassDef) or path.name == "base.py":
+                continue
+            names = frozenset(x.id for x in ast.walk(node) if isinstance(x, ast.Name))
+            batches = sorted(name for name in names if name.endswith("Batch") and name != "Batch")
+            layout, frozen = "policy", ""
+            for member in node.body:
+                if isinstance(member, ast.Assign) and getattr(member.targets[0], "id", "") == "layout":
+                    layout = ast.literal_eval(member.value)
+                if isinstance(member, ast.FunctionDef) and member.name == "roles":
+                    code = ast.Module(body=[x for x in member.body if not is_docstring(x)], type_ignores=[])
+                    constants = [x.value for x in ast.walk(code) if isinstance(x, ast.Constant)]
+                    needed = [x for x in constants if x in ("reference", "teacher")]
+                    always = not any(isinstance(x, ast.IfExp | ast.If) for x in ast.walk(code))
+                    frozen = "".join(f", {x}" if always else f", ({x})" for x in dict.fromkeys(needed))
+            found.append((names, Use(" ".join(batches), trained.get(layout, layout) + frozen)))
+    return tuple(found)
+
+
+def is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    """Markdown; a bar inside a cell is escaped."""
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

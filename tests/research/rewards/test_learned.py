@@ -1,0 +1,74 @@
+"""Scores from learned reward models: where they are read, and how several become one."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from research.algorithms.base import Network, sequence_rows
+from research.rewards.learned import ensemble_rows, score_rows, step_probabilities
+from tests.research.algorithms import hand
+from tests.research.algorithms.toy import MODEL, host_params, one_device, quick_compilation, rollouts
+
+LENGTHS = np.array([8, 1, 3, 5])
+
+
+@pytest.fixture(autouse=True)
+def _quick() -> Iterator[None]:
+    with quick_compilation(), jax.set_mesh(one_device()):
+        yield
+
+
+@pytest.fixture(scope="module")
+def rows() -> Any:
+    """Prompts padded on the left, completions on the right."""
+    drawn = rollouts(np.zeros(4), LENGTHS, group_size=2)
+    return sequence_rows(drawn, np.arange(4), np.ones(4))
+
+
+def scores(params: Any, rows: Any) -> np.ndarray:
+    return np.array([hand.outputs(params, rows)[b, 3 + n - 1, 0] for b, n in enumerate(LENGTHS)])
+
+
+def test_a_score_is_read_at_the_last_token_of_the_completion(rows: Any) -> None:
+    params = host_params(layout="scorer")
+    found = jax.jit(score_rows, static_argnums=1)(params, MODEL, rows)
+    np.testing.assert_allclose(found, scores(params, rows), rtol=1e-5, atol=1e-6)
+    assert len(set(np.asarray(found).round(4))) == 4
+
+
+@pytest.mark.parametrize("reduction", ["mean", "min", "mean_minus_variance"])
+def test_an_ensemble_reduces_over_its_members(rows: Any, reduction: Any) -> None:
+    members = [host_params(seed=seed, layout="scorer") for seed in (3, 4, 5)]
+    each = np.stack([scores(params, rows) for params in members])
+    expected = {
+        "mean": each.mean(axis=0),
+        "min": each.min(axis=0),
+        "mean_minus_variance": each.mean(axis=0) - 0.5 * each.var(axis=0),
+    }[reduction]
+    coef = {"variance_coef": 0.5} if reduction == "mean_minus_variance" else {}
+    networks = tuple(Network(params, MODEL) for params in members)
+    found = jax.jit(lambda n, r: ensemble_rows(n, r, reduction=reduction, **coef))(networks, rows)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_empty_ensemble_and_a_coefficient_without_effect_are_refused(rows: Any) -> None:
+    with pytest.raises(ValueError, match="networks: got none"):
+        ensemble_rows((), rows)
+    network = Network(host_params(layout="scorer"), MODEL)
+    with pytest.raises(ValueError, match="variance_coef: given, but it would have no effect"):
+        jax.eval_shape(lambda: ensemble_rows((network,), rows, reduction="min", variance_coef=0.1))
+
+
+def test_step_probabilities_stand_at_the_steps_and_nowhere_else(rows: Any) -> None:
+    params = host_params(layout="step_scorer")
+    step_mask = rows.loss_mask & (np.arange(11) % 2 == 0)
+    found = np.asarray(jax.jit(step_probabilities, static_argnums=1)(params, MODEL, rows, step_mask))
+    outputs = hand.outputs(params, rows)
+    for b in range(4):
+        for t in range(11):
+            expected = np.exp(hand.log_softmax(outputs[b, t]))[1] if step_mask[b, t] else 0.0
+            assert found[b, t] == pytest.approx(expected, rel=1e-5), (b, t)
+    assert step_mask.sum() > 5
