@@ -127,6 +127,7 @@ def stage(objective: str) -> ConfigDict:
             "model": "model",  # or teacher_model: the section that describes its model
             "start_from": "",  # a stage's name, or scratch; "" is the newest policy of the same model
             "final_answer": "sample",  # how eval/accuracy answers: sample, majority, reward or prm (best of n)
+            "prm_score": "min",  # with prm: a solution's score from its steps': min, prod, last, mean
             "seed": 0,
             "steps": 100,  # optimizer steps, or rollout iterations where the policy samples its own data
             "batch_size": 32,  # rows an optimizer step, where the data are given
@@ -144,7 +145,7 @@ def stage(objective: str) -> ConfigDict:
                 "problems_weight": 0.0,  # ... and from worked problems, written as plain text
                 "limit": 0,  # only the first so many training problems; 0 is all
                 "packing": True,  # sft: several examples a row
-                "terse_fraction": 0.0,  # sft on generated problems: share of answers without their steps
+                "terse_fraction": 0.0,  # sft, prm on generated problems: share of answers without their steps
                 "context": "",  # distill: a system turn that only the teacher sees
             },
             "objective": {"name": objective, **objectives()},

@@ -43,6 +43,7 @@ ARMS = {
         "rl.data.limit=2000",
         "rl.data.terse_fraction=0.5",
         "rl.final_answer=prm",
+        "rl.prm_score=mean",  # min, prod and last choose the student's bare answers: one step, and no doubt in it
         "rl.roles.prm=prm",
     ),
     "prm_dense": ("rl.reward.step_coef=0.25", "rl.roles.prm=prm"),

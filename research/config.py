@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from models.config import ModelConfig
+from objectives.prm import StepReduction
 from research.algorithms.base import Algorithm, Objective, Setting
 from research.config_checks import Tree
 from research.config_effects import effective_data, is_online, is_policy
@@ -116,6 +117,7 @@ class Stage:
     model: str
     start_from: str
     final_answer: str
+    prm_score: StepReduction
     seed: int
     steps: int
     batch_size: int

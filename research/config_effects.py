@@ -12,6 +12,7 @@ from research.rewards.shaping import Shaping
 _GIVEN_KEYS: Mapping[str, tuple[str, ...]] = {
     "text": ("text_weight", "problems_weight", "limit"),
     "chat": ("limit", "packing", "terse_fraction"),
+    "steps": ("terse_fraction",),
 }
 """Keys of a stage's data section that given data of a kind read."""
 
@@ -41,9 +42,11 @@ def effective_stage(
       online: whether the policy samples its own data.
       start: name of the stage that it starts from, "" from scratch.
     """
-    unused = {"batch_size", "length", "eval_batches"} if online else set()
+    unused: set[str] = {"batch_size", "length", "eval_batches"} if online else set()
     if not is_policy(algorithm) or objective.given == "text":  # nothing to sample
         unused |= {"eval_problems", "final_answer"}
+    if section["final_answer"] != "prm" or "final_answer" in unused:
+        unused.add("prm_score")
     options = dict(section["objective"][objective.name])
     for key in objective.no_effect(options, online):
         del options[key]

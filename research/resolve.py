@@ -192,11 +192,12 @@ def _check_stage(stage: Stage, tree: Tree) -> None:
             f"{name}.rollout.curriculum_low: got {rollout.curriculum_low}, expected less than curriculum_high="
             f"{rollout.curriculum_high}"
         )
+    terse_data = {"chat": "problems", "steps": "steps"}.get(stage.objective.given or "")
     if (
-        stage.objective.given == "chat"
+        terse_data
         and not stage.online
         and stage.data.terse_fraction
-        and tree["data"]["problems"]["kind"] != "arithmetic"
+        and tree["data"][terse_data]["kind"] != "arithmetic"
     ):
         raise ConfigError(
             f"{name}.data.terse_fraction: got {stage.data.terse_fraction}, expected 0 because only generated "

@@ -203,14 +203,20 @@ def worked_text(record: Mapping[str, Any]) -> dict[str, str]:
 def terse(fraction: float) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
     """Leaves the steps out of this share of generated problems, chosen by content: only the final line stays.
 
-    Demonstrations that mix worked and bare answers, as real ones do: a model fine-tuned on them does both.
+    Demonstrations that mix worked and bare answers, as real ones do: a model fine-tuned on them does both. Of
+    labelled steps {steps, labels} the last one stays with its label: a scorer must know bare answers too, or it
+    takes one short step for a safe one.
     """
 
     def change(record: Mapping[str, Any]) -> Mapping[str, Any]:
-        draw = (
-            int.from_bytes(hashlib.sha256(f"terse {record['prompt']}".encode()).digest()[:8], "big") / 2**64
-        )
-        return {**record, "completion": record["completion"].splitlines()[-1]} if draw < fraction else record
+        lines = "completion" if "completion" in record else "steps"
+        content = f"terse {record['prompt']}{record['steps'] if lines == 'steps' else ''}"
+        draw = int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") / 2**64
+        if draw >= fraction:
+            return record
+        if lines == "steps":
+            return {**record, "steps": record["steps"][-1:], "labels": record["labels"][-1:]}
+        return {**record, "completion": record["completion"].splitlines()[-1]}
 
     return change
 

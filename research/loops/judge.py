@@ -26,18 +26,20 @@ Judge = Callable[[SequenceBatch], np.ndarray]
 def make_judge(run: StageRun) -> Judge:
     """What picks the best of a problem's samples: the stage's reward models, or its process reward model.
 
-    A solution is as good as its worst step (Lightman et al. 2023 multiply, which ranks nearly alike).
+    `min` and `prod` favour solutions of few steps, where a scorer is unsure of all: `last` does not.
     """
     if run.stage.final_answer == "reward":
         return RewardJudge(run)
     steps = StepJudge(run)
 
-    def worst_step(rows: SequenceBatch) -> np.ndarray:
+    def of_steps(rows: SequenceBatch) -> np.ndarray:
         probs, ends = steps(rows)
-        scores = solution_scores(step_probs=jnp.asarray(probs), step_mask=jnp.asarray(ends), reduction="min")
+        scores = solution_scores(
+            step_probs=jnp.asarray(probs), step_mask=jnp.asarray(ends), reduction=run.stage.prm_score
+        )
         return np.where(ends.any(axis=1), np.asarray(scores), -np.inf)
 
-    return worst_step
+    return of_steps
 
 
 class RewardJudge:

@@ -19,6 +19,7 @@ from research.batch import (
     rows_of,
 )
 from research.config import Stage
+from research.data.examples import Records
 from research.data.feedback import (
     ranking_batches,
     ranking_eval_batches,
@@ -88,7 +89,7 @@ def training_batches(stage: Stage, sources: Sources) -> Pipeline:
     if kind == "unpaired":
         return unpaired_batches(sources.unpaired.train, tokenizer, **shape)
     if kind == "steps":
-        return step_batches(sources.steps.train, tokenizer, **shape)
+        return step_batches(_solutions(stage, sources.steps.train), tokenizer, **shape)
     return ranking_batches(
         sources.rankings.train,
         tokenizer,
@@ -114,7 +115,7 @@ def validation_batches(stage: Stage, sources: Sources) -> Pipeline:
     if kind == "unpaired":
         return unpaired_eval_batches(sources.unpaired.validation, tokenizer, **shape)
     if kind == "steps":
-        return step_eval_batches(sources.steps.validation, tokenizer, **shape)
+        return step_eval_batches(_solutions(stage, sources.steps.validation), tokenizer, **shape)
     return ranking_eval_batches(
         sources.rankings.validation,
         tokenizer,
@@ -122,6 +123,10 @@ def validation_batches(stage: Stage, sources: Sources) -> Pipeline:
         candidates=sources.section["rankings"]["candidates"],
         **rows,
     )
+
+
+def _solutions(stage: Stage, records: Records) -> Records:
+    return View(records, 0, terse(stage.data.terse_fraction)) if stage.data.terse_fraction else records
 
 
 def as_batch(stage: Stage, algorithm: Algorithm, arrays: Mapping[str, np.ndarray]) -> Batch:

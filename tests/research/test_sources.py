@@ -94,8 +94,20 @@ def test_problems_held_out_are_not_trained_on(section: dict[str, Any], tmp_path:
     assert not train & held and len(train | held) == PROBLEMS
 
 
-@pytest.mark.parametrize("kind", ["problems", "preferences"])
+@pytest.mark.parametrize("kind", ["problems", "preferences", "rankings", "steps"])
 def test_a_file_that_is_not_named(section: dict[str, Any], tmp_path: Path, kind: str) -> None:
-    section[kind].update(path="", **({"kind": "jsonl"} if kind == "problems" else {}))
+    section[kind].update(path="", kind="jsonl")
     with pytest.raises(DataError, match=rf"data\.{kind}\.path: got '', expected a JSONL file"):
         getattr(Sources(section, tmp_path / "data"), kind)
+
+
+def test_a_terse_solution_keeps_its_last_step_and_label() -> None:
+    records = [
+        {"prompt": f"{i}+1", "steps": [f"{i}+1={i + 1}", f"#### {i + 1}"], "labels": [1.0, float(i % 2)]}
+        for i in range(400)
+    ]
+    changed = [terse(0.5)(record) for record in records]
+    short = [(a, b) for a, b in zip(records, changed, strict=True) if a != b]
+    assert 140 < len(short) < 260 and terse(0.0)(records[0]) == records[0]
+    for before, after in short:
+        assert after["steps"] == before["steps"][-1:] and after["labels"] == before["labels"][-1:]
