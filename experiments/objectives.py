@@ -4,8 +4,8 @@ Varies: the objective of the last stage (and what pays or teaches it), all from 
   sample draw the same number of completions; those that learn from given data see as many rows.
 Command: python -m launch.ablate --config=experiments/objectives.py:toy --workdir=runs/objectives
 Hardware: 2 CPU cores (toy); 64 TPU v5p chips (pod, with data.problems.path and data.tokenizer.path set).
-Time: toy 50 minutes; pod not run.
-Result: experiments/LOG.md.
+Time: toy 58 minutes beside test suites on the same cores; pod not run.
+Result: every arm that samples ends far above the control (experiments/LOG.md).
 """
 
 from ml_collections import ConfigDict
