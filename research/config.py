@@ -164,17 +164,22 @@ class Stage:
         return is_policy(self.algorithm()) and self.objective.given != "text"
 
     @property
+    def played(self) -> tuple[tuple[str, str], ...]:
+        """(role, name of the stage that plays it) of every role that this stage needs; "" where none is named."""
+        algorithm, roles = self.algorithm(), self.roles
+        found: list[tuple[str, str]] = [(role, getattr(roles, role)) for role in algorithm.roles]
+        if (self.online and self.reward.source == "model") or self.final_answer == "reward":
+            found += [("reward", name) for name in roles.reward or ("",)]
+        if (self.online and self.reward.step_coef > 0) or self.final_answer == "prm":
+            found.append(("prm", roles.prm))
+        if algorithm.layout == "actor_critic":
+            found.append(("value", roles.value))
+        return tuple(found)
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the stages whose results it reads, the one it starts from first."""
-        algorithm, used = self.algorithm(), [self.start]
-        for role in algorithm.roles:
-            used.append(getattr(self.roles, role))
-        if self.online and self.reward.source == "model" or self.final_answer == "reward":
-            used += self.roles.reward
-        if self.online and self.reward.step_coef > 0 or self.final_answer == "prm":
-            used.append(self.roles.prm)
-        if algorithm.layout == "actor_critic":
-            used.append(self.roles.value)
+        used = [self.start, *(name for _, name in self.played)]
         return tuple(dict.fromkeys(name for name in used if name))
 
     @property

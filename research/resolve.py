@@ -24,6 +24,7 @@ from research.config_effects import effective_data, effective_stage, is_online, 
 from research.config_rules import STAGE_SCALARS
 from research.errors import ConfigError
 from research.rewards.shaping import Shaping
+from research.state import Layout
 
 
 def resolve(config: ConfigDict, overridden: Iterable[str] = ()) -> Experiment:
@@ -223,38 +224,36 @@ def _check_stage(stage: Stage, tree: Tree) -> None:
         )
 
 
+_PLAYERS: Mapping[str, tuple[Layout, ...]] = {
+    "reference": ("policy", "actor_critic"),
+    "teacher": ("policy", "actor_critic"),
+    "reward": ("scorer",),
+    "value": ("scorer",),
+    "prm": ("step_scorer",),
+}
+"""What a stage must train to play a role."""
+
+
 def _check_roles(stage: Stage, known: Mapping[str, Stage]) -> None:
     """Every role that the stage needs is played by an earlier stage of the right kind."""
-    algorithm = stage.algorithm()
-    kinds = {
-        "reference": ("policy", "actor_critic"),
-        "teacher": ("policy", "actor_critic"),
-        "prm": ("step_scorer",),
-    }
-    needed: list[tuple[str, str, tuple[str, ...]]] = [
-        (role, getattr(stage.roles, role), kinds[role]) for role in algorithm.roles
-    ]
-    if (stage.online and stage.reward.source == "model") or stage.final_answer == "reward":
-        if not stage.roles.reward:
-            raise ConfigError(
-                f"{stage.name}.roles.reward: got none, expected at least one stage that trains a reward model"
-            )
-        needed += [("reward", name, ("scorer",)) for name in stage.roles.reward]
-    if (stage.online and stage.reward.step_coef > 0) or stage.final_answer == "prm":
-        needed.append(("prm", stage.roles.prm, kinds["prm"]))
-    if algorithm.layout == "actor_critic" and stage.roles.value:
-        needed.append(("value", stage.roles.value, ("scorer",)))
-    for role, name, layouts in needed:
+    for role, name in stage.played:
+        if role == "value" and not name:  # it starts from the policy
+            continue
         if role == "reference" and not name:
             if not stage.start:
                 raise ConfigError(
                     f"{stage.name}.roles.reference: got '', expected a stage because this one starts from scratch"
                 )
             continue
+        if role == "reward" and not name:
+            raise ConfigError(
+                f"{stage.name}.roles.reward: got none, expected at least one stage that trains a reward model"
+            )
         if name not in known:
             raise ConfigError(
                 f"{stage.name}.roles.{role}: got {name!r}, expected an earlier stage: {', '.join(known) or 'none'}"
             )
+        layouts = _PLAYERS[role]
         if known[name].algorithm().layout not in layouts:
             raise ConfigError(
                 f"{stage.name}.roles.{role}: got {name!r}, which trains a {known[name].algorithm().layout}, expected "

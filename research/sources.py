@@ -180,9 +180,9 @@ class Sources:
             # The markup's role names are text; seen often, they become single pieces.
             yield f"system\nuser\nassistant\ntool\n{worked_text(self.problems.train[index])['text']}"
 
-    def versions(self, kinds: tuple[str, ...]) -> dict[str, Any]:
-        """What a run records of the data it reads: kind -> details with a content hash."""
-        prepared: Mapping[str, Callable[[], Prepared]] = {
+    def prepared(self, kind: str) -> Prepared:
+        """The data of a kind: text, problems, preferences, unpaired, rankings, steps."""
+        found: Mapping[str, Callable[[], Prepared]] = {
             "text": lambda: self.text,
             "problems": lambda: self.problems,
             "preferences": lambda: self.preferences,
@@ -190,7 +190,11 @@ class Sources:
             "rankings": lambda: self.rankings,
             "steps": lambda: self.steps,
         }
-        found = {kind: dict(prepared[kind]().details) for kind in kinds}
+        return found[kind]()
+
+    def versions(self, kinds: tuple[str, ...]) -> dict[str, Any]:
+        """What a run records of the data it reads: kind -> details with a content hash."""
+        found = {kind: dict(self.prepared(kind).details) for kind in kinds}
         return {**found, "tokenizer": hashlib.sha256(self.tokenizer.model).hexdigest()}
 
 

@@ -263,13 +263,28 @@ def batch_logps(
 
 
 def sequence_rows(rollouts: Rollouts, rows: np.ndarray, weights: np.ndarray) -> SequenceBatch:
-    """The chosen rollouts as prompt + completion rows; positions and masks come from lengths."""
-    tokens = np.concatenate([rollouts.prompt_tokens[rows], rollouts.tokens[rows]], axis=1)
-    real = np.concatenate([rollouts.prompt_mask[rows], rollouts.mask[rows]], axis=1)
-    loss_mask = np.concatenate([np.zeros_like(rollouts.prompt_mask[rows]), rollouts.mask[rows]], axis=1)
+    """The chosen rollouts as prompt + completion rows."""
+    return completion_rows(
+        rollouts.prompt_tokens[rows],
+        rollouts.prompt_mask[rows],
+        rollouts.tokens[rows],
+        rollouts.mask[rows],
+        weights,
+    )
+
+
+def completion_rows(
+    prompt_tokens: np.ndarray,
+    prompt_mask: np.ndarray,
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    weights: np.ndarray,
+) -> SequenceBatch:
+    """Prompts `[B, L]` and completions `[B, N]` as rows `[B, L + N]`; positions and masks come from lengths."""
+    real = np.concatenate([prompt_mask, mask], axis=1)
     return SequenceBatch(
-        tokens=tokens.astype(np.int32),
-        loss_mask=loss_mask,
+        tokens=np.concatenate([prompt_tokens, tokens], axis=1).astype(np.int32),
+        loss_mask=np.concatenate([np.zeros_like(prompt_mask), mask], axis=1),
         segment_ids=real.astype(np.int32),
         positions=np.maximum(np.cumsum(real, axis=1) - 1, 0).astype(np.int32),
         weights=weights.astype(np.float32),

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from models.config import ModelConfig
 from models.transformer import Params
+from objectives.gae import last_token
 from objectives.prm import prm_loss
 from objectives.reduce import reduce_metrics, token_mean
 from research.algorithms.base import (
@@ -66,9 +67,8 @@ def outcome(
 
     `min_s p_s`: 1 where all steps are right, 0 where one is wrong; of soft labels, the least sure step's.
     """
-    later = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]
     worst = jnp.where(mask, step_labels, 1.0).min(axis=1, keepdims=True)
-    return mask & (later == 1), jnp.broadcast_to(worst, mask.shape)
+    return last_token(mask), jnp.broadcast_to(worst, mask.shape)
 
 
 def _make_process(setting: Setting) -> Algorithm:

@@ -1,6 +1,6 @@
 """The loop over given data: pretraining, SFT, reward models, DPO and its family, process reward models."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -66,8 +66,8 @@ def run_offline(run: StageRun) -> dict[str, Any]:
 def training_batches(stage: Stage, sources: Sources) -> Pipeline:
     """The endless, shuffled training data of an offline stage."""
     tokenizer, kind = sources.tokenizer, stage.objective.given
-    rows: dict[str, Any] = {"length": stage.length, "seed": stage.seed, "name": stage.name}
-    shape = {"batch_size": stage.batch_size, **rows}
+    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "seed": stage.seed}
+    shape["name"] = stage.name
     if kind == "text":
         parts: list[Any] = []
         weights = []
@@ -84,49 +84,47 @@ def training_batches(stage: Stage, sources: Sources) -> Pipeline:
         if "teacher" not in stage.algorithm().roles:
             return sft_batches(records, tokenizer, packing=stage.data.packing, **shape)
         return sft_batches(records, tokenizer, packing=False, bucket_lengths=(stage.length,), **shape)
-    if kind == "preferences":
-        return preference_batches(sources.preferences.train, tokenizer, **shape)
-    if kind == "unpaired":
-        return unpaired_batches(sources.unpaired.train, tokenizer, **shape)
-    if kind == "steps":
-        return step_batches(_solutions(stage, sources.steps.train), tokenizer, **shape)
-    return ranking_batches(
-        sources.rankings.train,
-        tokenizer,
-        prompts_per_batch=stage.batch_size,
-        candidates=sources.section["rankings"]["candidates"],
-        **rows,
-    )
+    return _judged_batches(stage, sources, train=True)
 
 
 def validation_batches(stage: Stage, sources: Sources) -> Pipeline:
     """One ordered pass over held-out data of the same kind."""
     tokenizer, kind = sources.tokenizer, stage.objective.given
-    rows: dict[str, Any] = {"length": stage.length, "name": stage.name}
-    shape = {"batch_size": stage.batch_size, **rows}
+    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "name": stage.name}
     if kind == "text":
         if stage.data.text_weight > 0:
             return text_eval_batches(sources.text.validation, tokenizer, **shape)
         return text_eval_batches(View(sources.held_out, 0, worked_text), tokenizer, **shape)
     if kind == "chat":
         return sft_eval_batches(sources.held_out, tokenizer, **shape)
-    if kind == "preferences":
-        return preference_eval_batches(sources.preferences.validation, tokenizer, **shape)
-    if kind == "unpaired":
-        return unpaired_eval_batches(sources.unpaired.validation, tokenizer, **shape)
-    if kind == "steps":
-        return step_eval_batches(_solutions(stage, sources.steps.validation), tokenizer, **shape)
-    return ranking_eval_batches(
-        sources.rankings.validation,
-        tokenizer,
-        prompts_per_batch=stage.batch_size,
-        candidates=sources.section["rankings"]["candidates"],
-        **rows,
-    )
+    return _judged_batches(stage, sources, train=False)
 
 
-def _solutions(stage: Stage, records: Records) -> Records:
-    return View(records, 0, terse(stage.data.terse_fraction)) if stage.data.terse_fraction else records
+_JUDGED: Mapping[str, tuple[Callable[..., Pipeline], Callable[..., Pipeline]]] = {
+    "preferences": (preference_batches, preference_eval_batches),
+    "unpaired": (unpaired_batches, unpaired_eval_batches),
+    "steps": (step_batches, step_eval_batches),
+    "rankings": (ranking_batches, ranking_eval_batches),
+}
+"""The pipelines of each kind of judged data: for training, and one ordered pass."""
+
+
+def _judged_batches(stage: Stage, sources: Sources, *, train: bool) -> Pipeline:
+    kind = str(stage.objective.given)
+    found = sources.prepared(kind)
+    records: Records = found.train if train else found.validation
+    if kind == "steps" and stage.data.terse_fraction:
+        records = View(records, 0, terse(stage.data.terse_fraction))
+    shape: dict[str, Any] = {"length": stage.length, "name": stage.name}
+    if train:
+        shape["seed"] = stage.seed
+    if kind == "rankings":
+        shape["prompts_per_batch"] = stage.batch_size
+        shape["candidates"] = sources.section["rankings"]["candidates"]
+    else:
+        shape["batch_size"] = stage.batch_size
+    training, ordered = _JUDGED[kind]
+    return (training if train else ordered)(records, sources.tokenizer, **shape)
 
 
 def as_batch(stage: Stage, algorithm: Algorithm, arrays: Mapping[str, np.ndarray]) -> Batch:

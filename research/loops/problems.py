@@ -8,6 +8,7 @@ import numpy as np
 
 from models.config import ModelConfig
 from models.transformer import Params
+from research.algorithms.base import completion_rows
 from research.batch import SequenceBatch
 from research.data.examples import Records
 from research.data.pipelines import prompt_eval_batches
@@ -71,18 +72,13 @@ def sample_prompts(
     return Decoded(out, texts, out.stop_reason == STOPPED)
 
 
-def completion_rows(prompts: Mapping[str, np.ndarray], out: Decoded, group_size: int) -> SequenceBatch:
+def decoded_rows(prompts: Mapping[str, np.ndarray], out: Decoded, group_size: int) -> SequenceBatch:
     """Prompt + completion rows `[B, L + N]` of sampled completions, on the host."""
-    prompt_mask = np.repeat(prompts["prompt_mask"], group_size, axis=0)
-    real = np.concatenate([prompt_mask, out.arrays.mask], axis=1)
-    return SequenceBatch(
-        tokens=np.concatenate(
-            [np.repeat(prompts["prompt_tokens"], group_size, axis=0), out.arrays.tokens], axis=1
-        ),
-        loss_mask=np.concatenate([np.zeros_like(prompt_mask), out.arrays.mask], axis=1),
-        segment_ids=real.astype(np.int32),
-        positions=np.maximum(np.cumsum(real, axis=1) - 1, 0).astype(np.int32),
-        weights=np.ones(len(real), np.float32),
+    prompt_tokens, prompt_mask = (
+        np.repeat(prompts[key], group_size, axis=0) for key in ("prompt_tokens", "prompt_mask")
+    )
+    return completion_rows(
+        prompt_tokens, prompt_mask, out.arrays.tokens, out.arrays.mask, np.ones(len(prompt_mask))
     )
 
 
@@ -121,7 +117,7 @@ def evaluate_problems(run: StageRun, params: Params, count: int) -> dict[str, Va
 
     def look(prompts: Mapping[str, np.ndarray], out: Decoded) -> None:
         if judge is not None:
-            judged = judge(completion_rows(prompts, out, how.samples))
+            judged = judge(decoded_rows(prompts, out, how.samples))
             scores.append(judged.reshape(-1, how.samples)[prompts["prompt_id"] >= 0])
 
     found = score_problems(
@@ -188,10 +184,10 @@ def score_problems(
             completions.append(
                 [Completion(out.texts[i], int(out.arrays.lengths[i]), not out.stopped[i]) for i in group]
             )
-    right, errors = {}, np.zeros(len(questions))
+    right, errors, verify = {}, np.zeros(len(questions)), get_verifier(verifier)
     for number, (problem, drawn) in enumerate(zip(questions, completions, strict=True)):
         texts, answers = [completion.text for completion in drawn], [problem.answer] * G
-        scored = score_safely(texts, answers, get_verifier(verifier), prompt_ids=[number] * G)
+        scored = score_safely(texts, answers, verify, prompt_ids=[number] * G)
         errors[number] = len(scored.errors)
         right.update(
             {(text, problem.answer): r >= 1.0 for text, r in zip(texts, scored.rewards, strict=True)}

@@ -9,7 +9,7 @@ from research.algorithms.base import Rollouts
 from research.config import Reward
 from research.loops.curriculum import CurriculumSampler
 from research.loops.judge import RewardJudge, StepJudge
-from research.loops.problems import Decoded, completion_rows, sample_prompts, sampler_scalars, sampler_spec
+from research.loops.problems import Decoded, decoded_rows, sample_prompts, sampler_scalars, sampler_spec
 from research.loops.session import Session, StageRun
 from research.rewards.normalization import RunningNorm, fit_norm
 from research.rewards.shaping import shape
@@ -145,17 +145,15 @@ class Roller:
                 f"verifier: {len(verified.errors)} samples raised, e.g. {verified.errors[0]}"
             )
         gold = np.where(out.stopped, verified.rewards, np.float32(0.0))  # what never ends is not right
-        rows = completion_rows(prompts, out, G)
         if self.judge is None:
             scores, correct = gold, gold >= 1.0
         else:  # who learns from a reward model does not hear what the verifier says
-            scores = self.judge(rows)
+            scores = self.judge(decoded_rows(prompts, out, G))
             groups = scores.reshape(-1, G) - scores[::G, None]  # equal scores give exactly 0
             correct = (groups > groups.mean(axis=1, keepdims=True)).reshape(-1)
         unfitted = spec.normalize == "reference" and not self.norm.count
-        if (
-            unfitted
-        ):  # the policy is still its own reference; scores that do not differ say nothing of their scale
+        # The policy is still its own reference; scores that do not differ say nothing of their scale.
+        if unfitted:
             self.norm = fit_norm(scores) if np.ptp(scores) > 0 else RunningNorm().updated(scores)
         paid = shape(
             scores,
@@ -171,7 +169,7 @@ class Roller:
         self.norm = RunningNorm() if unfitted and np.ptp(scores) == 0 else paid.state
         step_rewards, ends, metrics = None, None, paid.metrics()
         if self.steps is not None:
-            probs, ends = self.steps(rows)
+            probs, ends = self.steps(decoded_rows(prompts, out, G))
             length = prompts["prompt_tokens"].shape[1]
             ends, probs = ends[:, length:], probs[:, length:]
             step_rewards = np.float32(self.reward.step_coef) * probs

@@ -74,4 +74,4 @@ def step_probabilities(
       `[B, T]`, for `objectives.prm.solution_scores` and `step_reward_tokens`.
     """
     logits = step_logits(params, config, rows)
-    return jax.nn.sigmoid(masked(logits[:, :, 1] - logits[:, :, 0], step_mask)) * step_mask
+    return masked(jax.nn.sigmoid(masked(logits[:, :, 1] - logits[:, :, 0], step_mask)), step_mask)

@@ -23,7 +23,7 @@ def _quick() -> Iterator[None]:
 
 def test_four_arms_that_differ_in_numbers_compile_once(tmp_path: Path) -> None:
     config = shrink(quickstart.get_config(), tmp_path).unlock()
-    config.stages = ("rl",)
+    config.stages = ("sft", "rl")
     config.rl.objective.grpo.beta = 0.05  # a KL term in all arms: with 0 there is no reference
     config.ablation.control = "control"
     config.ablation.arms = ConfigDict(
@@ -41,11 +41,15 @@ def test_four_arms_that_differ_in_numbers_compile_once(tmp_path: Path) -> None:
         results, _ = run_ablation(config.lock(), tmp_path / "run")
     assert [result.status for result in results] == ["finished"] * 4, [result.error for result in results]
     counts = Counter(compiled)
-    # Rollouts and evaluations have one shape here, so one sampler serves both.
-    for name in ("train_step", "sample", "reference_step"):
-        assert counts[name] == 1, (name, counts)
-    # One entry for a fresh state and one for an updated one, whose shardings are spelled otherwise.
-    assert train_step._cache_size() - before[0] <= 2
+    # The SFT stage that all arms share, then one train step for the arms; rollouts and evaluations have one shape
+    # here, so one sampler serves both.
+    assert {name: counts[name] for name in ("train_step", "sample", "prepare_step")} == {
+        "train_step": 2,
+        "sample": 1,
+        "prepare_step": 1,
+    }
+    # Of each program one entry for a fresh state and one for an updated one, whose shardings are spelled otherwise.
+    assert train_step._cache_size() - before[0] <= 4
     assert sample._cache_size() - before[1] <= 2
     curves = {str(result.metrics) + str(result.curve) for result in results}
     folders = {result.run_dir for result in results}
