@@ -5,11 +5,14 @@ products over slots are batched matrix products without a transpose; layers are 
 stacked cache would be copied whole at every decode step.
 """
 
+from typing import NamedTuple
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from models.attention import grouped_attention
 from models.axes import constrain
 from models.config import ModelConfig
 
@@ -21,14 +24,27 @@ class LayerCache(flax.struct.PyTreeNode):
     values: Float[Array, "B K S N"]
 
     def write(
-        self, keys: Float[Array, "B K T N"], values: Float[Array, "B K T N"], at: Int[Array, ""]
+        self, keys: Float[Array, "B T K N"], values: Float[Array, "B T K N"], at: Int[Array, ""]
     ) -> "LayerCache":
         """Writes T new slots starting at slot `at`."""
-        start = (0, 0, at, 0)
+        start, keys, values = (0, 0, at, 0), keys.swapaxes(1, 2), values.swapaxes(1, 2)
         return LayerCache(
             jax.lax.dynamic_update_slice(self.keys, keys.astype(self.keys.dtype), start),
             jax.lax.dynamic_update_slice(self.values, values.astype(self.values.dtype), start),
         )
+
+    def attend(
+        self, q_BTHN: Float[Array, "B T H N"], mask_BTS: Bool[Array, "B T S"]
+    ) -> Float[Array, "B T H N"]:
+        """Attention of T queries to all slots that the mask names."""
+        return grouped_attention(q_BTHN, self.keys, self.values, mask_BTS)
+
+
+class Reach(NamedTuple):
+    """Where the newest tokens go in a cache and what they see there; the same for all layers."""
+
+    write_at: Int[Array, ""]
+    mask_BTS: Bool[Array, "B T S"]
 
 
 class KVCache(flax.struct.PyTreeNode):

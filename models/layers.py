@@ -1,7 +1,6 @@
 """RMSNorm, rotary embeddings, attention and SwiGLU, with logical axis names on every parameter.
 
-Shapes: B batch, T query time, S key time, D model, H heads, K kv heads, G = H/K query heads a kv head,
-N head_dim, F feed-forward.
+Shapes: B batch, T time, D model, H heads, K kv heads, N head_dim, F feed-forward.
 """
 
 from collections.abc import Callable
@@ -10,10 +9,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from models.attention import self_attention
 from models.axes import constrain
-from models.cache import LayerCache
+from models.cache import LayerCache, Reach
 from models.config import ModelConfig
 
 Initializer = Callable[..., Any]
@@ -74,12 +74,12 @@ class Attention(nn.Module):
         self,
         x_BTD: Float[Array, "B T D"],
         rope: tuple[Array, Array],
-        mask_BTS: Bool[Array, "B T S"],
-        cache: LayerCache | None,
-        write_at: Int[Array, ""] | None,
+        segment_ids_BT: Int[Array, "B T"],
+        cache: LayerCache | None = None,
+        reach: Reach | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         c = self.config
-        compute, stored = jnp.dtype(c.compute_dtype), jnp.dtype(c.param_dtype)
+        stored = jnp.dtype(c.param_dtype)
         D, H, K, N = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim
         std, out_std = D**-0.5, (H * N) ** -0.5 * (2 * c.num_layers) ** -0.5
         wq = self.param("wq", scaled_normal(std, "embed", "heads", "head_dim"), (D, H, N), stored)
@@ -91,23 +91,16 @@ class Attention(nn.Module):
         k_BTKN = apply_rope(dense(x_BTD, wk), *rope)
         v_BTKN = dense(x_BTD, wv)
         q_BTHN = constrain(q_BTHN, "batch", "length", "activation_heads", "head_dim")
-        k_BKSN = constrain(k_BTKN.swapaxes(1, 2), "batch", "activation_kv_heads", "length", "head_dim")
-        v_BKSN = constrain(v_BTKN.swapaxes(1, 2), "batch", "activation_kv_heads", "length", "head_dim")
-        if cache is not None:
-            assert write_at is not None
-            cache = cache.write(k_BKSN, v_BKSN, write_at)
-            k_BKSN, v_BKSN = cache.keys, cache.values
-
-        B, T = x_BTD.shape[:2]
-        q_BKGTN = q_BTHN.reshape(B, T, K, H // K, N).transpose(0, 2, 3, 1, 4)
-        scores = jnp.einsum(
-            "bkgtn,bksn->bkgts", q_BKGTN, k_BKSN.astype(compute), preferred_element_type=jnp.float32
-        )
-        scores = jnp.where(mask_BTS[:, None, None, :, :], scores * N**-0.5, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores, axis=-1).astype(compute)
-        out_BKGTN = jnp.einsum("bkgts,bksn->bkgtn", weights, v_BKSN.astype(compute))
-        out_BTD = out_BKGTN.transpose(0, 3, 1, 2, 4).reshape(B, T, H * N)
-        return dense(out_BTD, wo.reshape(H * N, D)), cache
+        k_BTKN = constrain(k_BTKN, "batch", "length", "activation_kv_heads", "head_dim")
+        v_BTKN = constrain(v_BTKN, "batch", "length", "activation_kv_heads", "head_dim")
+        if cache is None:
+            out_BTHN = self_attention(q_BTHN, k_BTKN, v_BTKN, segment_ids_BT, c)
+        else:
+            assert reach is not None
+            cache = cache.write(k_BTKN, v_BTKN, reach.write_at)
+            out_BTHN = cache.attend(q_BTHN, reach.mask_BTS)
+        out_BTD = dense(out_BTHN.reshape(*x_BTD.shape[:2], H * N), wo.reshape(H * N, D))
+        return out_BTD, cache
 
 
 class SwiGLU(nn.Module):
@@ -138,12 +131,12 @@ class Block(nn.Module):
         self,
         x_BTD: Float[Array, "B T D"],
         rope: tuple[Array, Array],
-        mask_BTS: Bool[Array, "B T S"],
+        segment_ids_BT: Int[Array, "B T"],
         cache: LayerCache | None = None,
-        write_at: Int[Array, ""] | None = None,
+        reach: Reach | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         attended, cache = Attention(self.config, name="attention")(
-            RMSNorm(self.config, name="attention_norm")(x_BTD), rope, mask_BTS, cache, write_at
+            RMSNorm(self.config, name="attention_norm")(x_BTD), rope, segment_ids_BT, cache, reach
         )
         x_BTD = x_BTD + attended
         x_BTD = x_BTD + SwiGLU(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x_BTD))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from models.axes import constrain
-from models.cache import KVCache
+from models.cache import KVCache, Reach
 from models.config import ModelConfig
 from models.layers import Block, RMSNorm, rope_tables, scaled_normal
 
@@ -115,20 +115,13 @@ def unstack_layers(params: Params, config: ModelConfig) -> Params:
     return {**params, "layers": _unstack(params["layers"], config.num_layers)}
 
 
-def causal_mask(segment_ids_BT: Int[Array, "B T"]) -> Array:
-    """`[B, T, T]`: earlier or same position, same segment."""
-    T = segment_ids_BT.shape[1]
-    causal = jnp.tril(jnp.ones((T, T), bool))
-    return causal[None] & (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :])
-
-
 def _init_layers(key: jax.Array, c: ModelConfig) -> Params:
     """L blocks' parameters stacked on a leading axis named `layers`."""
     x = jnp.zeros((1, 2, c.d_model), jnp.dtype(c.compute_dtype))
     ids = jnp.ones((1, 2), jnp.int32)
 
     def one(key: jax.Array) -> Params:
-        return Block(c).init(key, x, rope_tables(ids, c), causal_mask(ids))["params"]
+        return Block(c).init(key, x, rope_tables(ids, c), ids)["params"]
 
     boxed = jax.vmap(one)(jax.random.split(key, c.num_layers))
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
@@ -145,10 +138,8 @@ def _unstack(stacked: Params, num_layers: int) -> tuple[Params, ...]:
 def _run_layers(
     c: ModelConfig, layers: Params, x_BTD: Array, rope: tuple[Array, Array], segment_ids_BT: Array
 ) -> Array:
-    mask_BTT = causal_mask(segment_ids_BT)
-
     def block(x: Array, layer: Params) -> Array:
-        return Block(c, parent=None).apply({"params": layer}, x, rope, mask_BTT)[0]
+        return Block(c, parent=None).apply({"params": layer}, x, rope, segment_ids_BT)[0]
 
     if c.remat != "none":
         block = jax.checkpoint(block, policy=_POLICIES[c.remat], prevent_cse=not c.scan_layers)
@@ -170,12 +161,12 @@ def _run_cached(
     T = x_BTD.shape[1]
     seen = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids_BT, (0, cache.length))
     cache = cache.replace(segment_ids=seen)
-    mask_BTS = cache.mask(T, segment_ids_BT)
+    reach = Reach(cache.length, cache.mask(T, segment_ids_BT))
     written = []
     unstacked = layers if isinstance(layers, tuple) else _unstack(layers, c.num_layers)
     for layer, layer_cache in zip(unstacked, cache.layers, strict=True):
         out: Any = Block(c, parent=None).apply(
-            {"params": layer}, x_BTD, rope, mask_BTS, layer_cache, cache.length
+            {"params": layer}, x_BTD, rope, segment_ids_BT, layer_cache, reach
         )
         x_BTD = out[0]
         written.append(out[1])
