@@ -4,7 +4,10 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "setuptools>=77"]
+TOOLS = ["bm25s>=0.3", "jsonschema>=4.23"]
+CONSTRAINED = ["llguidance>=1.9"]
+INT8 = ["qwix>=0.1.8"]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "setuptools>=77", *TOOLS, *CONSTRAINED, *INT8]
 
 setup(
     name="temper",
@@ -43,6 +46,9 @@ setup(
     extras_require={
         "test": TEST,
         "dev": [*TEST, "mypy>=1.15", "pre-commit>=4", "ruff>=0.12"],
+        "tools": TOOLS,
+        "constrained": CONSTRAINED,
+        "int8": INT8,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
     },

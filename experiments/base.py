@@ -33,6 +33,32 @@ def get_config(arg: str = "") -> ConfigDict:
             "max_new_tokens": 64,
         }
     )
+    config.sampler = ConfigDict(  # how rollouts and evaluations are computed; only 8 bits and `weights` change them
+        {
+            "slots": 0,  # completions decoded together, refilled as they end; 0 decodes all of a batch at once
+            "chunk": 32,  # with slots: decode steps between two refills, at most
+            "admit": 8,  # with slots: prompts taken in at a time, once so many slots are free
+            "cache_bucket": 128,  # tokens by which the KV cache grows
+            "int8_cache": False,  # keys and values in 8 bits: half the memory of bfloat16, and not exact
+            # What the layers' matrices are kept in: compute (the model's compute_dtype), bfloat16, int8 (one scale an
+            # output; needs the extra `int8`). Embedding and read-out are never in int8. Completions and their
+            # log-probs are then those of the rounded model: the trainer's differ, which the monitor of the gap shows
+            # and an objective's `importance` corrects.
+            "weights": "compute",
+        }
+    )
+    config.tools = (
+        ConfigDict(  # may be called while a policy is sampled; prompts list them in the system turn
+            {
+                "names": (),  # of calculator, python, search; () is none. Needs sampler.slots
+                "corpus": "",  # the file that search reads: .jsonl records with text, or text
+                "max_turns": 4,  # turns with calls that are answered; a completion that calls again ends
+                "max_result_tokens": 128,  # of one result; results count as part of max_new_tokens
+                "search_results": 3,  # documents of one answer of search
+                "isolation": "required",  # of python's programs: required, best_effort
+            }
+        )
+    )
     config.ablation = ConfigDict(
         {
             "stage": "rl",  # the stage whose runs are compared

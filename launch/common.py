@@ -9,13 +9,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from research.config import to_tree
 from research.config_checks import flatten, unknown_key
+from research.data.examples import Records
+from research.data.jsonl import read_records
 from research.errors import ConfigError, TemperError, WorkdirError
 from research.files import explain_os_error
+from research.loops.chain import Policy
+from research.sources import Sources
 
 
 def define_config() -> Any:
@@ -38,6 +43,13 @@ def workdir() -> Path:
     return Path(flags.FLAGS.workdir)
 
 
+def held_out_problems(path: str | None, policy: Policy, folder: Path) -> Records:
+    """The problems of a JSONL file; without one, those held out from the training of the policy's own stage."""
+    if path:
+        return [record for _, record in read_records(path)]
+    return Sources(policy.experiment["data"], folder.parent.parent / "data").held_out
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a command: `--help` shows the module's docstring; bad input is one sentence and exit status 1."""
     # Orbax and JAX tell every checkpoint and compilation at INFO; ours are the lines a person wants. What goes
@@ -46,7 +58,19 @@ def run(main: Callable[[], None]) -> None:
     sys.unraisablehook = _quiet_hook
     py_logging.getLogger("jax").setLevel(py_logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _keep_programs()
     app.run(_explained(main), flags_parser=_parse)
+
+
+def _keep_programs() -> None:
+    """Keeps compiled programs on disk, so that the same command starts without compiling again.
+
+    In `$XDG_CACHE_HOME/temper/xla` (`~/.cache/temper/xla`), unless `JAX_COMPILATION_CACHE_DIR` names another folder;
+    `JAX_ENABLE_COMPILATION_CACHE=false` keeps nothing. JAX stores programs that took over a second to compile.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "temper" / "xla"))
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -14,14 +14,14 @@ from absl import flags
 from rich import print as show
 
 from launch import common
-from research.data.examples import Records
-from research.data.jsonl import read_records
+from research.config import Sampler
 from research.errors import ConfigError
 from research.files import write_json_atomic
-from research.loops.chain import Policy, load_policy
+from research.loops.chain import load_policy
 from research.loops.problems import sampler_scalars, sampler_spec, score_problems
+from research.loops.tool_use import tools_of
 from research.sampling.methods import SamplingMethod
-from research.sources import Sources, View
+from research.sources import View
 
 _STAGE = flags.DEFINE_string(
     "stage", None, "folder of a stage: <workdir>/stages/<name>-<hash>", required=True
@@ -55,22 +55,25 @@ def main() -> None:
         )
     folder = Path(_STAGE.value).resolve()
     policy = load_policy(folder)
-    limit = policy.experiment["model"]["max_length"]
+    limit = policy.max_length
     if _PROMPT_TOKENS.value + _TOKENS.value > limit:
         raise ConfigError(
             f"--max_new_tokens: got {_TOKENS.value} after prompts of up to {_PROMPT_TOKENS.value} tokens, "
             f"expected a sum of at most {limit}, the model's context"
         )
+    tools = tools_of(policy.experiment, policy.tokenizer)
     spec = sampler_spec(
         policy.tokenizer,
+        Sampler(**policy.experiment["sampler"]),
         samples=_SAMPLES.value,
         max_new_tokens=_TOKENS.value,
         method=SamplingMethod(greedy=greedy),
+        tools=tools,
     )
     with jax.set_mesh(policy.mesh):
         found = score_problems(
             policy.params,
-            View(_problems(policy, folder), _LIMIT.value),
+            View(common.held_out_problems(_PROBLEMS.value, policy, folder), _LIMIT.value),
             spec,
             sampler_scalars(seed=_SEED.value, step=0, temperature=_TEMPERATURE.value or 1.0),
             model=policy.model,
@@ -80,6 +83,7 @@ def main() -> None:
             max_prompt_length=_PROMPT_TOKENS.value,
             verifier=policy.experiment["data"]["problems"]["verifier"],
             ks=ks,
+            tools=tools,
         )
     show(f"{len(found.problems)} problems, {_SAMPLES.value} samples each, temperature {_TEMPERATURE.value:g}")
     for name, estimate in found.estimates.items():
@@ -97,12 +101,6 @@ def main() -> None:
             for problem in found.problems
         ]
         write_json_atomic(_OUTPUT.value, {"metrics": found.metrics, "problems": problems})
-
-
-def _problems(policy: Policy, folder: Path) -> Records:
-    if _PROBLEMS.value:
-        return [record for _, record in read_records(_PROBLEMS.value)]
-    return Sources(policy.experiment["data"], folder.parent.parent / "data").held_out
 
 
 if __name__ == "__main__":

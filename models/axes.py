@@ -30,8 +30,8 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 )
 
 
-def constrain(x: jax.Array, *names: str) -> jax.Array:
-    """Pins an activation's logical axes; does nothing outside a mesh."""
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Pins an array's logical axes, None for one that is not split; does nothing outside a mesh."""
     return nn.with_logical_constraint(x, names, rules=RULES)
 
 

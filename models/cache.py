@@ -1,10 +1,15 @@
 """The KV cache: an explicit pytree, laid out for the attention product and written in place.
 
-Shapes: B batch, K kv heads, S slots, N head_dim, L layers. Keys and values are `[B, K, S, N]`, so that the
-products over slots are batched matrix products without a transpose; layers are separate arrays, because a
-stacked cache would be copied whole at every decode step.
+Shapes: B batch, T new tokens, R rows to insert, K kv heads, S slots, C slots of a common prefix, N head_dim,
+L layers. Keys and values are `[B, K, S, N]`, so that the products over slots are batched matrix products without
+a transpose; layers are separate arrays, because a stacked cache would be copied whole at every decode step.
+
+All rows write at one slot, the same for all, so that a write is one slice update; which slots of a row hold its
+tokens is said by `segment_ids`, and they need not be adjacent. A row that enters late is written to the slots
+just before the next one.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.struct
@@ -12,32 +17,81 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from models.attention import grouped_attention
 from models.axes import constrain
 from models.config import ModelConfig
 
+_AXES = ("batch", "activation_kv_heads", "length", "head_dim")
+
 
 class LayerCache(flax.struct.PyTreeNode):
-    """Keys and values of one layer."""
+    """Keys and values of one layer.
+
+    Attributes:
+      keys, values: in the compute dtype, or int8.
+      key_scales, value_scales: of an int8 cache, `[B, K, S]` float32: the largest magnitude of each head's vector
+        in a slot, divided by 127. None where the cache is not quantized.
+      prefix_keys, prefix_values: `[K, C, N]`, of tokens that all rows share and see before their own; or None.
+    """
 
     keys: Float[Array, "B K S N"]
     values: Float[Array, "B K S N"]
+    key_scales: Float[Array, "B K S"] | None = None
+    value_scales: Float[Array, "B K S"] | None = None
+    prefix_keys: Float[Array, "K C N"] | None = None
+    prefix_values: Float[Array, "K C N"] | None = None
 
     def write(
         self, keys: Float[Array, "B T K N"], values: Float[Array, "B T K N"], at: Int[Array, ""]
     ) -> "LayerCache":
         """Writes T new slots starting at slot `at`."""
-        start, keys, values = (0, 0, at, 0), keys.swapaxes(1, 2), values.swapaxes(1, 2)
-        return LayerCache(
-            jax.lax.dynamic_update_slice(self.keys, keys.astype(self.keys.dtype), start),
-            jax.lax.dynamic_update_slice(self.values, values.astype(self.values.dtype), start),
+        return self.map_slots(
+            lambda x, new: jax.lax.dynamic_update_slice(x, new, (0, 0, at, 0)[: x.ndim]),
+            self.stored(keys.swapaxes(1, 2), values.swapaxes(1, 2)),
         )
 
     def attend(
         self, q_BTHN: Float[Array, "B T H N"], mask_BTS: Bool[Array, "B T S"]
     ) -> Float[Array, "B T H N"]:
-        """Attention of T queries to all slots that the mask names."""
-        return grouped_attention(q_BTHN, self.keys, self.values, mask_BTS)
+        """Attention of T queries to the shared prefix and to all slots that the mask names; float32 softmax.
+
+        The scales of an int8 cache multiply scores and weights, which are fewer than keys and values.
+        """
+        B, T, H, N = q_BTHN.shape
+        K, compute = self.keys.shape[1], q_BTHN.dtype
+        q_BKGTN = (q_BTHN * N**-0.5).reshape(B, T, K, H // K, N).transpose(0, 2, 3, 1, 4)
+        scores = jnp.einsum(
+            "bkgtn,bksn->bkgts", q_BKGTN, self.keys.astype(compute), preferred_element_type=jnp.float32
+        )
+        if self.key_scales is not None:
+            scores = scores * self.key_scales[:, :, None, None, :]
+        scores = jnp.where(mask_BTS[:, None, None, :, :], scores, jnp.finfo(jnp.float32).min)
+        if self.prefix_keys is not None:
+            shared = jnp.einsum(
+                "bkgtn,kcn->bkgtc", q_BKGTN, self.prefix_keys, preferred_element_type=jnp.float32
+            )
+            scores = jnp.concatenate([shared, scores], axis=-1)
+        weights = jax.nn.softmax(scores, axis=-1)
+        shared, weights = jnp.split(weights, [scores.shape[-1] - self.keys.shape[2]], axis=-1)
+        if self.value_scales is not None:
+            weights = weights * self.value_scales[:, :, None, None, :]
+        out = jnp.einsum("bkgts,bksn->bkgtn", weights.astype(compute), self.values.astype(compute))
+        if self.prefix_values is not None:
+            out = out + jnp.einsum("bkgtc,kcn->bkgtn", shared.astype(compute), self.prefix_values)
+        return out.transpose(0, 3, 1, 2, 4).reshape(B, T, H, N)
+
+    def map_slots(self, fn: Callable[..., Array], *others: "LayerCache") -> "LayerCache":
+        """`fn(array, *others' arrays)` on each array that has rows and slots; the prefix has none."""
+        names = ["keys", "values"] + ["key_scales", "value_scales"] * (self.key_scales is not None)
+        return self.replace(
+            **{name: fn(getattr(self, name), *(getattr(other, name) for other in others)) for name in names}
+        )
+
+    def stored(self, keys: Float[Array, "B K T N"], values: Float[Array, "B K T N"]) -> "LayerCache":
+        """Keys and values as this cache keeps them."""
+        if self.key_scales is None:
+            return LayerCache(keys.astype(self.keys.dtype), values.astype(self.values.dtype))
+        (keys, key_scales), (values, value_scales) = quantize(keys), quantize(values)
+        return LayerCache(keys, values, key_scales, value_scales)
 
 
 class Reach(NamedTuple):
@@ -52,37 +106,125 @@ class KVCache(flax.struct.PyTreeNode):
 
     Attributes:
       layers: one LayerCache per layer.
-      segment_ids: `[B, S]` int32, 0 where a slot is empty or holds padding.
-      length: int32 scalar, number of slots written (the same for every row: rows are left-padded).
+      segment_ids: `[B, S]` int32, 0 where a slot is empty or holds nothing of this row.
+      length: int32 scalar, the next slot to write, the same for every row.
     """
 
     layers: tuple[LayerCache, ...]
     segment_ids: Int[Array, "B S"]
     length: Int[Array, ""]
 
+    @property
+    def slots(self) -> int:
+        """S, the tokens that a row has room for."""
+        return self.segment_ids.shape[1]
+
     def mask(self, num_queries: int, segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T S"]:
         """Which slots each of the `num_queries` newest tokens may attend to, once they are written."""
-        slot = jnp.arange(self.segment_ids.shape[1])
+        slot = jnp.arange(self.slots)
         query = self.length + jnp.arange(num_queries)
         causal = slot[None, :] <= query[:, None]
         same = segment_ids[:, :, None] == self.segment_ids[:, None, :]
         return causal[None] & same
 
 
-def init_cache(config: ModelConfig, batch: int, slots: int) -> KVCache:
-    """An empty cache of `slots` tokens for `batch` rows, in the compute dtype."""
+def quantize(x: Float[Array, "B K T N"]) -> tuple[Int[Array, "B K T N"], Float[Array, "B K T"]]:
+    """int8 with one scale a vector: the error of an entry is at most half of its vector's scale."""
+    x = x.astype(jnp.float32)
+    scales = jnp.max(jnp.abs(x), axis=-1) / 127.0
+    steps = x / jnp.where(scales > 0, scales, 1.0)[..., None]
+    return jnp.round(steps).astype(jnp.int8), scales
+
+
+def init_cache(config: ModelConfig, batch: int, slots: int, *, int8: bool = False) -> KVCache:
+    """An empty cache of `slots` tokens for `batch` rows, in the compute dtype or in int8."""
     shape = (batch, config.num_kv_heads, slots, config.head_dim)
-    zeros = jnp.zeros(shape, jnp.dtype(config.compute_dtype))
-    zeros = constrain(zeros, "batch", "activation_kv_heads", "length", "head_dim")
-    layers = tuple(LayerCache(zeros, zeros) for _ in range(config.num_layers))
+    zeros = jnp.zeros(shape, jnp.int8 if int8 else jnp.dtype(config.compute_dtype))
+    zeros = constrain(zeros, *_AXES)
+    scales = constrain(jnp.zeros(shape[:3], jnp.float32), *_AXES[:3]) if int8 else None
+    layers = tuple(LayerCache(zeros, zeros, scales, scales) for _ in range(config.num_layers))
     return KVCache(layers, jnp.zeros((batch, slots), jnp.int32), jnp.int32(0))
+
+
+def with_prefix(cache: KVCache, prefix: KVCache | None) -> KVCache:
+    """The cache with the tokens of a filled one-row cache before those of every row."""
+    if prefix is None:
+        return cache
+    layers = tuple(
+        layer.replace(prefix_keys=shared.keys[0], prefix_values=shared.values[0])
+        for layer, shared in zip(cache.layers, prefix.layers, strict=True)
+    )
+    return cache.replace(layers=layers)
 
 
 def repeat_rows(cache: KVCache, times: int) -> KVCache:
     """Each row `times` over, adjacent: one prefill of a prompt serves its whole group."""
     if times == 1:
         return cache
-    layers, segment_ids = jax.tree.map(
-        lambda x: jnp.repeat(x, times, axis=0), (cache.layers, cache.segment_ids)
+    repeat = lambda x: jnp.repeat(x, times, axis=0)  # noqa: E731
+    layers = tuple(layer.map_slots(repeat) for layer in cache.layers)
+    return cache.replace(layers=layers, segment_ids=repeat(cache.segment_ids))
+
+
+def resize(cache: KVCache, slots: int, *, drop: int | Int[Array, ""] = 0) -> KVCache:
+    """The first `drop` slots left out of every row, and room for `slots` in all: a cache grows by buckets.
+
+    The `length - drop` slots that are left must fit.
+    """
+    kept = min(slots, cache.slots)
+
+    def fit(x: Array, axis: int) -> Array:
+        # Behind the rows there is room to slice from, whatever is dropped.
+        room = [(0, 0)] * x.ndim
+        if not isinstance(drop, int):
+            room[axis] = (0, kept)
+        sizes = [kept if i == axis else size for i, size in enumerate(x.shape)]
+        x = jax.lax.dynamic_slice(jnp.pad(x, room), [drop if i == axis else 0 for i in range(x.ndim)], sizes)
+        room[axis] = (0, slots - kept)
+        return jnp.pad(x, room)
+
+    return cache.replace(
+        layers=tuple(layer.map_slots(lambda x: fit(x, 2)) for layer in cache.layers),
+        segment_ids=fit(cache.segment_ids, 1),
+        length=cache.length - drop,
     )
-    return KVCache(layers, segment_ids, cache.length)
+
+
+def insert_rows(
+    cache: KVCache, filled: KVCache, rows: Int[Array, " R"], sources: Int[Array, " R"]
+) -> KVCache:
+    """Rows `sources` of a filled cache become rows `rows`, their last token in the slot before the next one.
+
+    Args:
+      cache: its `length` is at least the filled one's number of slots.
+      filled: prompts, padded on the left, in all its slots; not quantized.
+      rows: where they go; a number of B or more goes nowhere.
+      sources: which rows of `filled`.
+    """
+    width = filled.slots
+    start = cache.length - width
+
+    def put(x: Array, new: Array, axis: int) -> Array:
+        """One scatter of whole windows: in place, and split over a sharded batch."""
+        indices = jnp.stack([rows, jnp.full_like(rows, start)], axis=1)
+        windows = tuple(range(1, x.ndim))
+        numbers = jax.lax.ScatterDimensionNumbers(
+            update_window_dims=windows, inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, axis)
+        )
+        return jax.lax.scatter(
+            x,
+            indices,
+            jnp.take(new, sources, axis=0).astype(x.dtype),
+            numbers,
+            unique_indices=True,
+            mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
+        )
+
+    cleared = cache.segment_ids.at[rows].set(0, mode="drop")
+    return cache.replace(
+        layers=tuple(
+            layer.map_slots(lambda x, new: put(x, new, 2), layer.stored(new.keys, new.values))
+            for layer, new in zip(cache.layers, filled.layers, strict=True)
+        ),
+        segment_ids=put(cleared, filled.segment_ids, 1),
+    )

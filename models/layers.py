@@ -24,10 +24,25 @@ def scaled_normal(stddev: float, *names: str) -> Initializer:
     return nn.with_logical_partitioning(nn.initializers.normal(stddev), names)
 
 
-def dense(x: Float[Array, "... I"], w: Float[Array, "I ..."]) -> Float[Array, "..."]:
-    """`x @ w` as one flat matrix product: XLA's CPU backend runs the gradients of batched ones 3x slower."""
-    flat = x.reshape(-1, x.shape[-1]) @ w.reshape(w.shape[0], -1).astype(x.dtype)
-    return flat.reshape(*x.shape[:-1], *w.shape[1:])
+def dense(
+    x: Float[Array, "... I"], w: Float[Array, "I ..."], scale: Float[Array, "..."] | None = None
+) -> Float[Array, "..."]:
+    """`x @ w` as one flat matrix product: XLA's CPU backend runs the gradients of batched ones 3x slower.
+
+    With a `scale` of each output (of int8 weights, see `models.fused`) it is `(x @ w) * scale`: the weights are
+    whole numbers that bfloat16 holds exactly, so that only the sum, in float32, is scaled and rounded.
+    """
+    flat, matrix = x.reshape(-1, x.shape[-1]), w.reshape(w.shape[0], -1)
+    if matrix.dtype.itemsize < x.dtype.itemsize:
+        # Tied to this step's input: XLA would otherwise convert the weights once, before the loop over decode
+        # steps, and keep them in the large dtype beside the small one.
+        flat, matrix = jax.lax.optimization_barrier((flat, matrix))
+    matrix = matrix.astype(x.dtype)
+    if scale is None:
+        out = flat @ matrix
+    else:
+        out = jnp.matmul(flat, matrix, preferred_element_type=jnp.float32) * scale.reshape(1, -1)
+    return out.astype(x.dtype).reshape(*x.shape[:-1], *w.shape[1:])
 
 
 class RMSNorm(nn.Module):
@@ -79,17 +94,8 @@ class Attention(nn.Module):
         reach: Reach | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         c = self.config
-        stored = jnp.dtype(c.param_dtype)
-        D, H, K, N = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim
-        std, out_std = D**-0.5, (H * N) ** -0.5 * (2 * c.num_layers) ** -0.5
-        wq = self.param("wq", scaled_normal(std, "embed", "heads", "head_dim"), (D, H, N), stored)
-        wk = self.param("wk", scaled_normal(std, "embed", "kv_heads", "head_dim"), (D, K, N), stored)
-        wv = self.param("wv", scaled_normal(std, "embed", "kv_heads", "head_dim"), (D, K, N), stored)
-        wo = self.param("wo", scaled_normal(out_std, "heads", "head_dim", "embed"), (H, N, D), stored)
-
-        q_BTHN = apply_rope(dense(x_BTD, wq), *rope)
-        k_BTKN = apply_rope(dense(x_BTD, wk), *rope)
-        v_BTKN = dense(x_BTD, wv)
+        q_BTHN, k_BTKN, v_BTKN = self._project(x_BTD)
+        q_BTHN, k_BTKN = apply_rope(q_BTHN, *rope), apply_rope(k_BTKN, *rope)
         q_BTHN = constrain(q_BTHN, "batch", "length", "activation_heads", "head_dim")
         k_BTKN = constrain(k_BTKN, "batch", "length", "activation_kv_heads", "head_dim")
         v_BTKN = constrain(v_BTKN, "batch", "length", "activation_kv_heads", "head_dim")
@@ -99,8 +105,27 @@ class Attention(nn.Module):
             assert reach is not None
             cache = cache.write(k_BTKN, v_BTKN, reach.write_at)
             out_BTHN = cache.attend(q_BTHN, reach.mask_BTS)
-        out_BTD = dense(out_BTHN.reshape(*x_BTD.shape[:2], H * N), wo.reshape(H * N, D))
-        return out_BTD, cache
+        D, H, N = c.d_model, c.num_heads, c.head_dim
+        out_std = (H * N) ** -0.5 * (2 * c.num_layers) ** -0.5
+        init = scaled_normal(out_std, "heads", "head_dim", "embed")
+        wo: Any = self.param("wo", init, (H, N, D), jnp.dtype(c.param_dtype))
+        out_BTF = out_BTHN.reshape(*x_BTD.shape[:2], H * N)
+        return dense(out_BTF, wo.reshape(H * N, D), self.get_variable("params", "wo_scale")), cache
+
+    def _project(self, x_BTD: Float[Array, "B T D"]) -> tuple[Array, Array, Array]:
+        """Queries `[B, T, H, N]`, keys and values `[B, T, K, N]`, of parameters as trained or as `models.fused`."""
+        c = self.config
+        D, H, K, N = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim
+        if self.has_variable("params", "wqkv"):
+            wqkv: Any = self.get_variable("params", "wqkv")
+            qkv = dense(x_BTD, wqkv, self.get_variable("params", "wqkv_scale"))
+            q_BTHN = qkv[..., :-2, :].reshape(*x_BTD.shape[:2], H, N)
+            return q_BTHN, qkv[..., -2, :], qkv[..., -1, :]
+        stored, std = jnp.dtype(c.param_dtype), D**-0.5
+        wq: Any = self.param("wq", scaled_normal(std, "embed", "heads", "head_dim"), (D, H, N), stored)
+        wk: Any = self.param("wk", scaled_normal(std, "embed", "kv_heads", "head_dim"), (D, K, N), stored)
+        wv: Any = self.param("wv", scaled_normal(std, "embed", "kv_heads", "head_dim"), (D, K, N), stored)
+        return dense(x_BTD, wq), dense(x_BTD, wk), dense(x_BTD, wv)
 
 
 class SwiGLU(nn.Module):
@@ -113,12 +138,18 @@ class SwiGLU(nn.Module):
         c = self.config
         stored = jnp.dtype(c.param_dtype)
         std, out_std = c.d_model**-0.5, c.d_ff**-0.5 * (2 * c.num_layers) ** -0.5
-        gate = self.param("gate", scaled_normal(std, "embed", "mlp"), (c.d_model, c.d_ff), stored)
-        up = self.param("up", scaled_normal(std, "embed", "mlp"), (c.d_model, c.d_ff), stored)
-        down = self.param("down", scaled_normal(out_std, "mlp", "embed"), (c.d_ff, c.d_model), stored)
-        h_BTF = jax.nn.silu(dense(x_BTD, gate)) * dense(x_BTD, up)
+        if self.has_variable("params", "gate_up"):  # laid out by `models.fused`
+            gate_up: Any = self.get_variable("params", "gate_up")
+            both = dense(x_BTD, gate_up, self.get_variable("params", "gate_up_scale"))
+            gated, up_BTF = both[..., 0, :], both[..., 1, :]
+        else:
+            gate: Any = self.param("gate", scaled_normal(std, "embed", "mlp"), (c.d_model, c.d_ff), stored)
+            up: Any = self.param("up", scaled_normal(std, "embed", "mlp"), (c.d_model, c.d_ff), stored)
+            gated, up_BTF = dense(x_BTD, gate), dense(x_BTD, up)
+        down: Any = self.param("down", scaled_normal(out_std, "mlp", "embed"), (c.d_ff, c.d_model), stored)
+        h_BTF = jax.nn.silu(gated) * up_BTF
         h_BTF = constrain(h_BTF, "batch", "length", "activation_mlp")
-        return dense(h_BTF, down)
+        return dense(h_BTF, down, self.get_variable("params", "down_scale"))
 
 
 class Block(nn.Module):

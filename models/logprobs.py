@@ -160,10 +160,19 @@ def token_logps(
     segment_ids_BT: Int[Array, "B T"],
     *,
     temperature: float | Float[Array, ""] = 1.0,
+    first: int = 1,
 ) -> TokenLogps:
-    """Teacher-forced log-probs of every token of a batch, aligned with the tokens."""
+    """Teacher-forced log-probs of every token from slot `first` on, aligned with the tokens.
+
+    `first` is static; slots before it hold 0 and cost no logits. Nothing predicts slot 0.
+    """
     hidden = forward(params, config, tokens_BT, positions_BT, segment_ids_BT)
-    shifted = hidden_logps(
-        hidden, unembedding(params, config), jnp.roll(tokens_BT, -1, axis=1), config, temperature=temperature
+    first = max(first, 1)
+    scored = hidden_logps(
+        hidden[:, first - 1 : -1],
+        unembedding(params, config),
+        tokens_BT[:, first:],
+        config,
+        temperature=temperature,
     )
-    return TokenLogps(*(jnp.pad(x[:, :-1], ((0, 0), (1, 0))) for x in shifted))
+    return TokenLogps(*(jnp.pad(x, ((0, 0), (first, 0))) for x in scored))

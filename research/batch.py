@@ -18,6 +18,7 @@ class SequenceBatch(flax.struct.PyTreeNode):
       segment_ids: `[B, T]` int32, 0 is padding; tokens see only their own segment.
       positions: `[B, T]` int32, counted within the segment.
       weights: `[B]` float32, 0 for a row that only fills the batch.
+      first_target: static; no slot before it is a target, so none is scored there (the prompts' width).
     """
 
     tokens: Int[Any, "B T"]
@@ -25,6 +26,7 @@ class SequenceBatch(flax.struct.PyTreeNode):
     segment_ids: Int[Any, "B T"]
     positions: Int[Any, "B T"]
     weights: Float[Any, " B"]
+    first_target: int = flax.struct.field(pytree_node=False, default=0)
 
 
 class PreferenceBatch(flax.struct.PyTreeNode):

@@ -15,6 +15,8 @@ from research.config_effects import effective_data, is_online, is_policy
 from research.errors import ConfigError
 from research.rewards.shaping import Shaping
 from research.sampling.methods import SamplingMethod
+from research.sampling.weights import Weights
+from research.tools.python import Isolation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +205,30 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How rollouts and evaluations are computed; see `experiments/base.py`."""
+
+    slots: int
+    chunk: int
+    admit: int
+    cache_bucket: int
+    int8_cache: bool
+    weights: Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """What a policy may call while it is sampled; see `experiments/base.py`."""
+
+    names: tuple[str, ...]
+    corpus: str
+    max_turns: int
+    max_result_tokens: int
+    search_results: int
+    isolation: Isolation
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """A whole config, validated.
 
@@ -213,6 +239,8 @@ class Experiment:
       mesh: (data, fsdp, tensor).
       data: the data section.
       evaluation: the final evaluation.
+      sampler: how completions are computed.
+      tools: what may be called on the way.
       tree: the whole config as plain values.
       resolved: what has an effect, as plain values.
     """
@@ -224,6 +252,8 @@ class Experiment:
     mesh: tuple[int, int, int]
     data: Tree
     evaluation: Evaluation
+    sampler: Sampler
+    tools: Tools
     tree: Tree
     resolved: Tree
 
@@ -239,12 +269,18 @@ class Experiment:
     def identity(self, until: str) -> Tree:
         """What the result of stage `until` depends on: two runs with the same one are the same run."""
         stages = self.until(until)
+        # Without tools the section is not there, as it was before there were any.
+        tools = {"tools": self.resolved["tools"]} if self.tools.names else {}
         return {
+            **tools,
             "stages": {stage.name: stage.identity for stage in stages},
             "models": {stage.model: self.models[stage.model] for stage in stages},
             "mesh": list(self.mesh),
             "data": effective_data(self.data, stages),
             "evaluation": {k: v for k, v in self.tree["evaluation"].items() if k != "batch_problems"},
+            # The rest of the section does not change what is drawn.
+            "int8_cache": self.sampler.int8_cache,
+            **({} if self.sampler.weights == "compute" else {"weights": self.sampler.weights}),
         }
 
     def model_config(self, vocab_size: int, model: str = "model") -> ModelConfig:

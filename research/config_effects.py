@@ -86,6 +86,17 @@ def effective_data(section: Tree, stages: Iterable[Any]) -> Tree:
     return found
 
 
+def effective_tools(section: Tree) -> Tree:
+    """The keys of the tools section that one of its tools reads."""
+    names = section["names"]
+    off = set() if names else set(section) - {"names"}
+    if "search" not in names:
+        off |= {"corpus", "search_results"}
+    if "python" not in names:
+        off.add("isolation")
+    return {key: value for key, value in section.items() if key not in off}
+
+
 def _data_keys(section: Tree, objective: Objective, algorithm: Algorithm, online: bool) -> list[str]:
     data = section["data"]
     keys = ["limit"] if online else list(_GIVEN_KEYS.get(objective.given or "", ()))

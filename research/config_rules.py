@@ -6,9 +6,10 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 from research.rewards.shaping import Shaping
+from research.tools.python import Isolation
 
 STAGE_SCALARS = (
     "model",
@@ -52,7 +53,19 @@ JUDGED = ("kind", "path", "validation_one_in", "train", "validation")
 """The keys of judged data: pairs, rankings, labelled steps."""
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "": ("name", "question", "stages", "model", "teacher_model", "mesh", "data", "evaluation", "ablation"),
+    "": (
+        "name",
+        "question",
+        "stages",
+        "model",
+        "teacher_model",
+        "mesh",
+        "data",
+        "evaluation",
+        "sampler",
+        "tools",
+        "ablation",
+    ),
     "model": MODEL,
     "teacher_model": MODEL,
     "mesh": ("data", "fsdp", "tensor"),
@@ -66,6 +79,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "max_prompt_length",
         "max_new_tokens",
     ),
+    "sampler": ("slots", "chunk", "admit", "cache_bucket", "int8_cache", "weights"),
+    "tools": ("names", "corpus", "max_turns", "max_result_tokens", "search_results", "isolation"),
     "data": ("text", "problems", "preferences", "rankings", "steps", "tokenizer"),
     "data.text": ("path", "max_bytes", "validation_one_in"),
     "data.problems": (
@@ -140,6 +155,8 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "data.problems.verifier": ("exact_answer", "final_line"),
     "data.tokenizer.model_type": ("bpe", "unigram", "char"),
     **{f"data.{kind}.kind": ("arithmetic", "jsonl") for kind in ("preferences", "rankings", "steps")},
+    "sampler.weights": ("compute", "bfloat16", "int8"),
+    "tools.isolation": get_args(Isolation),
     "*.model": ("model", "teacher_model"),
     "*.final_answer": ("sample", "majority", "reward", "prm"),
     "*.prm_score": ("min", "prod", "last", "mean"),
@@ -154,6 +171,13 @@ BOUNDS: Mapping[str, tuple[float | None, float | None, str]] = {
     "evaluation.samples": (1, None, "a problem needs a sample"),
     "evaluation.temperature": (0, None, "a negative temperature prefers unlikely tokens; 0 is greedy"),
     "evaluation.batch_problems": (1, None, "a batch needs a problem"),
+    "sampler.slots": (0, None, "0 decodes all at once"),
+    "tools.max_turns": (1, None, "a call that nobody answers is of no use"),
+    "tools.max_result_tokens": (1, None, "a result has a token"),
+    "tools.search_results": (1, None, "an answer has a document"),
+    "sampler.chunk": (1, None, "a chunk is a step at least"),
+    "sampler.admit": (1, None, "one prompt at least is taken in"),
+    "sampler.cache_bucket": (1, None, "a cache grows by a token at least"),
     "evaluation.seed": (0, 2**31 - 1, "the sampler counts in 32 bits"),
     "evaluation.max_prompt_length": (1, None, "a prompt has a token"),
     "evaluation.max_new_tokens": (1, None, "a completion has a token"),

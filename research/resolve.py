@@ -14,17 +14,27 @@ from research.config import (
     Reward,
     Roles,
     Rollout,
+    Sampler,
     Stage,
     StageData,
+    Tools,
     make_model,
     to_tree,
 )
 from research.config_checks import Tree, check_keys, check_values, flatten, refuse_overrides
-from research.config_effects import effective_data, effective_stage, is_online, is_policy, unread_rewards
+from research.config_effects import (
+    effective_data,
+    effective_stage,
+    effective_tools,
+    is_online,
+    is_policy,
+    unread_rewards,
+)
 from research.config_rules import STAGE_SCALARS
 from research.errors import ConfigError
 from research.rewards.shaping import Shaping
 from research.state import Layout
+from research.tools.registry import NAMES
 
 
 def resolve(config: ConfigDict, overridden: Iterable[str] = ()) -> Experiment:
@@ -78,6 +88,8 @@ def resolve_tree(tree: Tree, overridden: Iterable[str] = ()) -> Experiment:
         "mesh": tree["mesh"],
         "data": effective_data(tree["data"], stages),
         "evaluation": tree["evaluation"],
+        "sampler": tree["sampler"],
+        "tools": effective_tools(tree["tools"]),
         **{stage.name: stage.tree for stage in stages},
     }
     refuse_overrides(overridden, flat, flatten(resolved), tree)
@@ -90,6 +102,8 @@ def resolve_tree(tree: Tree, overridden: Iterable[str] = ()) -> Experiment:
         mesh=mesh,
         data=tree["data"],
         evaluation=evaluation,
+        sampler=Sampler(**tree["sampler"]),
+        tools=_tools(tree),
         tree=tree,
         resolved=resolved,
     )
@@ -136,6 +150,26 @@ def _start(name: str, section: Tree, before: list[Stage]) -> str:
         return given
     policies = [s.name for s in before if s.model == section["model"] and is_policy(s.algorithm())]
     return policies[-1] if policies else ""
+
+
+def _tools(tree: Tree) -> Tools:
+    """The tools section; the tools themselves are made when the ground is laid."""
+    tools = Tools(**{**tree["tools"], "names": tuple(tree["tools"]["names"])})
+    unknown = [name for name in tools.names if name not in NAMES]
+    if unknown or len(set(tools.names)) < len(tools.names):
+        raise ConfigError(
+            f"tools.names: got {list(tools.names)}, expected some of {', '.join(NAMES)}, each once"
+        )
+    if ("search" in tools.names) != bool(tools.corpus):
+        raise ConfigError(
+            f"tools.corpus: got {tools.corpus!r}, expected a file where search is among tools.names and '' elsewhere"
+        )
+    if tools.names and not tree["sampler"]["slots"]:
+        raise ConfigError(
+            "sampler.slots: got 0, expected > 0 with tools because only refilled slots stop a row for its result "
+            "while the others go on"
+        )
+    return tools
 
 
 def _reward(name: str, section: Tree) -> Reward:

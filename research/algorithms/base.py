@@ -60,7 +60,7 @@ class Rollouts(NamedTuple):
       prompt_tokens: `[B, L]` int32, left-padded.
       prompt_mask: `[B, L]` bool.
       tokens: `[B, N]` int32 completions.
-      mask: `[B, N]` bool, True up to and with the stop token.
+      mask: `[B, N]` bool, True on the tokens that the policy drew, the stop token included.
       sampler_logps: `[B, N]` float32, nats, under the distribution sampled from.
       stopped: `[B]` bool, False where the completion was cut at its limit.
       rewards: `[B]` float32, after shaping.
@@ -70,6 +70,8 @@ class Rollouts(NamedTuple):
       step_rewards: `[B, N]` float32, paid at the last token of a step; None where no step is paid.
       step_mask: `[B, N]` bool, the last token of each step; None with `step_rewards`.
       advantage_scale: `[B]` float32, difficulty weights of the advantages; None is 1.
+      given: `[B, N]` bool, True on tokens between the drawn ones that the policy was given (a tool's results): it
+        reads them, and they carry no loss; None is nowhere.
     """
 
     prompt_tokens: np.ndarray
@@ -85,11 +87,17 @@ class Rollouts(NamedTuple):
     step_rewards: np.ndarray | None = None
     step_mask: np.ndarray | None = None
     advantage_scale: np.ndarray | None = None
+    given: np.ndarray | None = None
 
     @property
     def lengths(self) -> np.ndarray:
-        """`[B]` tokens in each completion, the stop token included."""
+        """`[B]` tokens that the policy drew of each completion, the stop token included."""
         return self.mask.sum(axis=1)
+
+    @property
+    def given_lengths(self) -> np.ndarray:
+        """`[B]` tokens that the policy was given in each completion."""
+        return np.zeros(len(self.mask), np.int64) if self.given is None else self.given.sum(axis=1)
 
 
 class Algorithm(abc.ABC):
@@ -258,8 +266,16 @@ class Objective:
 def batch_logps(
     params: Params, config: ModelConfig, rows: SequenceBatch, temperature: float | Array = 1.0
 ) -> TokenLogps:
-    """Teacher-forced log-probs of a SequenceBatch."""
-    return token_logps(params, config, rows.tokens, rows.positions, rows.segment_ids, temperature=temperature)
+    """Teacher-forced log-probs of a SequenceBatch; 0 before `rows.first_target`."""
+    return token_logps(
+        params,
+        config,
+        rows.tokens,
+        rows.positions,
+        rows.segment_ids,
+        temperature=temperature,
+        first=rows.first_target,
+    )
 
 
 def sequence_rows(rollouts: Rollouts, rows: np.ndarray, weights: np.ndarray) -> SequenceBatch:
@@ -270,6 +286,7 @@ def sequence_rows(rollouts: Rollouts, rows: np.ndarray, weights: np.ndarray) -> 
         rollouts.tokens[rows],
         rollouts.mask[rows],
         weights,
+        None if rollouts.given is None else rollouts.given[rows],
     )
 
 
@@ -279,15 +296,20 @@ def completion_rows(
     tokens: np.ndarray,
     mask: np.ndarray,
     weights: np.ndarray,
+    given: np.ndarray | None = None,
 ) -> SequenceBatch:
-    """Prompts `[B, L]` and completions `[B, N]` as rows `[B, L + N]`; positions and masks come from lengths."""
-    real = np.concatenate([prompt_mask, mask], axis=1)
+    """Prompts `[B, L]` and completions `[B, N]` as rows `[B, L + N]`; positions come from the masks.
+
+    Drawn tokens (`mask`) and given ones are seen and have positions; only the drawn ones are targets.
+    """
+    real = np.concatenate([prompt_mask, mask if given is None else mask | given], axis=1)
     return SequenceBatch(
         tokens=np.concatenate([prompt_tokens, tokens], axis=1).astype(np.int32),
         loss_mask=np.concatenate([np.zeros_like(prompt_mask), mask], axis=1),
         segment_ids=real.astype(np.int32),
         positions=np.maximum(np.cumsum(real, axis=1) - 1, 0).astype(np.int32),
         weights=weights.astype(np.float32),
+        first_target=prompt_tokens.shape[1],
     )
 
 

@@ -100,7 +100,9 @@ class KTO(Algorithm):
         if B == G:
             raise ValueError("prompts_per_step: got 1, expected at least 2 because KTO mismatches prompts")
         others = rollouts._replace(
-            tokens=np.roll(rollouts.tokens, -G, axis=0), mask=np.roll(rollouts.mask, -G, axis=0)
+            tokens=np.roll(rollouts.tokens, -G, axis=0),
+            mask=np.roll(rollouts.mask, -G, axis=0),
+            given=None if rollouts.given is None else np.roll(rollouts.given, -G, axis=0),
         )
         every, ones = np.arange(B), np.ones(B)
         batch = UnpairedBatch(

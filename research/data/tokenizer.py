@@ -46,7 +46,7 @@ class Tokenizer:
         return sentencepiece.SentencePieceProcessor(model_proto=self.model)
 
     @cached_property
-    def _bytes(self) -> tuple[bytes, ...]:
+    def token_bytes(self) -> tuple[bytes, ...]:
         """The UTF-8 bytes that each id stands for; empty for control symbols."""
         processor = self._processor
         table = []
@@ -60,8 +60,11 @@ class Tokenizer:
         return tuple(table)
 
     @cached_property
-    def _markup_bytes(self) -> tuple[bytes, ...]:
-        return tuple(text or piece.encode() for text, piece in zip(self._bytes, self.pieces, strict=True))
+    def markup_bytes(self) -> tuple[bytes, ...]:
+        """`token_bytes`, with the names of control symbols as their bytes."""
+        return tuple(
+            text or piece.encode() for text, piece in zip(self.token_bytes, self.pieces, strict=True)
+        )
 
     @cached_property
     def _space_ids(self) -> tuple[int, ...] | None:
@@ -151,12 +154,12 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, show_markup: bool = False) -> str:
         """Text of ids; markup, BOS, EOS and padding vanish unless `show_markup`."""
-        table = self._markup_bytes if show_markup else self._bytes
+        table = self.markup_bytes if show_markup else self.token_bytes
         return b"".join(table[token] for token in ids).decode("utf-8", errors="replace")
 
     def stream(self, *, show_markup: bool = False) -> "StreamDecoder":
         """A decoder that is fed one id at a time and returns the text that is now certain."""
-        return StreamDecoder(self._markup_bytes if show_markup else self._bytes)
+        return StreamDecoder(self.markup_bytes if show_markup else self.token_bytes)
 
     def save(self, path: str | Path) -> None:
         """Writes the model beside `path`, then renames it."""

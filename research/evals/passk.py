@@ -1,4 +1,4 @@
-"""pass@k, maj@k and exact match from samples per problem, and bootstrap error bars over the problems.
+"""pass@k, maj@k, best-of-n and exact match from samples per problem, and bootstrap error bars over the problems.
 
 Every estimator returns one value per problem, so that two models can be compared problem by problem;
 `mean_with_error` turns them into a mean with an interval.
@@ -6,19 +6,17 @@ Every estimator returns one value per problem, so that two models can be compare
 P problems, n samples a problem.
 """
 
-import itertools
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from research.errors import DataError
-
-Values = NDArray[np.float64]
+from research.evals.draws import Values, shuffles, subsets, vote
 
 
 @dataclass(frozen=True)
@@ -64,28 +62,6 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> Values:
     )  # fmt: skip
 
 
-def majority_of(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
-    """The chance that the most frequent answer is right, where ties are broken by a fair draw.
-
-    Args:
-      answers: the final answer taken from each sample, in one spelling per value; None abstains.
-      correct: whether each sample is right. Should samples of one answer differ, their share counts.
-
-    Returns:
-      The expected value over the tie-break; 0 if all abstain.
-    """
-    votes = Counter(answer for answer in answers if answer is not None)
-    if not votes:
-        return 0.0
-    most = max(votes.values())
-    shares = [
-        sum(right for given, right in zip(answers, correct, strict=True) if given == answer) / most
-        for answer, count in votes.items()
-        if count == most
-    ]
-    return sum(shares) / len(shares)
-
-
 def majority_at_k(
     answers: Sequence[Sequence[str | None]],
     correct: Sequence[Sequence[bool]],
@@ -96,13 +72,13 @@ def majority_at_k(
 ) -> Values:
     """maj@k (self-consistency, Wang et al. 2022): the chance that the majority of k samples is right.
 
-    The mean of `majority_of` over the subsets of k of the n samples: over all of them where there are at most
-    `trials`, otherwise over `trials` random ones (as the resampled trials of prm800k's evaluation, Lightman
-    et al. 2023). The draws of a problem depend on `seed` and its place only.
+    Without bias, over the subsets of k of the n samples: over all of them where there are at most `trials`,
+    otherwise over `trials` random ones (as the resampled trials of prm800k's evaluation, Lightman et al. 2023).
+    Ties are broken by a fair draw, in expectation. The subsets of a problem depend on `seed` and its place only.
 
     Args:
-      answers: [P][n] final answers; None abstains.
-      correct: [P][n].
+      answers: [P][n] final answers, in one spelling per value; None abstains.
+      correct: [P][n]. Should samples of one answer differ, their share counts.
       k: votes.
       trials: random subsets a problem.
       seed: of the random subsets.
@@ -113,23 +89,118 @@ def majority_at_k(
     Raises:
       DataError: a problem has fewer than k samples.
     """
+    ones = [[1.0] * len(given) for given in answers]
+    return weighted_majority_at_k(answers, correct, ones, k, trials=trials, seed=seed)
+
+
+def weighted_majority_at_k(
+    answers: Sequence[Sequence[str | None]],
+    correct: Sequence[Sequence[bool]] | NDArray[Any],
+    weights: Sequence[Sequence[float]] | NDArray[Any],
+    k: int,
+    *,
+    trials: int = 400,
+    seed: int = 0,
+) -> Values:
+    """The chance that the answer with the largest sum of a scorer's weights over k samples is right.
+
+    `argmax_a sum_{i in S} w_i [answer_i = a]` (Li et al. 2023, "Making Language Models Better Reasoners with
+    Step-Aware Verifier", its voting verifier), over subsets S as in `majority_at_k`.
+
+    Args:
+      answers, correct, k, trials, seed: as for `majority_at_k`.
+      weights: [P][n], >= 0 and finite.
+
+    Returns:
+      [P] float64.
+
+    Raises:
+      DataError: a problem has fewer than k samples, or a weight is negative, NaN or infinite.
+    """
     if k < 1:
         raise DataError(f"maj@k: got k = {k}, expected >= 1.")
     values = []
-    for problem, (given, right) in enumerate(zip(answers, correct, strict=True)):
+    for problem, (given, right, weight) in enumerate(zip(answers, correct, weights, strict=True)):
         n = len(given)
         if n < k:
             raise DataError(f"maj@{k}: problem {problem} has {n} samples, expected at least {k}.")
-        subsets: list[tuple[int, ...]]
-        if math.comb(n, k) <= trials:
-            subsets = list(itertools.combinations(range(n), k))
-        else:
-            rng = np.random.default_rng((seed, problem))
-            subsets = [tuple(rng.choice(n, size=k, replace=False)) for _ in range(trials)]
-        values.append(
-            float(np.mean([majority_of([given[i] for i in s], [right[i] for i in s]) for s in subsets]))
-        )
+        check_weights([weight], name=f"maj@{k}", first=problem)
+        draws = subsets(shuffles(n, trials, seed=seed, problem=problem), k)
+        values.append(float(vote(draws, given, right, weight).mean()))
     return np.array(values, dtype=np.float64)
+
+
+def best_of_n(scores: ArrayLike, correct: ArrayLike, n: int) -> Values:
+    """The chance that the sample with the highest score among n is right: exact, over all subsets of n of M samples.
+
+    With the samples ranked by score, the best of n is the r-th with the chance that the subset holds it and none
+    above it, `C(M - r, n - 1) / C(M, n)`; samples of equal score share the chances of their ranks.
+
+    Args:
+      scores: [P, M]; -inf for a sample that is chosen only where there is no other.
+      correct: [P, M].
+      n: samples to choose from.
+
+    Returns:
+      [P] float64. Equal scores give the mean of `correct`; `correct` as the score gives pass@n.
+
+    Raises:
+      DataError: the shapes differ, n is not in 1..M, or a score is NaN or +inf.
+    """
+    right = np.asarray(correct, dtype=np.float64)
+    P, M = right.shape
+    found = check_scores(scores, (P, M), name="scores")
+    if not 1 <= n <= M:
+        raise DataError(f"best-of-n: got n = {n}, expected 1 to {M}, the samples of a problem.")
+    order = np.argsort(-found, axis=1, kind="stable")
+    found, right = (np.take_along_axis(array, order, axis=1) for array in (found, right))
+    # The best of n is among the first r of the ranking exactly where one of these is drawn: pass@n of r in M.
+    chances = np.diff(pass_at_k(M, np.arange(M + 1), n))
+    starts = np.ones((P, M), dtype=np.int64)
+    starts[:, 1:] = found[:, 1:] != found[:, :-1]
+    groups = np.cumsum(starts.ravel()) - 1  # of equal scores, problem after problem
+    share = np.bincount(groups, weights=right.ravel()) / np.bincount(groups)
+    return (share[groups].reshape(P, M) * chances).sum(axis=1)
+
+
+def check_scores(scores: ArrayLike, shape: tuple[int, int], *, name: str) -> Values:
+    """A scorer's scores as [P, M] float64.
+
+    Raises:
+      DataError: another shape, or a score is NaN or +inf: names the problem and the sample.
+    """
+    found = np.asarray(scores, dtype=np.float64)
+    if found.shape != shape:
+        raise DataError(
+            f"{name}: got scores of shape {found.shape}, expected {shape}: one a problem and sample."
+        )
+    _refuse(
+        np.isnan(found) | np.isposinf(found), found, name=name, expected="a score that is a number or -inf"
+    )
+    return found
+
+
+def check_weights(weights: ArrayLike, *, name: str, first: int = 0) -> Values:
+    """Votes' weights [P, M] as float64; `first` is the first problem's place.
+
+    Raises:
+      DataError: a weight is negative, NaN or infinite: names the problem and the sample.
+    """
+    found = np.asarray(weights, dtype=np.float64)
+    wrong = ~(np.isfinite(found) & (found >= 0))
+    _refuse(wrong, found, name=name, expected="a finite weight >= 0", first=first)
+    return found
+
+
+def _refuse(wrong: NDArray[np.bool_], found: Values, *, name: str, expected: str, first: int = 0) -> None:
+    places = np.argwhere(wrong)
+    if len(places):
+        problem, sample = places[0]
+        more = f" (and {len(places) - 1} more such)" if len(places) > 1 else ""
+        raise DataError(
+            f"{name}: problem {problem + first}, sample {sample}: got {found[problem, sample]}, expected "
+            f"{expected}{more}."
+        )
 
 
 def exact_match(predictions: Sequence[str | None], answers: Sequence[str]) -> Values:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from models.config import ModelConfig
 from models.transformer import Params
-from research.algorithms.base import Network, Setting
+from research.algorithms.base import Algorithm, Network, Setting
 from research.algorithms.registry import objectives
 from research.checkpoint import restore_subtree
 from research.config import Experiment, Stage, make_model
@@ -24,6 +24,7 @@ from research.loops.build import build, context_ids
 from research.loops.offline import run_offline
 from research.loops.online import run_online
 from research.loops.session import StageResult, StageRun
+from research.loops.tool_use import ToolUse
 from research.mesh import check_rows, make_mesh
 from research.sources import Sources
 from research.stages import StageDir
@@ -55,11 +56,13 @@ class Ground:
       sources: the data, opened.
       mesh: the devices.
       models: static model descriptions by section, vocabulary included.
+      tools: what policies may call while they are sampled, if anything.
     """
 
     sources: Sources
     mesh: Mesh
     models: Mapping[str, ModelConfig]
+    tools: ToolUse | None = None
 
 
 def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
@@ -89,7 +92,8 @@ def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
         except ValueError as error:
             raise ConfigError(f"{stage.name}.objective.{stage.objective.name}.{error}") from error
         _check_context(experiment, stage, sources.tokenizer)
-    return Ground(sources, mesh, models)
+    tools = ToolUse(experiment.tools, sources.tokenizer) if experiment.tools.names else None
+    return Ground(sources, mesh, models, tools)
 
 
 def _check_context(experiment: Experiment, stage: Stage, tokenizer: Tokenizer) -> None:
@@ -138,8 +142,10 @@ def run_chain(
                     mesh=ground.mesh,
                     sources=ground.sources,
                     evaluation=experiment.evaluation,
+                    sampler=experiment.sampler,
                     result_of=partial(_load_result, dict(finished), ground),
                     label=f"{label}{stage.name} ({stage.objective.name})",
+                    tools=ground.tools,
                 )
                 with folder.running():
                     ground.sources.tokenizer.save(folder.path / TOKENIZER)
@@ -168,6 +174,7 @@ class Policy:
       tokenizer: the one it was trained with.
       mesh: the devices it lies on.
       experiment: the config that it came from.
+      max_length: tokens that the model can read at most, prompt and completion together.
     """
 
     params: Params
@@ -175,30 +182,76 @@ class Policy:
     tokenizer: Tokenizer
     mesh: Mesh
     experiment: Tree
+    max_length: int
 
 
-def load_policy(folder: Path, mesh_shape: tuple[int, int, int] = (-1, 1, 1)) -> Policy:
-    """Loads the newest parameters of a stage's folder.
+@dataclasses.dataclass(frozen=True)
+class TrainedStage:
+    """What a stage's folder says of what it has trained; the parameters are read when asked for.
+
+    Attributes:
+      folder: <workdir>/stages/<name>-<hash>.
+      name: the stage's.
+      experiment: the config that it came from.
+      algorithm: what trained it; its layout says what the parameters are.
+      model: static model description.
+      tokenizer: the one it was trained with.
+      max_length: tokens that the model can read at most.
+    """
+
+    folder: Path
+    name: str
+    experiment: Tree
+    algorithm: Algorithm
+    model: ModelConfig
+    tokenizer: Tokenizer
+    max_length: int
+
+    def params(self, mesh: Mesh) -> Params:
+        """The newest parameters, split over the mesh; CheckpointError if there are none that can be read."""
+        state = abstract_state(self.model, mesh, self.algorithm.layout)
+        return restore_subtree(self.folder / "checkpoints", state.params).arrays
+
+
+def load_stage(folder: Path) -> TrainedStage:
+    """Reads a stage's folder but for its parameters.
 
     Raises:
       WorkdirError: the folder is not a stage's.
-      CheckpointError: it holds no readable checkpoint.
+      DataError: its tokenizer cannot be read.
     """
     for name in (EXPERIMENT, TOKENIZER):
         if not (folder / name).exists():
             raise WorkdirError(f"{folder}: is not the folder of a stage that has run, expected {name} in it")
     experiment = read_json(folder / EXPERIMENT)
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    mesh = make_mesh(*mesh_shape)
     section = experiment[experiment["stage"]]
     objective = objectives()[section["objective"]["name"]]
-    algorithm = objective.make(Setting(section["objective"][objective.name], False, 2, 1))
-    if not is_policy(algorithm):
-        raise WorkdirError(f"{folder}: holds a {algorithm.layout}, expected a policy, which can be sampled")
-    model = make_model(experiment[section["model"]], tokenizer.vocab_size)
-    state = abstract_state(model, mesh, algorithm.layout)
-    params = policy_of(restore_subtree(folder / "checkpoints", state.params).arrays, algorithm.layout)
-    return Policy(params, model, tokenizer, mesh, experiment)
+    return TrainedStage(
+        folder=folder,
+        name=experiment["stage"],
+        experiment=experiment,
+        algorithm=objective.make(Setting(section["objective"][objective.name], False, 2, 1)),
+        model=make_model(experiment[section["model"]], tokenizer.vocab_size),
+        tokenizer=tokenizer,
+        max_length=experiment[section["model"]]["max_length"],
+    )
+
+
+def load_policy(folder: Path, mesh_shape: tuple[int, int, int] = (-1, 1, 1)) -> Policy:
+    """Loads the newest parameters of a policy's stage.
+
+    Raises:
+      WorkdirError: the folder is not a stage's, or holds no policy.
+      CheckpointError: it holds no readable checkpoint.
+    """
+    stage = load_stage(folder)
+    layout = stage.algorithm.layout
+    if not is_policy(stage.algorithm):
+        raise WorkdirError(f"{folder}: holds a {layout}, expected a policy, which can be sampled")
+    mesh = make_mesh(*mesh_shape)
+    params = policy_of(stage.params(mesh), layout)
+    return Policy(params, stage.model, stage.tokenizer, mesh, stage.experiment, stage.max_length)
 
 
 def _open_folder(
@@ -212,6 +265,11 @@ def _open_folder(
         "data": ground.sources.versions(_kinds(stage)),
     }
     if stage.samples:
+        identity["int8_cache"] = experiment.sampler.int8_cache
+        if ground.tools is not None:
+            identity["tools"] = ground.tools.version
+        if experiment.sampler.weights != "compute":
+            identity["weights"] = experiment.sampler.weights
         identity["evaluation"] = {
             "verifier": experiment.data["problems"]["verifier"],
             "problems": ground.sources.problems.version,

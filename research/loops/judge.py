@@ -58,7 +58,7 @@ class RewardJudge:
 
 
 class StepJudge:
-    """The stage's process reward model."""
+    """The stage's process reward model. Steps are lines of what the policy drew: a result in the middle ends none."""
 
     def __init__(self, run: StageRun) -> None:
         """Loads it."""

@@ -143,8 +143,14 @@ def as_batch(stage: Stage, algorithm: Algorithm, arrays: Mapping[str, np.ndarray
 
 
 def _rows(arrays: Mapping[str, np.ndarray], prefix: str = "") -> SequenceBatch:
-    named = {key: arrays[f"{prefix}{key}"] for key in ("tokens", "loss_mask", "segment_ids", "positions")}
-    return SequenceBatch(weights=named["loss_mask"].any(axis=-1).astype(np.float32), **named)
+    loss_mask = arrays[f"{prefix}loss_mask"]
+    return SequenceBatch(
+        tokens=arrays[f"{prefix}tokens"],
+        loss_mask=loss_mask,
+        segment_ids=arrays[f"{prefix}segment_ids"],
+        positions=arrays[f"{prefix}positions"],
+        weights=loss_mask.any(axis=-1).astype(np.float32),
+    )
 
 
 def count_tokens(batch: Batch) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _prompts(run: StageRun, problems: View) -> Any:
     """The endless iterator of prompts, filtered by difficulty where the stage says so."""
     stage, how = run.stage, run.stage.rollout
     pipeline = prompt_batches(
-        problems,
+        problems if run.tools is None else run.tools.prompts(problems),
         run.sources.tokenizer,
         prompts_per_batch=how.prompts_per_step,
         max_prompt_length=how.max_prompt_length,

@@ -10,6 +10,7 @@ from models.config import ModelConfig
 from models.transformer import Params
 from research.algorithms.base import completion_rows
 from research.batch import SequenceBatch
+from research.config import Sampler
 from research.data.examples import Records
 from research.data.pipelines import prompt_eval_batches
 from research.data.tokenizer import Tokenizer
@@ -18,32 +19,79 @@ from research.evals.exact_match import Completion, Evaluation, Problem, score_co
 from research.evals.passk import Values, majority_at_k
 from research.loops.judge import make_judge
 from research.loops.session import StageRun
+from research.loops.tool_use import ToolUse, was_cut
 from research.mesh import to_device
 from research.rewards.verifiers import extract_final_answer, get_verifier
 from research.rewards.verify import score_safely
+from research.sampling.engine import Look, sample_refilled
 from research.sampling.methods import SamplingMethod
-from research.sampling.sampler import STOPPED, Completions, Prompts, SamplerScalars, SamplerSpec, sample
+from research.sampling.sampler import sample
+from research.sampling.types import STOPPED, Completions, EngineSpec, Prompts, SamplerScalars, SamplerSpec
 from research.sources import View, answer_of, question_of
+from research.tools.turns import RowTurns
 
 
 class Decoded(NamedTuple):
-    """Completions on the host, rows laid out [p1, p1, ..., p2, p2]."""
+    """Completions on the host, rows laid out [p1, p1, ..., p2, p2], and what drawing them cost.
+
+    Attributes:
+      arrays: what was sampled.
+      texts: what is verified: each completion behind the last result that it was given, without markup. A call's
+        arguments and a tool's words are thus never taken for an answer.
+      stopped: `[B]` bool, False where a completion was cut: at its limit of tokens, or at a call that was not
+        answered.
+      metrics: of the sampler.
+      given: `[B, N]` bool, the results among the tokens; None without tools.
+      dialogues: whole completions with their markup; None without tools.
+      turns: where each sampled row stood at its end; empty without tools.
+    """
 
     arrays: Completions
     texts: list[str]
     stopped: np.ndarray
+    metrics: dict[str, float]
+    given: np.ndarray | None = None
+    dialogues: list[str] | None = None
+    turns: tuple[RowTurns, ...] = ()
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """`[B]` tokens that the model drew, the stop token included."""
+        return self.arrays.lengths if self.given is None else self.arrays.lengths - self.given.sum(axis=1)
+
+    @property
+    def shown(self) -> list[str]:
+        """The completions as a person should read them."""
+        return self.texts if self.dialogues is None else self.dialogues
 
 
 def sampler_spec(
-    tokenizer: Tokenizer, *, samples: int, max_new_tokens: int, method: SamplingMethod
+    tokenizer: Tokenizer,
+    sampler: Sampler,
+    *,
+    samples: int,
+    max_new_tokens: int,
+    method: SamplingMethod,
+    tools: ToolUse | None = None,
 ) -> SamplerSpec:
-    """A chat model's rollout: it ends with the end-of-turn piece."""
+    """A chat model's rollout: it ends with the end-of-turn piece.
+
+    Raises:
+      ConfigError: tools without slots.
+    """
+    if tools is not None and not sampler.slots:
+        raise ConfigError("sampler.slots: got 0, expected > 0 with tools")
+    give = 0 if tools is None else max_new_tokens  # results are cut to what is left of it
     return SamplerSpec(
         max_new_tokens=max_new_tokens,
         samples_per_prompt=samples,
         stop_tokens=(tokenizer.im_end_id, tokenizer.eos_id),
         pad_id=tokenizer.pad_id,
         method=method,
+        cache_bucket=sampler.cache_bucket,
+        int8_cache=sampler.int8_cache,
+        weights=sampler.weights,
+        engine=EngineSpec(sampler.slots, sampler.chunk, sampler.admit, give=give) if sampler.slots else None,
     )
 
 
@@ -61,15 +109,65 @@ def sample_prompts(
     spec: SamplerSpec,
     mesh: Any,
     tokenizer: Tokenizer,
+    tools: ToolUse | None = None,
 ) -> Decoded:
-    """Draws completions of a batch of prompts and decodes them; markup is left out of the texts."""
+    """Draws completions of a batch of prompts and decodes them; calls of `tools` are answered on the way."""
     batch = Prompts(prompts["prompt_tokens"], prompts["prompt_mask"], prompts["prompt_id"])
-    out = jax.device_get(sample(params, to_device(mesh, batch), scalars, config=model, spec=spec))
+    metrics: dict[str, float] = {}
+    if spec.engine is None:
+        out = jax.device_get(sample(params, to_device(mesh, batch), scalars, config=model, spec=spec))
+    else:
+        answers = None
+        if tools is not None:
+            answers = tools.answers(len(batch.prompt_ids) * spec.samples_per_prompt, spec.max_new_tokens)
+        out, metrics = _refilled(params, batch, scalars, model, spec, answers)
+        if answers is not None:
+            return decode_dialogues(out, tuple(answers.states), tokenizer, metrics)
     texts = [
         tokenizer.decode(tokens[:length].tolist())
         for tokens, length in zip(out.tokens, out.lengths, strict=True)
     ]
-    return Decoded(out, texts, out.stop_reason == STOPPED)
+    return Decoded(out, texts, out.stop_reason == STOPPED, metrics)
+
+
+def _refilled(
+    params: Params,
+    prompts: Prompts,
+    scalars: SamplerScalars,
+    model: ModelConfig,
+    spec: SamplerSpec,
+    look: Look | None,
+) -> tuple[Completions, dict[str, float]]:
+    """Completions by the engine, of no tokens for the rows at the end that only fill the batch: no prompt, no slot."""
+    real = int((prompts.prompt_ids >= 0).sum())
+    asked = jax.tree.map(lambda x: x[:real], prompts)
+    out, stats = sample_refilled(params, asked, scalars, config=model, spec=spec, look=look)
+    fill = (len(prompts.prompt_ids) - real) * spec.samples_per_prompt
+    filled = jax.tree.map(lambda x: np.pad(x, ((0, fill),) + ((0, 0),) * (x.ndim - 1)), out)
+    return filled, stats.metrics()
+
+
+def decode_dialogues(
+    out: Completions, turns: tuple[RowTurns, ...], tokenizer: Tokenizer, metrics: dict[str, float]
+) -> Decoded:
+    """Completions with results among their tokens."""
+    N = out.tokens.shape[1]
+    given = (np.arange(N) < out.lengths[:, None]) & ~out.mask
+    starts = np.where(given.any(axis=1), N - given[:, ::-1].argmax(axis=1), 0)  # of the last assistant turn
+    rows = [
+        (tokens[:length].tolist(), int(start))
+        for tokens, length, start in zip(out.tokens, out.lengths, starts, strict=True)
+    ]
+    cut = np.array([was_cut(state) for state in turns], bool)
+    return Decoded(
+        out,
+        texts=[tokenizer.decode(tokens[start:]) for tokens, start in rows],
+        stopped=(out.stop_reason == STOPPED) & ~cut,
+        metrics=metrics,
+        given=given,
+        dialogues=[tokenizer.decode(tokens, show_markup=True) for tokens, _ in rows],
+        turns=turns,
+    )
 
 
 def decoded_rows(prompts: Mapping[str, np.ndarray], out: Decoded, group_size: int) -> SequenceBatch:
@@ -78,7 +176,7 @@ def decoded_rows(prompts: Mapping[str, np.ndarray], out: Decoded, group_size: in
         np.repeat(prompts[key], group_size, axis=0) for key in ("prompt_tokens", "prompt_mask")
     )
     return completion_rows(
-        prompt_tokens, prompt_mask, out.arrays.tokens, out.arrays.mask, np.ones(len(prompt_mask))
+        prompt_tokens, prompt_mask, out.arrays.tokens, out.arrays.mask, np.ones(len(prompt_mask)), out.given
     )
 
 
@@ -107,9 +205,11 @@ def evaluate_problems(run: StageRun, params: Params, count: int) -> dict[str, Va
     greedy = how.temperature == 0
     spec = sampler_spec(
         run.sources.tokenizer,
+        run.sampler,
         samples=how.samples,
         max_new_tokens=how.max_new_tokens,
         method=SamplingMethod(greedy=greedy),
+        tools=run.tools,
     )
     scalars = sampler_scalars(seed=how.seed, step=0, temperature=how.temperature or 1.0)
     judge = make_judge(run) if run.stage.final_answer in ("reward", "prm") else None
@@ -133,6 +233,7 @@ def evaluate_problems(run: StageRun, params: Params, count: int) -> dict[str, Va
         verifier=run.sources.section["problems"]["verifier"],
         ks=how.k,
         look=look,
+        tools=run.tools,
     )
     correct = np.array([problem.correct for problem in found.problems], np.float64)
     if judge is not None:
@@ -161,18 +262,29 @@ def score_problems(
     verifier: str,
     ks: Sequence[int],
     look: Callable[[Mapping[str, np.ndarray], Decoded], None] = lambda _prompts, _out: None,
+    tools: ToolUse | None = None,
 ) -> Evaluation:
-    """Exact match, pass@k and maj@k on problems, one pass in order; `look` sees every batch of samples."""
+    """Exact match, pass@k and maj@k on problems, one pass in order; `look` sees every batch of samples.
+
+    Lengths are of the tokens that the model drew. With tools, `eval/tool_calls` and `eval/tool_errors` are calls, and
+    calls that failed, of a sample.
+    """
     if not len(problems):
         raise ConfigError("evaluation: there are no held-out problems, expected at least one")
     batches = prompt_eval_batches(
-        problems, tokenizer, prompts_per_batch=batch_problems, max_prompt_length=max_prompt_length
+        problems if tools is None else tools.prompts(problems),
+        tokenizer,
+        prompts_per_batch=batch_problems,
+        max_prompt_length=max_prompt_length,
     )
     G = spec.samples_per_prompt
     questions: list[Problem] = []
     completions: list[list[Completion]] = []
+    calls: list[tuple[float, float]] = []
     for arrays in batches:
-        out = sample_prompts(params, arrays, scalars, model=model, spec=spec, mesh=mesh, tokenizer=tokenizer)
+        out = sample_prompts(
+            params, arrays, scalars, model=model, spec=spec, mesh=mesh, tokenizer=tokenizer, tools=tools
+        )
         look(arrays, out)
         for row, prompt_id in enumerate(arrays["prompt_id"]):
             if prompt_id < 0:  # fills the last batch
@@ -182,8 +294,11 @@ def score_problems(
             questions.append(Problem(question_of(record), ids, answer_of(record)))
             group = range(row * G, (row + 1) * G)
             completions.append(
-                [Completion(out.texts[i], int(out.arrays.lengths[i]), not out.stopped[i]) for i in group]
+                [Completion(out.texts[i], int(out.lengths[i]), not out.stopped[i]) for i in group]
             )
+            if tools is not None:
+                ends = [how for i in group for _, how in out.turns[i].calls]
+                calls.append((len(ends) / G, sum(how != "ok" for how in ends) / G))
     right, errors, verify = {}, np.zeros(len(questions)), get_verifier(verifier)
     for number, (problem, drawn) in enumerate(zip(questions, completions, strict=True)):
         texts, answers = [completion.text for completion in drawn], [problem.answer] * G
@@ -199,6 +314,8 @@ def score_problems(
         extract=extract_final_answer,
         ks=ks,
     )
+    if calls:
+        found.per_problem["eval/tool_calls"], found.per_problem["eval/tool_errors"] = np.array(calls).T
     if errors.any():  # a verifier that raises costs a sample, not the run
         found.per_problem["eval/verifier_errors"] = errors
     return found

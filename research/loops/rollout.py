@@ -16,6 +16,7 @@ from research.rewards.shaping import shape
 from research.rewards.verifiers import get_verifier
 from research.rewards.verify import score_safely
 from research.sources import View, answer_of, question_of
+from research.tools.turns import RowTurns, turn_metrics
 
 _ERRORS = "reward/verifier_errors"
 _SHOWN = 4
@@ -28,14 +29,16 @@ class Drawn(NamedTuple):
     Attributes:
       rollouts: what is learned from.
       gold: `[B]` float32, the verifier's rewards, 0 for a completion that never stopped.
-      texts: B decoded completions.
+      texts: B decoded completions, whole and with their markup where tools may be called.
       metrics: means of this batch.
+      turns: where each row stood at its end, those thrown away included; empty without tools.
     """
 
     rollouts: Rollouts
     gold: np.ndarray
     texts: list[str]
     metrics: dict[str, float]
+    turns: tuple[RowTurns, ...] = ()
 
 
 class Roller:
@@ -93,7 +96,8 @@ class Roller:
             key: float((np.sum if key == _ERRORS else np.mean)([each.metrics[key] for each in drawn]))
             for key in first.metrics
         }
-        return join_groups(kept, {**metrics, **cost})
+        turns = tuple(state for each in drawn for state in each.turns)
+        return join_groups(kept, {**metrics, **cost})._replace(turns=turns)
 
     def _draw(self, session: Session, sampler_step: int) -> Drawn:
         run, stage = self.run, self.run.stage
@@ -105,25 +109,33 @@ class Roller:
             sampler_scalars(seed=stage.seed, step=sampler_step, temperature=how.temperature, top_p=how.top_p),
             model=run.model,
             spec=sampler_spec(
-                run.sources.tokenizer, samples=G, max_new_tokens=how.max_new_tokens, method=how.method
+                run.sources.tokenizer,
+                run.sampler,
+                samples=G,
+                max_new_tokens=how.max_new_tokens,
+                method=how.method,
+                tools=run.tools,
             ),
             mesh=run.mesh,
             tokenizer=run.sources.tokenizer,
+            tools=run.tools,
         )
         drawn = self._pay(session, prompts, out)
         rollouts = drawn.rollouts
         if isinstance(session.data, CurriculumSampler):
             session.data.curriculum.update(rollouts.prompt_ids, rollouts.correct)
-        context = float(rollouts.prompt_mask.sum(axis=1).mean() + rollouts.lengths.mean()) / 2
-        tokens = int(rollouts.lengths.sum())
+        # Results are read, as prompts are: they cost a forward pass, and nobody samples them.
+        tokens, given = int(rollouts.lengths.sum()), int(rollouts.given_lengths.sum())
+        completions = rollouts.lengths + rollouts.given_lengths
+        context = float(rollouts.prompt_mask.sum(axis=1).mean() + completions.mean()) / 2
         session.spent.sampled(
             completions=len(rollouts.rewards),
             tokens=tokens,
-            prompt_tokens=int(prompts["prompt_mask"].sum()),
+            prompt_tokens=int(prompts["prompt_mask"].sum()) + given,
             context=context,
         )
         for scorer in self.scorers:
-            real_tokens = tokens + int(rollouts.prompt_mask.sum())
+            real_tokens = tokens + given + int(rollouts.prompt_mask.sum())
             session.spent.forward(model=scorer, real_tokens=real_tokens, context=context)
         return drawn
 
@@ -159,7 +171,7 @@ class Roller:
             scores,
             correct=correct,
             texts=out.texts,
-            lengths=out.arrays.lengths,
+            lengths=out.lengths,
             stopped=out.stopped,
             group_size=G,
             max_new_tokens=self.run.stage.rollout.max_new_tokens,
@@ -175,6 +187,7 @@ class Roller:
             step_rewards = np.float32(self.reward.step_coef) * probs
             metrics["reward/steps"] = float(step_rewards.sum(axis=1).mean())
         metrics[_ERRORS] = float(len(verified.errors))
+        metrics.update(out.metrics)
         rollouts = Rollouts(
             prompt_tokens=np.repeat(prompts["prompt_tokens"], G, axis=0),
             prompt_mask=np.repeat(prompts["prompt_mask"], G, axis=0),
@@ -189,8 +202,9 @@ class Roller:
             step_rewards=step_rewards,
             step_mask=ends,
             advantage_scale=paid.advantage_scale,
+            given=out.given,
         )
-        return Drawn(rollouts, gold, out.texts, metrics)
+        return Drawn(rollouts, gold, out.shown, metrics, out.turns)
 
     def samples(self, drawn: Drawn) -> list[dict[str, Any]]:
         """The first completion of the first prompts, for a person to read."""
@@ -237,12 +251,16 @@ def _arrays(rollouts: Rollouts) -> dict[str, Any]:
 
 
 def rollout_metrics(drawn: Drawn) -> dict[str, float]:
-    """What every online run logs about its samples, whatever it learns from them."""
+    """What every online run logs about its samples, whatever it learns from them.
+
+    Lengths and entropy are of the tokens that the policy drew; `tools/forced_tokens` counts those it was given.
+    """
     rollouts = drawn.rollouts
     lengths, right = rollouts.lengths, drawn.gold >= 1.0
     groups = rollouts.rewards.reshape(-1, rollouts.group_size)
     metrics = {
         **drawn.metrics,
+        **(turn_metrics(drawn.turns) if drawn.turns else {}),
         "reward/mean": float(rollouts.rewards.mean()),
         "reward/std": float(rollouts.rewards.std()),
         "reward/best_of_group": float(groups.max(axis=1).mean()),

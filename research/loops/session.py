@@ -14,11 +14,13 @@ from models.transformer import Params
 from research.algorithms.base import Algorithm, Frozen, Network, Scalars
 from research.batch import Batch
 from research.checkpoint import Checkpointer
-from research.config import Evaluation, Stage
+from research.compilations import CompilationCounter
+from research.config import Evaluation, Sampler, Stage
 from research.errors import CheckpointError
 from research.loops.budget import Spending
 from research.loops.build import build
 from research.loops.monitors import ALARMS
+from research.loops.tool_use import ToolUse
 from research.mesh import to_device
 from research.metrics import FILES, MetricsWriter
 from research.progress import Progress
@@ -47,8 +49,10 @@ class StageRun:
       mesh: the devices.
       sources: the data.
       evaluation: the final evaluation.
+      sampler: how completions are computed.
       result_of: loads what another stage has trained, by name: fresh buffers at every call.
       label: what the progress bar says.
+      tools: what the policy may call while it is sampled, if anything.
     """
 
     stage: Stage
@@ -57,8 +61,10 @@ class StageRun:
     mesh: Mesh
     sources: Sources
     evaluation: Evaluation
+    sampler: Sampler
     result_of: Callable[[str], "StageResult"]
     label: str
+    tools: ToolUse | None = None
 
     def initial_params(self, layout: Layout) -> Params:
         """What training starts from: the result of another stage, with fresh heads where it has none."""
@@ -146,6 +152,7 @@ class Session:
         self.moved = self.done > 0  # whether the policy has left the parameters that the stage started from
         self.writer = MetricsWriter(run.folder.path, offsets=offsets)
         self.progress = Progress(run.label, run.stage.steps, initial=self.done)
+        self._compiled = CompilationCounter()
         self._tick = time.monotonic()
         self._alarms: set[str] = set()  # each is said once
         self._tokens, self._logged = 0, (self.spent.seconds, 0)
@@ -243,10 +250,12 @@ class Session:
 
     def __enter__(self) -> "Session":
         self.progress.__enter__()
+        self._compiled.__enter__()
         self._tick = time.monotonic()
         return self
 
     def __exit__(self, *exc: Any) -> None:
+        self._compiled.__exit__(*exc)
         self.progress.__exit__(*exc)
         self.writer.close()
         self.checkpointer.close()
@@ -266,7 +275,12 @@ class Session:
             seconds, seen = self.spent.seconds - before, self._tokens + tokens - tokens_before
             self._logged = (self.spent.seconds, self._tokens + tokens)
             self.writer.write_performance(
-                step, {"seconds": self.spent.seconds, "tokens_per_second": seen / max(seconds, 1e-9)}
+                step,
+                {
+                    "seconds": self.spent.seconds,
+                    "tokens_per_second": seen / max(seconds, 1e-9),
+                    "compilations": self._compiled.count,  # of this process, since it entered the stage
+                },
             )
         self._tokens += tokens
         self.progress.advance(1, tokens=tokens, metrics=shown)

@@ -90,6 +90,22 @@ def test_is_aligned_with_the_tokens() -> None:
         np.testing.assert_allclose(value[:, 1:], target, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("first", [1, 4, T - 1])
+def test_slots_before_the_first_target_are_0_and_cost_no_logits(first: int) -> None:
+    params, batch = make_params(CONFIG), plain(make_tokens(CONFIG, B, T))
+    config = with_chunk(T)
+    run = jax.jit(token_logps, static_argnames=("config", "first"))
+    whole, tail = (run(params, config, *batch, temperature=0.7, first=n) for n in (0, first))
+    for name, value, target in zip(TokenLogps._fields, tail, whole, strict=True):
+        np.testing.assert_array_equal(value[:, :first], 0.0)
+        np.testing.assert_allclose(value[:, first:], target[:, first:], atol=1e-5, err_msg=name)
+    jaxpr = jax.make_jaxpr(lambda p: token_logps(p, config, *batch, first=first).logps)(params)
+    shapes = {aval.shape for aval in values_of(jaxpr) if hasattr(aval, "shape")}
+    assert {shape for shape in shapes if len(shape) == 3 and shape[0] == B and shape[-1] == V} == {
+        (B, T - first, V)
+    }
+
+
 def test_temperature_is_traced() -> None:
     score(*arrays(), CONFIG, temperature=jnp.float32(0.5))
     before = score._cache_size()
@@ -140,12 +156,13 @@ class TestMemory:
     @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
     @pytest.mark.parametrize("chunk", [4, 6])
     def test_stays_below_all_logits(self, chunk: int, gradient: bool) -> None:
-        everything = B * self.LENGTH * self.CONFIG.vocab_size
+        everything = B * (self.LENGTH - 1) * self.CONFIG.vocab_size  # nothing predicts slot 0
         assert self.largest(chunk, gradient=gradient) < everything
 
     def test_the_walk_sees_all_logits_when_they_exist(self) -> None:
         for gradient in (False, True):
-            assert self.largest(self.LENGTH, gradient=gradient) >= B * self.LENGTH * self.CONFIG.vocab_size
+            everything = B * (self.LENGTH - 1) * self.CONFIG.vocab_size
+            assert self.largest(self.LENGTH, gradient=gradient) >= everything
 
 
 class TestDivergence:

@@ -4,11 +4,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from experiments import quickstart
 from research.ablation.runner import run_ablation
+from research.compilations import CompilationCounter
 from research.sampling.sampler import sample
 from research.step import train_step
 from tests.experiments.toy import shrink
@@ -54,3 +57,18 @@ def test_four_arms_that_differ_in_numbers_compile_once(tmp_path: Path) -> None:
     curves = {str(result.metrics) + str(result.curve) for result in results}
     folders = {result.run_dir for result in results}
     assert len(folders) == 4 and curves
+
+
+def test_the_counter_sees_each_new_program_once_while_it_is_open() -> None:
+    def program(x: jax.Array) -> jax.Array:
+        return 3 * x + 1
+
+    jitted, small, large = jax.jit(program), np.ones(3), np.ones(4)
+    with CompilationCounter() as counter:
+        counts = []
+        for x in (small, small, large, large):
+            jax.block_until_ready(jitted(x))
+            counts.append(counter.count)
+    assert counts == [1, 1, 2, 2]
+    jitted(np.ones(5))
+    assert counter.count == 2

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from experiments import base, quickstart
 from models.config import ModelConfig
 from research.algorithms.registry import objectives
-from research.config import Evaluation, Optimizer, Reward, Roles, Rollout, Stage, StageData, to_tree
+from research.config import Evaluation, Optimizer, Reward, Roles, Rollout, Stage, StageData, Tools, to_tree
 from research.config_checks import flatten
 from research.config_rules import BOUNDS, CHOICES, SECTIONS
 from research.errors import ConfigError
@@ -69,6 +69,7 @@ def test_the_tables_know_exactly_the_keys_of_base_and_of_the_dataclasses() -> No
         "*.rollout": Rollout,
         "*.roles": Roles,
         "evaluation": Evaluation,
+        "tools": Tools,
     }.items():
         assert set(SECTIONS[pattern]) == {field.name for field in dataclasses.fields(cls)}
     assert set(SECTIONS["model"]) == {f.name for f in dataclasses.fields(ModelConfig)} - {"vocab_size"} | {
@@ -122,6 +123,13 @@ BAD = [
     ("rl.steps", 0, r"rl\.steps: got 0"),
     ("rl.seed", -1, r"rl\.seed: got -1"),
     ("sft.data.terse_fraction", 1.5, r"sft\.data\.terse_fraction: got 1\.5"),
+    ("tools.names", ("calculator",), r"sampler\.slots: got 0, expected > 0 with tools because"),
+    ("tools.names", ("abacus",), r"tools\.names: got \['abacus'\], expected some of calculator, python, search"),
+    ("tools.names", ("python", "python"), r"tools\.names: got .*, each once"),
+    ("tools.names", ("search",), r"tools\.corpus: got '', expected a file where search is among"),
+    ("tools.corpus", "a.txt", r"tools\.corpus: got 'a\.txt', expected .* and '' elsewhere"),
+    ("tools.max_turns", 0, r"tools\.max_turns: got 0, expected >= 1"),
+    ("tools.isolation", "none", r"tools\.isolation: got 'none', expected one of required, best_effort"),
 ]  # fmt: skip
 
 
@@ -205,6 +213,9 @@ def test_a_missing_key_is_named() -> None:
         ("grpo", {}, "pretrain.eval_problems"),
         ("grpo", {}, "data.preferences.path"),
         ("grpo", {}, "data.problems.path"),
+        ("grpo", {}, "tools.max_turns"),
+        ("grpo", {"tools__names": ("calculator",), "sampler__slots": 4}, "tools.isolation"),
+        ("grpo", {"tools__names": ("python",), "sampler__slots": 4}, "tools.search_results"),
         ("grpo", {"stages": ("sft",)}, "rl.steps"),
     ],
 )
@@ -218,6 +229,15 @@ def test_overrides_without_effect_are_refused(objective: str, changes: dict[str,
 def test_an_override_of_an_unknown_key_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"rl\.optimiser\.learning_rate: .* rl\.optimizer\.learning_rate"):
         resolve(configured(), ["rl.optimiser.learning_rate"])
+
+
+def test_tools_are_part_of_what_a_run_is_only_where_there_are_some() -> None:
+    plain = resolve(configured(sampler__slots=4))
+    assert "tools" not in plain.identity("rl")
+    tools = resolve(configured(sampler__slots=4, tools__names=("calculator",)))
+    found = tools.identity("rl")
+    assert found.pop("tools") == {"names": ["calculator"], "max_turns": 4, "max_result_tokens": 128}
+    assert found == plain.identity("rl")
 
 
 def with_judges(objective: str, **changes: Any) -> ConfigDict:

@@ -18,7 +18,8 @@ from research.algorithms.registry import objectives
 from research.batch import Batch, RolloutBatch, SequenceBatch
 from research.mesh import to_device
 from research.sampling.methods import SamplingMethod
-from research.sampling.sampler import STOPPED, Prompts, SamplerScalars, SamplerSpec, sample
+from research.sampling.sampler import sample
+from research.sampling.types import STOPPED, Prompts, SamplerScalars, SamplerSpec
 from research.step import StepScalars, prepare_step, train_step
 from tests.research.algorithms.toy import (
     MODEL,

@@ -1,4 +1,4 @@
-"""pass@k and maj@k against enumeration of all subsets and all tie-breaks."""
+"""pass@k, maj@k and best-of-n against enumeration of all subsets and all tie-breaks."""
 
 import itertools
 import math
@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from research.errors import DataError
-from research.evals.passk import exact_match, majority_at_k, majority_of, mean_with_error, pass_at_k
+from research.evals.passk import (
+    best_of_n,
+    exact_match,
+    majority_at_k,
+    mean_with_error,
+    pass_at_k,
+    weighted_majority_at_k,
+)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 8])
@@ -77,12 +84,97 @@ def test_majority_by_resampling_draws_without_replacement():
 
 
 def test_majority_ties_and_abstentions():
+    def majority_of(answers, correct):
+        return float(majority_at_k([answers], [correct], len(answers))[0])
+
     assert majority_of(["1", "2"], [True, False]) == 0.5
     assert majority_of(["1", "2", "3"], [True, False, False]) == pytest.approx(1 / 3)
     assert majority_of([None, None, "1"], [False, False, True]) == 1.0
     assert majority_of([None, None], [False, False]) == 0.0
+    assert majority_of(["1", "1", "2"], [True, False, False]) == 0.5  # one of the two was cut off
     with pytest.raises(DataError, match="maj@3: problem 1 has 2 samples"):
         majority_at_k([["a"] * 3, ["a"] * 2], [[True] * 3, [True] * 2], 3)
+
+
+def _weighted_by_enumeration(answers, correct, weights, k):
+    values = []
+    for subset in itertools.combinations(range(len(answers)), k):
+        sums = {}
+        for i in subset:
+            if answers[i] is not None:
+                sums[answers[i]] = sums.get(answers[i], 0.0) + weights[i]
+        winners = [a for a in sums if math.isclose(sums[a], max(sums.values()), rel_tol=1e-12)]
+        truth = {answers[i]: correct[i] for i in subset}
+        values.append(sum(truth[winner] for winner in winners) / len(winners) if winners else 0.0)
+    return sum(values) / len(values)
+
+
+def test_weighted_majority_enumerated():
+    rng = np.random.default_rng(1)
+    for trial in range(20):
+        answers = [None if a == 3 else str(a) for a in rng.integers(0, 4, size=6)]
+        correct = [answer == "1" for answer in answers]
+        # tenths tie in some orders of addition only: 0.1 + 0.2 != 0.3
+        weights = rng.integers(0, 4, size=6) / 10 if trial % 2 else rng.random(6)
+        for k in range(1, 7):
+            expected = _weighted_by_enumeration(answers, correct, weights, k)
+            found = weighted_majority_at_k([answers], [correct], [weights], k)
+            np.testing.assert_allclose(found, [expected], atol=1e-12)
+
+
+def test_equal_weights_are_a_plain_majority_at_any_scale():
+    answers, correct = [list("aabbcd")], [[True, True, False, False, False, False]]
+    for scale in (1.0, 1e-12, 1e12):
+        found = weighted_majority_at_k(answers, correct, [[scale] * 6], 4)
+        np.testing.assert_allclose(found, majority_at_k(answers, correct, 4))
+
+
+@pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
+def test_weights_that_cannot_vote_are_refused_by_name(weight):
+    with pytest.raises(DataError, match=r"maj@2: problem 1, sample 2: got .* expected a finite weight >= 0"):
+        weighted_majority_at_k([list("abc")] * 2, [[True] * 3] * 2, [[1, 1, 1], [1, 1, weight]], 2)
+
+
+def _best_by_enumeration(scores, correct, n):
+    """Every subset, every best sample among its equals."""
+    values = []
+    for subset in itertools.combinations(range(len(scores)), n):
+        best = max(scores[i] for i in subset)
+        values.append(np.mean([correct[i] for i in subset if scores[i] == best]))
+    return np.mean(values)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 100])
+def test_best_of_n_enumerated(levels):
+    rng = np.random.default_rng(levels)
+    scores, correct = rng.integers(0, levels, size=(12, 7)).astype(float), rng.random((12, 7)) < 0.4
+    scores[:, 3] = -np.inf
+    scores[0] = -np.inf
+    for n in range(1, 8):
+        expected = [_best_by_enumeration(s, c, n) for s, c in zip(scores, correct, strict=True)]
+        np.testing.assert_allclose(best_of_n(scores, correct, n), expected, atol=1e-12)
+
+
+def test_best_of_n_between_its_limits():
+    rng = np.random.default_rng(0)
+    correct = rng.random((50, 40)) < rng.random((50, 1))
+    for n in (1, 7, 40):
+        passed, mean = pass_at_k(40, correct.sum(axis=1), n), correct.mean(axis=1)
+        np.testing.assert_allclose(best_of_n(correct, correct, n), passed, atol=1e-12)
+        np.testing.assert_allclose(best_of_n(np.zeros((50, 40)), correct, n), mean, atol=1e-12)
+        np.testing.assert_allclose(best_of_n(~correct, correct, n), 1 - pass_at_k(40, 40 - correct.sum(1), n))
+        assert (best_of_n(rng.random((50, 40)), correct, n) <= passed + 1e-12).all()
+
+
+def test_best_of_n_refuses():
+    correct = np.ones((2, 3), bool)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(DataError, match=r"scores: problem 1, sample 2: got .* expected a score"):
+            best_of_n([[0, 1, 2], [0, 1, bad]], correct, 2)
+    with pytest.raises(DataError, match=r"got n = 4, expected 1 to 3"):
+        best_of_n(np.zeros((2, 3)), correct, 4)
+    with pytest.raises(DataError, match=r"got scores of shape \(2, 2\), expected \(2, 3\)"):
+        best_of_n(np.zeros((2, 2)), correct, 2)
 
 
 def test_exact_match():

@@ -1,17 +1,27 @@
 """What every online run logs about its samples, and what an update on them costs."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 from research.algorithms.dpo import DPO
 from research.algorithms.rejection_sampling import RejectionSampling
+from research.loops.chain import Finished
 from research.loops.offline import count_tokens
 from research.loops.rollout import Drawn, rollout_metrics
 from tests.research.algorithms.toy import grpo, rollouts
+from tests.research.loops.chain import Shared
 
 REWARDS = np.array([1, 0, 0, 0, 0, 0, 0, 0.0])
 LENGTHS = np.array([8, 1, 3, 5, 2, 8, 4, 6])
 STOPPED = np.array([True, True, True, True, True, False, True, True])
+
+
+def lines(run: Finished, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.folder.path / name).read_text("utf-8").splitlines()]
 
 
 def drawn(rewards: np.ndarray = REWARDS, stopped: np.ndarray = STOPPED) -> Drawn:
@@ -42,6 +52,28 @@ def test_without_a_right_answer_there_is_no_length_of_right_ones() -> None:
     metrics = rollout_metrics(drawn(np.zeros(8)))
     assert "completions/mean_length_right" not in metrics and np.isfinite(list(metrics.values())).all()
     assert metrics["frac_reward_zero_std"] == 1
+
+
+def test_refilled_slots_draw_the_same_rollouts(shared: Shared, tmp_path: Path, quick: None) -> None:
+    """A run that decodes six completions at a time writes the samples of one that decodes all at once."""
+    del quick
+    whole = shared.run({"rl.steps": 1}, shared.copy(tmp_path / "whole"))
+    few = shared.run(
+        {"rl.steps": 1, "sampler.slots": 6, "sampler.admit": 2, "sampler.chunk": 3},
+        shared.copy(tmp_path / "few"),
+    )
+    assert few.folder.hash == whole.folder.hash
+    one, two = (lines(run, "samples.jsonl") for run in (whole, few))
+    assert [(each["prompt"], each["completion"]) for each in one] == [
+        (each["prompt"], each["completion"]) for each in two
+    ]
+    np.testing.assert_allclose(
+        [each["sampler_logps"] for each in one], [each["sampler_logps"] for each in two], atol=1e-4
+    )
+    name = "sampler/slot_utilization"
+    shares = [line[name] for line in lines(few, "metrics.jsonl") if name in line]
+    assert len(shares) == 1 and 0.3 < shares[0] <= 1
+    assert not any(name in line for line in lines(whole, "metrics.jsonl"))
 
 
 def test_an_update_is_charged_for_what_it_learns_from() -> None:

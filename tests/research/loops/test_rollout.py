@@ -28,6 +28,7 @@ def drawn(rewards: np.ndarray, first_prompt: int = 0) -> Drawn:
         prompt_ids=first_prompt + made.prompt_ids,
         step_rewards=np.full((B, 8), first_prompt, np.float32) + np.arange(B, dtype=np.float32)[:, None],
         advantage_scale=np.arange(B, dtype=np.float32) + 100 * first_prompt,
+        given=np.arange(8) == (first_prompt + np.arange(B)[:, None]) % 8,
     )
     texts = [f"{first_prompt}:{row}" for row in range(B)]
     return Drawn(made, -made.rewards, texts, {"reward/score": float(rewards.mean())})
@@ -143,7 +144,7 @@ class Till:
             "prompt_id": np.arange(2, dtype=np.int32),
         }
         stopped = np.ones(B, bool) if stopped is None else stopped
-        return self.roller._pay(self.session, prompts, Decoded(arrays, texts, stopped))  # type: ignore[arg-type]
+        return self.roller._pay(self.session, prompts, Decoded(arrays, texts, stopped, {}))  # type: ignore[arg-type]
 
 
 TEXTS = ["0", "1", "0", "bad", "1", "bad", "0", "1"]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_a_verifier_that_raises_in_an_evaluation_costs_one_sample(
     def sampled(_params: Any, prompts: Any, *_args: Any, **_how: Any) -> problems.Decoded:
         B = 2 * len(prompts["prompt_id"])
         arrays: Any = SimpleNamespace(lengths=np.full(B, 3), tokens=np.zeros((B, 3), np.int32))
-        return problems.Decoded(arrays, ["#### 7", "#### 8"] * (B // 2), np.ones(B, bool))
+        return problems.Decoded(arrays, ["#### 7", "#### 8"] * (B // 2), np.ones(B, bool), {})
 
     monkeypatch.setattr(problems, "sample_prompts", sampled)
     found = problems.score_problems(
@@ -144,3 +145,16 @@ def test_a_verifier_that_raises_in_an_evaluation_costs_one_sample(
         ks=(1, 2),
     )
     assert not any(problem.correct[0] for problem in found.problems)
+
+
+@pytest.mark.parametrize("objective", ["grpo", "dpo"])
+def test_nothing_is_compiled_after_the_second_iteration(
+    shared: Shared, tmp_path: Path, objective: str
+) -> None:
+    """The first has a fresh state, the second one whose shardings are spelled as an update leaves them."""
+    changes = {"rl.objective.name": objective, "rl.steps": 4, "rl.log_every": 1, "rl.seed": 11}
+    folder = shared.run(changes, shared.copy(tmp_path)).folder
+    lines = (folder.path / "performance.jsonl").read_text("utf-8").splitlines()
+    counts = [json.loads(line)["compilations"] for line in lines]
+    assert len(counts) == 4 and counts[0] > 0
+    assert counts[1] == counts[2] == counts[3]

@@ -12,14 +12,17 @@ from tests.models.reference import numpy_log_probs
 def numpy_distribution(
     logits: np.ndarray, method: SamplingMethod, temperature: float = 1.0, top_p: float = 1.0
 ) -> np.ndarray:
-    """Probabilities `[V]`: temperature, then top-k, then top-p, each on what the one before has left."""
+    """Probabilities `[V]`: temperature, then top-k, then top-p, each on what the one before has left.
+
+    Of equally likely tokens the first ids stay.
+    """
     if method.greedy:
         return np.eye(len(logits))[int(np.argmax(logits))]
     scaled = np.asarray(logits, np.float64) / temperature
     probs = np.exp(scaled - scaled.max())
     if method.top_k:
-        kth = sorted(probs, reverse=True)[min(method.top_k, len(probs)) - 1]
-        probs = np.array([p if p >= kth else 0.0 for p in probs])
+        best = sorted(range(len(probs)), key=lambda i: (-probs[i], i))[: method.top_k]
+        probs = np.array([p if token in best else 0.0 for token, p in enumerate(probs)])
     probs = probs / probs.sum()
     if method.nucleus and top_p < 1.0:
         mass, kept = 0.0, []

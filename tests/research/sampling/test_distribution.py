@@ -16,7 +16,8 @@ from scipy.stats import chisquare
 from models.logprobs import token_logps
 from models.transformer import forward, unembedding
 from research.sampling.methods import SamplingMethod
-from research.sampling.sampler import Completions, sample
+from research.sampling.sampler import sample
+from research.sampling.types import Completions
 from tests.models.tiny import CONFIG, make_params
 from tests.research.sampling.reference import numpy_distribution, numpy_two_tokens
 from tests.research.sampling.tiny import (

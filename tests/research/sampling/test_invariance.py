@@ -1,5 +1,6 @@
 """A completion depends on (seed, step, prompt id, sample id) and on nothing around it."""
 
+import dataclasses
 from functools import cache, partial
 from typing import Any
 
@@ -11,7 +12,8 @@ from models.axes import param_shardings
 from models.transformer import init_params
 from research.mesh import make_mesh, to_device
 from research.sampling.methods import SamplingMethod
-from research.sampling.sampler import Completions, Prompts, prefill, sample
+from research.sampling.sampler import sample, start
+from research.sampling.types import Completions, Prompts
 from tests.models.tiny import ONE_LAYER as CONFIG
 from tests.models.tiny import make_params, make_tokens
 from tests.research.sampling.tiny import make_prompts, make_spec, scalars
@@ -65,23 +67,29 @@ def test_another_group_size_and_longer_completions() -> None:
 def test_groups_are_adjacent_and_share_one_prefill() -> None:
     """[p1, p1, p2, p2, ..]: as if each copy had been prefilled on its own."""
     params = make_params(CONFIG)
-    run = partial(prefill, params, config=CONFIG)
+    begin = jax.jit(start, static_argnames=("config", "spec"))
     numbers = scalars(seed=5, step=3, temperature=1.2, top_p=0.95)
-    shared = run(make_prompts(TEXTS, 8, IDS), numbers, spec=SPEC)
+    shared = begin(params, make_prompts(TEXTS, 8, IDS), numbers, config=CONFIG, spec=SPEC)
     twice = make_prompts([t for t in TEXTS for _ in range(2)], 8, [i for i in IDS for _ in range(2)])
-    copies = run(twice, numbers, spec=make_spec(6, 1, stops=(0, 7, 14), method=METHOD))
+    one_each = make_spec(6, 1, stops=(0, 7, 14), method=METHOD)
+    copies = begin(params, twice, numbers, config=CONFIG, spec=one_each)
     for one, two in zip(jax.tree.leaves(shared.cache), jax.tree.leaves(copies.cache), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-5)
-    # The first drawn token follows its prompt's last one, however many slots of padding there are.
-    np.testing.assert_array_equal(shared.positions, np.repeat([len(text) for text in TEXTS], 2))
-    np.testing.assert_array_equal(shared.positions, copies.positions)
+    # A prompt's last token is the first to be fed, however many slots of padding there are.
+    np.testing.assert_array_equal(shared.positions, np.repeat([len(text) - 1 for text in TEXTS], 2))
+    np.testing.assert_array_equal(shared.last, np.repeat([text[-1] for text in TEXTS], 2))
+    for name in ("last", "positions"):
+        np.testing.assert_array_equal(getattr(shared, name), getattr(copies, name))
     # Copies all have sample id 0; so have the even rows of the groups.
-    np.testing.assert_array_equal(
-        jax.random.key_data(shared.keys)[::2], jax.random.key_data(copies.keys)[::2]
-    )
-    np.testing.assert_array_equal(shared.last[::2], copies.last[::2])
-    assert not np.array_equal(jax.random.key_data(shared.keys)[1::2], jax.random.key_data(copies.keys)[1::2])
-    np.testing.assert_array_equal(np.asarray(shared.last), baseline().tokens[:, 0])
+    keys = jax.random.key_data(shared.keys)
+    np.testing.assert_array_equal(keys[::2], jax.random.key_data(copies.keys)[::2])
+    assert not np.array_equal(keys[1::2], jax.random.key_data(copies.keys)[1::2])
+
+
+def test_a_cache_that_grows_draws_the_same() -> None:
+    for bucket in (1, 4):
+        spec = dataclasses.replace(SPEC, cache_bucket=bucket)
+        assert_same(draw(make_prompts(TEXTS, 8, IDS), spec), list(range(8)), list(range(8)))
 
 
 @pytest.mark.parametrize("change", ["seed", "step", "prompt_ids", "sample"])

@@ -1,18 +1,30 @@
 """The distribution that each method draws from, against NumPy, and the draw."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest
 
-from research.sampling.methods import SamplingMethod, draw, nucleus_mask, row_keys, sampling_logps
+from research.sampling.methods import (
+    SampledTokens,
+    SamplingMethod,
+    draw,
+    gumbel_noise,
+    nucleus_mask,
+    row_keys,
+    sample_token,
+    sampling_logps,
+)
 from tests.research.sampling.reference import numpy_distribution
 from tests.research.sampling.tiny import GREEDY, TEMPERATURE, TOP_K, TOP_K_TOP_P, TOP_P
 
 V = 7
 LOGITS = np.random.default_rng(0).standard_normal((5, V)).astype(np.float32) * 2
 distribution = jax.jit(sampling_logps, static_argnames="method")
+sample = jax.jit(sample_token, static_argnames="method")
 
 
 def probs_of(
@@ -48,9 +60,9 @@ def test_top_k_keeps_k(k: int) -> None:
     np.testing.assert_array_equal((found > 0).sum(axis=-1), min(k, V))
 
 
-def test_top_k_keeps_ties_with_the_kth() -> None:
+def test_top_k_keeps_the_first_of_equal_tokens() -> None:
     found = probs_of(np.array([[0.0, 1.0, 1.0, 2.0]], np.float32), SamplingMethod(top_k=2))
-    np.testing.assert_array_equal(found[0] > 0, [False, True, True, True])
+    np.testing.assert_array_equal(found[0] > 0, [False, True, False, True])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -84,6 +96,13 @@ def test_top_p_counts_what_top_k_left() -> None:
     np.testing.assert_array_equal(alone[0] > 0, [True, True, False, False])
 
 
+def test_top_p_of_nothing_leaves_the_best_of_the_top_k() -> None:
+    found = probs_of(
+        np.array([[0.0, 1.0, 3.0, 2.0]], np.float32), SamplingMethod(top_k=2, nucleus=True), top_p=0.0
+    )
+    np.testing.assert_array_equal(found[0] > 0, [False, False, True, False])
+
+
 def test_top_p_sees_the_temperature() -> None:
     logits = np.log(np.array([[0.5, 0.3, 0.2]], np.float32))
     counts = [(probs_of(logits, TOP_P, temperature=t, top_p=0.6) > 0).sum() for t in (0.25, 1.0, 100.0)]
@@ -104,15 +123,140 @@ def test_truncates(method: SamplingMethod, truncates: bool) -> None:
     assert method.truncates is truncates
 
 
-def test_draw_follows_the_distribution_and_never_a_removed_token() -> None:
-    probs = np.array([0.5, 0.0, 0.3, 0.15, 0.05])
-    logps = jnp.broadcast_to(jnp.log(jnp.asarray(probs, jnp.float32)), (20_000, 5))
-    tokens = jax.jit(draw)(jax.random.split(jax.random.key(0), 20_000), logps)
+WIDE = 300
+"""Three blocks of the draw, the last one padded."""
+METHODS = {
+    "plain": TEMPERATURE,
+    "greedy": GREEDY,
+    "top_k": SamplingMethod(top_k=140),
+    "top_p": TOP_P,
+    "both": SamplingMethod(top_k=140, nucleus=True),
+}
+
+
+@cache
+def wide_logits(rows: int) -> np.ndarray:
+    logits = np.random.default_rng(5).standard_normal((rows, WIDE)).astype(np.float32) * 2
+    logits[:, 128:256:2] = -np.inf
+    return logits
+
+
+def fused(
+    logits: np.ndarray, keys: jax.Array, method: SamplingMethod, temperature: float, top_p: float
+) -> SampledTokens:
+    return jax.device_get(sample(logits, method, jnp.float32(temperature), jnp.float32(top_p), keys))
+
+
+def fits(counts: np.ndarray, probs: np.ndarray) -> bool:
+    """Chi-square, rare tokens together; a token of probability 0 must not occur."""
+    expected = counts.sum() * probs / probs.sum()
+    common = expected >= 5
+    observed, wanted = counts[common], expected[common]
+    if (rest := expected[~common].sum()) > 0:
+        observed, wanted = np.append(observed, counts[~common].sum()), np.append(wanted, rest)
+    return counts[probs == 0].sum() == 0 and chisquare(observed, wanted).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("size", [5, 128, 129, 300])
+def test_draw_follows_the_distribution_and_never_a_removed_token(size: int) -> None:
+    """One block, a full block, several, and a padded last one."""
+    rng = np.random.default_rng(size)
+    probs = rng.dirichlet(np.ones(size))
+    probs[rng.random(size) < 0.3] = 0.0
+    probs[size - 1] = 0.3
+    probs /= probs.sum()
+    logits = jnp.log(jnp.asarray(probs, jnp.float32)) + 7.0
+    keys = jax.random.split(jax.random.key(size), 20_000)
+    tokens = jax.jit(jax.vmap(lambda key: draw(key[None], logits[None])[0]))(keys)
     assert tokens.dtype == jnp.int32
-    counts = np.bincount(tokens, minlength=5)
-    assert counts[1] == 0
-    live = probs > 0
-    assert chisquare(counts[live], 20_000 * probs[live]).pvalue > 1e-3
+    assert fits(np.bincount(tokens, minlength=size), probs)
+
+
+def test_draw_is_exact_in_a_vocabulary_of_128_thousand() -> None:
+    """Half of the mass is in one token, half in a tail whose tokens have about 4e-6 each, every third removed."""
+    size, n = 128_256, 6_000
+    tail = np.linspace(-1.0, 1.0, size)
+    tail[::3] = -np.inf
+    mass = np.log(np.exp(tail).sum())
+    tail[77_000] = mass
+    logits = jnp.asarray(tail, jnp.float32)[None]
+    keys = jax.random.split(jax.random.key(1), n)
+    tokens = np.asarray(jax.jit(jax.vmap(lambda key: draw(key[None], logits)[0]))(keys))
+    assert np.isfinite(tail[tokens]).all()
+    head = tokens == 77_000
+    assert abs(head.mean() - 0.5) < 4 * 0.5 / np.sqrt(n)
+    tail[77_000] = -np.inf
+    found = np.bincount(tokens[~head] // 4000, minlength=size // 4000 + 1)
+    assert fits(found, np.bincount(np.arange(size) // 4000, np.exp(tail)))
+    place = np.bincount(tokens[~head] % 128, minlength=128)
+    assert fits(place, np.bincount(np.arange(size) % 128, np.exp(tail)))
+
+
+def test_the_noise_is_fine_at_its_upper_end() -> None:
+    """23 bits put the largest values on a grid of steps of 1e-7 in probability, too coarse for a token of 1e-8."""
+    noise = np.asarray(
+        jax.jit(gumbel_noise, static_argnums=1)(jax.random.split(jax.random.key(2), 1024), 1024)
+    )
+    assert len(np.unique(np.sort(noise, axis=None)[-64:])) == 64
+    assert kstest(noise[:, :20].ravel(), "gumbel_r").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("top_p", [0.7, 1.0])
+@pytest.mark.parametrize("temperature", [0.6, 1.5])
+@pytest.mark.parametrize("name", METHODS)
+def test_fused_log_probs_are_those_of_the_definition(name: str, temperature: float, top_p: float) -> None:
+    logits, rows = wide_logits(64), np.arange(64)
+    out = fused(logits, jax.random.split(jax.random.key(0), 64), METHODS[name], temperature, top_p)
+    numbers = jnp.float32(temperature), jnp.float32(top_p)
+    table = np.asarray(distribution(jnp.asarray(logits), METHODS[name], *numbers))
+    np.testing.assert_allclose(out.sampler_logps, table[rows, out.tokens], atol=2e-6)
+    exact = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(out.policy_logps, exact[rows, out.tokens], atol=2e-6)
+    assert out.tokens.dtype == np.int32
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_fused_draw_follows_the_definition(name: str) -> None:
+    n = 8_000
+    logits = np.broadcast_to(wide_logits(1), (n, WIDE))
+    out = fused(logits, jax.random.split(jax.random.key(4), n), METHODS[name], 1.3, 0.8)
+    probs = numpy_distribution(logits[0], METHODS[name], 1.3, 0.8)
+    if METHODS[name].greedy:
+        assert (out.tokens == probs.argmax()).all()
+    else:
+        assert fits(np.bincount(out.tokens, minlength=WIDE), probs)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_is_drawn_alike_in_any_batch_and_slot(name: str) -> None:
+    logits, keys = wide_logits(64), jax.random.split(jax.random.key(9), 64)
+    out = fused(logits, keys, METHODS[name], 0.9, 0.8)
+    order = np.random.default_rng(0).permutation(64)[:7]
+    part = fused(logits[order], keys[order], METHODS[name], 0.9, 0.8)
+    np.testing.assert_array_equal(part.tokens, out.tokens[order])
+    np.testing.assert_allclose(part.sampler_logps, out.sampler_logps[order], atol=1e-6)
+
+
+def test_rows_and_positions_are_independent() -> None:
+    """Two tokens from keys that differ in the position, and two of adjacent rows: their pairs are products."""
+    probs = np.array([0.4, 0.3, 0.2, 0.1])
+    logits = jnp.log(jnp.asarray(probs, jnp.float32))[None]
+    keys = row_keys(np.int32(0), np.int32(0), np.arange(10_000, dtype=np.int32), np.zeros(10_000, np.int32))
+    at = jax.jit(jax.vmap(lambda key, t: draw(jax.random.fold_in(key, t)[None], logits)[0], (0, None)))
+    first, second = np.asarray(at(keys, 0)), np.asarray(at(keys, 1))
+    pairs = np.outer(probs, probs).ravel()
+    assert fits(np.bincount(first * 4 + second, minlength=16), pairs)
+    assert fits(np.bincount(first[::2] * 4 + first[1::2], minlength=16), pairs)
+
+
+def test_temperatures_vmap() -> None:
+    """As a sweep over arms would: each temperature as if alone."""
+    logits, keys = wide_logits(4), jax.random.split(jax.random.key(0), 4)
+    sweep = jax.vmap(lambda t: sample_token(jnp.asarray(logits), TOP_P, t, jnp.float32(0.7), keys))
+    out = jax.jit(sweep)(jnp.asarray([0.5, 2.0]))
+    alone = fused(logits, keys, TOP_P, 2.0, 0.7)
+    np.testing.assert_array_equal(out.tokens[1], alone.tokens)
+    np.testing.assert_allclose(out.sampler_logps[1], alone.sampler_logps, atol=1e-6)
 
 
 def test_row_keys_differ_in_every_counter() -> None:

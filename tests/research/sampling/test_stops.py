@@ -6,9 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from models.cache import resize
 from models.logprobs import token_logps
 from models.transformer import forward, unembedding
-from research.sampling.sampler import STOPPED, TRUNCATED, Completions, decode, prefill, sample, sample_stream
+from research.sampling.decode import decode
+from research.sampling.sampler import sample, start
+from research.sampling.types import STOPPED, TRUNCATED, Completions
 from tests.models.tiny import CONFIG, ONE_LAYER, make_params, make_tokens, right_padded
 from tests.research.sampling.tiny import GREEDY, make_prompts, make_spec, scalars
 
@@ -69,33 +72,19 @@ def test_no_stop_tokens_means_truncated() -> None:
 
 def test_loop_ends_when_every_row_has() -> None:
     params = make_params(ONE_LAYER)
+    run = jax.jit(decode, static_argnames=("steps", "config", "spec"))
     early = next(seed for seed in range(200) if drawn(seed).lengths.max() < N - 1)
     for seed in (early, next(seed for seed in range(6) if drawn(seed).lengths.max() == N)):
-        state = prefill(params, PROMPTS, scalars(seed), config=ONE_LAYER, spec=SPEC)
-        assert int(state.t) == 1
-        state = decode(params, state, scalars(seed), np.int32(N), config=ONE_LAYER, spec=SPEC)
-        assert int(state.t) == drawn(seed).lengths.max()
-        assert int(state.cache.length) == WIDTH + int(state.t) - 1
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_stream_equals_sample(seed: int) -> None:
-    """Each piece is the completion so far, and stays readable after the next one was drawn."""
-    out = drawn(seed)
-    pieces = list(sample_stream(make_params(ONE_LAYER), PROMPTS, scalars(seed), config=ONE_LAYER, spec=SPEC))
-    assert len(pieces) == out.lengths.max()
-    for t, piece in enumerate(pieces, start=1):
-        np.testing.assert_array_equal(piece.tokens[:, :t], out.tokens[:, :t])
-        np.testing.assert_array_equal(piece.tokens[:, t:], SPEC.pad_id)
-        np.testing.assert_array_equal(piece.lengths, np.minimum(out.lengths, t))
-    for name in ("tokens", "mask", "stop_reason", "lengths"):
-        np.testing.assert_array_equal(getattr(pieces[-1], name), getattr(out, name))
-    for name in ("sampler_logps", "policy_logps"):
-        np.testing.assert_allclose(getattr(pieces[-1], name), getattr(out, name), atol=1e-5)
+        slots = start(params, PROMPTS, scalars(seed), config=ONE_LAYER, spec=SPEC)
+        slots = slots.replace(cache=resize(slots.cache, WIDTH + N))
+        never, steps = np.int32(99), np.int32(N)
+        slots, chunk = run(params, slots, scalars(seed), never, steps, steps=N, config=ONE_LAYER, spec=SPEC)
+        assert int(chunk.active.any(axis=1).sum()) == drawn(seed).lengths.max()
+        assert int(slots.cache.length) == WIDTH - 1 + drawn(seed).lengths.max()
 
 
 def test_one_new_token() -> None:
-    """No decode step, and a cache without a slot for the completion."""
+    """One decode step: that of the prompt's last token."""
     spec = make_spec(1, 2, stops=STOPS, pad=STOPS[1])
     out = sample(make_params(ONE_LAYER), PROMPTS, scalars(0), config=ONE_LAYER, spec=spec)
     np.testing.assert_array_equal(out.tokens[:, 0], drawn(0).tokens[:, 0])

@@ -3,7 +3,7 @@
 import numpy as np
 
 from research.sampling.methods import SamplingMethod
-from research.sampling.sampler import Prompts, SamplerScalars, SamplerSpec
+from research.sampling.types import Prompts, SamplerScalars, SamplerSpec
 from tests.models.tiny import left_padded
 
 TEMPERATURE = SamplingMethod()

@@ -1,0 +1,60 @@
+"""How far do more samples carry one fine-tuned policy, and which scorer picks best among them?
+
+Varies: nothing in training: one policy (`sft`) and three scorers that start from it, a Bradley-Terry reward model
+  (`reward`), an outcome scorer (`orm`) and a process scorer (`prm`). What varies is N, and who chooses.
+Command: python -m launch.train --config=experiments/test_time_compute.py --workdir=runs/test_time_compute
+  python -m launch.scale --stage=runs/test_time_compute/stages/sft-... --output=runs/test_time_compute/scaling
+  --scorers=runs/test_time_compute/stages/reward-...,.../orm-...,.../prm-... --prm_score=min,mean --samples=64
+  --max_prompt_length=24 --max_new_tokens=44
+Hardware: 2 CPU cores.
+Time: 25 minutes to train and 13 to sample, score and draw, beside other work on the same cores.
+Result: accuracy of one sample 48%; of 64, majority 96.5% and pass@64 99.2%. Best of N by `reward` or the mean of `prm`
+  ends where it began: 82% at N = 8, 47% and 43% at N = 64; by `orm` or the least sure step of `prm` it falls from
+  the first N on, to 4%: they prefer bare answers.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The quickstart's model and data; `arg` is not used."""
+    config = base.get_config(arg).unlock()
+    config.name = "test_time_compute"
+    config.question = "How far do more samples carry a policy, and which scorer picks best among them?"
+    config.stages = ("pretrain", "sft", "reward", "orm", "prm")
+    for name, objective in (("reward", "reward_model"), ("orm", "orm"), ("prm", "prm")):
+        config[name] = base.stage(objective)
+
+    config.model.update(
+        {"num_layers": 3, "d_model": 96, "num_heads": 3, "num_kv_heads": 3, "head_dim": 32, "d_ff": 256}
+    )
+    config.data.text.max_bytes = 1_000_000
+    config.data.problems.update({"operations": "+-", "min_steps": 2, "max_steps": 4})
+    for kind in ("preferences", "steps"):
+        config.data[kind].kind = "arithmetic"
+
+    config.pretrain.update(
+        {"steps": 1200, "batch_size": 32, "length": 64, "log_every": 50, "checkpoint_every": 400}
+    )
+    config.pretrain.data.update({"text_weight": 0.2, "problems_weight": 0.8})
+    config.pretrain.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 50})
+
+    # Half of the answers come without their steps, so samples differ in kind and are mostly wrong where bare.
+    config.sft.update({"steps": 150, "batch_size": 32, "length": 64, "log_every": 25})
+    config.sft.data.update({"limit": 2_000, "terse_fraction": 0.5})
+    config.sft.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 10})
+
+    for name in ("reward", "orm", "prm"):
+        stage = config[name]
+        stage.update({"steps": 300, "batch_size": 32, "length": 64, "log_every": 50, "eval_batches": 8})
+        stage.optimizer.update({"learning_rate": 5e-4, "warmup_steps": 20})
+    # Scorers of steps must know bare answers too; both see the same solutions.
+    for name in ("orm", "prm"):
+        config[name].data.terse_fraction = 0.5
+    config.reward.objective.reward_model.center_coef = 0.01
+
+    lengths = {"max_prompt_length": 24, "max_new_tokens": 44}
+    config.evaluation.update({"problems": 256, "samples": 4, "k": (1, 4), "batch_problems": 64, **lengths})
+    return config.lock()

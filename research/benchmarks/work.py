@@ -1,0 +1,119 @@
+"""What a token costs at least: FLOPs and bytes read, by phase, and the rate that the machine's limits allow.
+
+A roofline (Williams et al. 2009): a phase takes at least as long as its FLOPs at the measured FLOP/s and as its
+bytes at the measured bandwidth, whichever is longer; phases follow each other.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from models.config import ModelConfig
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class Phase(NamedTuple):
+    """What one useful token costs in one phase.
+
+    Attributes:
+      name: prefill, decode, score, update.
+      flops: a token.
+      read_bytes: a token; 0 where the phase is bound by FLOPs at any size worth timing.
+    """
+
+    name: str
+    flops: float
+    read_bytes: float
+
+
+class Limits(NamedTuple):
+    """What the machine can do, measured: FLOP/s of a large matrix product, bytes/s of reading an array."""
+
+    flops: float
+    bandwidth: float
+
+
+def parameter_bytes(model: ModelConfig) -> float:
+    """Bytes of all parameters; a decode step reads each once (a tied embedding is the read-out matrix)."""
+    return float(model.num_params() * _BYTES[model.param_dtype])
+
+
+def cache_bytes(model: ModelConfig) -> float:
+    """Bytes of keys and values that one token of context adds."""
+    return 2.0 * model.num_layers * model.num_kv_heads * model.head_dim * _BYTES[model.compute_dtype]
+
+
+def rollout_phases(
+    model: ModelConfig, prompt_length: int, lengths: np.ndarray, slots: int, samples_per_prompt: int = 1
+) -> tuple[Phase, ...]:
+    """Prefill and decode, a completion token, if no slot is ever idle.
+
+    Args:
+      model: the decoder.
+      prompt_length: tokens of each prompt.
+      lengths: `[B]` tokens of each completion; the first comes out of the prefill.
+      slots: rows that decode at a time: each reading of the parameters serves so many.
+      samples_per_prompt: completions that share a prefill.
+    """
+    total = float(lengths.sum())
+    prompts = len(lengths) / samples_per_prompt
+    read_out = 2.0 * model.vocab_size * model.d_model
+    per_prompt = prompt_length * (model.flops_per_token(prompt_length / 2) - read_out) + read_out
+    decoded = lengths - 1.0
+    context = prompt_length + lengths / 2.0
+    flops = float(sum(n * model.flops_per_token(c) for n, c in zip(decoded, context, strict=True)))
+    read = decoded.sum() / slots * parameter_bytes(model) + float((decoded * context).sum()) * cache_bytes(
+        model
+    )
+    return (
+        Phase("prefill", prompts * per_prompt / total, 0.0),
+        Phase("decode", flops / total, float(read) / total),
+    )
+
+
+def decode_step_bytes(model: ModelConfig, slots: int, context: float) -> float:
+    """Bytes that one decode step reads: the parameters once, the context of each row."""
+    return parameter_bytes(model) + slots * context * cache_bytes(model)
+
+
+def train_phases(model: ModelConfig, lengths: Sequence[int] | np.ndarray) -> tuple[Phase, ...]:
+    """Forward and backward, a real token of sequences of these lengths: three times the forward pass."""
+    return (Phase("update", 3.0 * _forward(model, lengths), 0.0),)
+
+
+def grpo_phases(
+    model: ModelConfig, prompt_length: int, max_new_tokens: int, prompts: int, group_size: int
+) -> tuple[Phase, ...]:
+    """Sampling, log-probs of the reference, one update; a completion token."""
+    rows = prompts * group_size
+    lengths = np.full(rows, max_new_tokens)
+    whole = prompt_length + max_new_tokens
+    forward = _forward(model, [whole]) * whole / max_new_tokens
+    return (
+        *rollout_phases(model, prompt_length, lengths, rows, group_size),
+        Phase("score", forward, 0.0),
+        Phase("update", 3.0 * forward, 0.0),
+    )
+
+
+def limit_rate(phases: Sequence[Phase], limits: Limits) -> float:
+    """Tokens/s that the limits allow."""
+    return 1.0 / sum(max(p.flops / limits.flops, p.read_bytes / limits.bandwidth) for p in phases)
+
+
+def flop_share(phases: Sequence[Phase], rate: float, limits: Limits) -> float:
+    """The share of the FLOP/s that is used at `rate` tokens/s; of training, the model FLOP utilisation (MFU)."""
+    return rate * sum(p.flops for p in phases) / limits.flops
+
+
+def bandwidth_share(phases: Sequence[Phase], rate: float, limits: Limits) -> float:
+    """The share of the bandwidth that is used at `rate` tokens/s."""
+    return rate * sum(p.read_bytes for p in phases) / limits.bandwidth
+
+
+def _forward(model: ModelConfig, lengths: Sequence[int] | np.ndarray) -> float:
+    """Forward FLOPs a token at the mean causal context of sequences of these lengths."""
+    sizes = np.asarray(lengths, np.float64)
+    return model.flops_per_token(float((sizes * (sizes + 1) / 2).sum() / sizes.sum()))

@@ -1,0 +1,185 @@
+"""The steps of sampling as pure functions: prompts into a cache, rows into slots, tokens out of them.
+
+A prompt's last token is not prefilled but fed as the first decode step, so that every token is drawn in one
+place, and prompts need no logits.
+
+Shapes: B slots, R prompts prefilled together, L prompt slots, C decode steps, V vocabulary.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from models.cache import KVCache, init_cache, with_prefix
+from models.config import ModelConfig
+from models.logprobs import compute_logits
+from models.transformer import Params, forward_cached, unembedding
+from research.sampling.controls import Controls, control_logits, mark_seen
+from research.sampling.methods import sample_token
+from research.sampling.types import SamplerScalars, SamplerSpec
+
+
+class Slots(flax.struct.PyTreeNode):
+    """Everything between two decode steps.
+
+    Attributes:
+      cache: holds all tokens of each row but its last.
+      last: `[B]` int32, the token to feed next.
+      positions: `[B]` int32, position of `last`.
+      drawn: `[B]` int32, completion tokens so far, given ones included; with `keys` it keys the next draw.
+      limits: `[B]` int32, completion tokens at most.
+      live: `[B]` bool, rows that go on.
+      keys: `[B]` one key a row.
+      given: `[B, M]` int32, tokens that are fed instead of drawn ones; M is 0 where nothing can be given.
+      given_left: `[B]` int32, how many of the last entries of `given` are still to be fed.
+      seen: `[B, V]` bool, tokens of the prompt and the completion; None unless the repetition penalty is on.
+      allowed: `[B, W]` int32, bit mask of the tokens that may be drawn next; None unless rows are constrained.
+    """
+
+    cache: KVCache
+    last: Int[Array, " B"]
+    positions: Int[Array, " B"]
+    drawn: Int[Array, " B"]
+    limits: Int[Array, " B"]
+    live: Bool[Array, " B"]
+    keys: Array
+    given: Int[Array, "B M"]
+    given_left: Int[Array, " B"]
+    seen: Bool[Array, "B V"] | None = None
+    allowed: Int[Array, "B W"] | None = None
+
+
+class Chunk(flax.struct.PyTreeNode):
+    """The tokens of C decode steps.
+
+    Attributes:
+      tokens: `[C, B]` int32; rubbish where `active` is False.
+      active: `[C, B]` bool, the row went on in this step.
+      drawn: `[C, B]` bool, and its token was drawn, not given.
+      sampler_logps, policy_logps: `[C, B]` float32.
+    """
+
+    tokens: Int[Array, "C B"]
+    active: Bool[Array, "C B"]
+    drawn: Bool[Array, "C B"]
+    sampler_logps: Float[Array, "C B"]
+    policy_logps: Float[Array, "C B"]
+
+
+def prefill(
+    params: Params,
+    tokens_RL: Int[Array, "R L"],
+    mask_RL: Bool[Array, "R L"],
+    config: ModelConfig,
+    prefix: KVCache | None = None,
+) -> KVCache:
+    """A full cache of left-padded prompts, behind a prefix that they share."""
+    R, L = tokens_RL.shape
+    cache = with_prefix(init_cache(config, R, L), prefix)
+    if not L:
+        return cache
+    segment_ids = mask_RL.astype(jnp.int32)
+    before = 0 if prefix is None else prefix.slots
+    positions = before + jnp.maximum(jnp.cumsum(segment_ids, axis=1) - 1, 0)
+    return forward_cached(params, config, tokens_RL, positions, segment_ids, cache)[1]
+
+
+def decode(
+    params: Params,
+    slots: Slots,
+    scalars: SamplerScalars,
+    until_free: Int[Array, ""],
+    until_step: Int[Array, ""],
+    controls: Controls | None = None,
+    *,
+    steps: int,
+    config: ModelConfig,
+    spec: SamplerSpec,
+) -> tuple[Slots, Chunk]:
+    """Up to `until_step` tokens a row; ends sooner when no row goes on, or when `until_free` rows do not.
+
+    Args:
+      params: as `models.fused.decode_params` lays them out, or as trained.
+      slots: the cache has room for `until_step` more.
+      scalars: traced numbers of the rollout.
+      until_free: rows that wait for new ones before it is worth taking some in; more than B: never mind.
+      until_step: at most C; 1 where rows are constrained, because the host makes each mask.
+      controls: numbers of `spec.controls`; None where it is empty.
+      steps: C.
+      config: of the model.
+      spec: of the rollout.
+    """
+    B = slots.last.shape[0]
+    unembed_DV = unembedding(params, config)
+    stops = jnp.asarray(spec.stop_tokens, jnp.int32)
+    zeros = jnp.zeros((steps, B), jnp.float32)
+    nothing = jnp.zeros((steps, B), bool)
+    empty = Chunk(jnp.zeros((steps, B), jnp.int32), nothing, nothing, zeros, zeros)
+    M = slots.given.shape[1]
+
+    def goes_on(carry: tuple[Array, Slots, Chunk]) -> Array:
+        t, slots, _ = carry
+        free = B - jnp.sum(slots.live)
+        return (t < jnp.minimum(until_step, steps)) & (free < B) & (free < until_free)
+
+    def step(carry: tuple[Array, Slots, Chunk]) -> tuple[Array, Slots, Chunk]:
+        t, slots, chunk = carry
+        live = slots.live
+        hidden, cache = forward_cached(
+            params,
+            config,
+            slots.last[:, None],
+            slots.positions[:, None],
+            live[:, None].astype(jnp.int32),
+            slots.cache,
+        )
+        logits = compute_logits(hidden[:, 0], unembed_DV, config)
+        controlled = None
+        if controls is not None:
+            controlled = control_logits(
+                logits,
+                spec.controls,
+                controls,
+                seen=slots.seen,
+                drawn=slots.drawn,
+                stop_tokens=spec.stop_tokens,
+                allowed=slots.allowed,
+            )
+        found = sample_token(
+            logits,
+            spec.method,
+            scalars.temperature,
+            scalars.top_p,
+            jax.vmap(jax.random.fold_in)(slots.keys, slots.drawn),
+            controlled_BV=controlled,
+        )
+        token = found.tokens
+        ended = jnp.any(token[:, None] == stops[None, :], axis=1)
+        given = jnp.zeros_like(live)
+        if M:
+            given, at = slots.given_left > 0, jnp.clip(M - slots.given_left, 0, M - 1)
+            token = jnp.where(given, jnp.take_along_axis(slots.given, at[:, None], axis=1)[:, 0], token)
+            ended = ended & ~given
+        drawn = slots.drawn + live
+        put = lambda buffer, row: jax.lax.dynamic_update_slice(buffer, row[None], (t, 0))  # noqa: E731
+        chunk = Chunk(
+            tokens=put(chunk.tokens, token),
+            active=put(chunk.active, live),
+            drawn=put(chunk.drawn, live & ~given),
+            sampler_logps=put(chunk.sampler_logps, found.sampler_logps),
+            policy_logps=put(chunk.policy_logps, found.policy_logps),
+        )
+        slots = slots.replace(
+            cache=cache,
+            last=jnp.where(live, token, slots.last),
+            positions=slots.positions + live,
+            drawn=drawn,
+            live=live & ~ended & (drawn < slots.limits),
+            given_left=slots.given_left - given * live,
+            seen=None if slots.seen is None else mark_seen(slots.seen, token),
+        )
+        return t + 1, slots, chunk
+
+    _, slots, chunk = jax.lax.while_loop(goes_on, step, (jnp.int32(0), slots, empty))
+    return slots, chunk

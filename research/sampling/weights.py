@@ -1,0 +1,51 @@
+"""The policy's parameters as they are kept for sampling: in the compute dtype, in bfloat16, or in int8.
+
+Once per update of the policy: cast or quantized, fused, and on a mesh moved from the layout of training, split over
+all devices, to that of decoding (`models.fused`).
+"""
+
+from types import ModuleType
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from models.config import ModelConfig
+from models.fused import decode_params
+from models.transformer import Params
+from research.errors import ConfigError
+
+Weights = Literal["compute", "bfloat16", "int8"]
+"""What a layer's matrices are kept in; they are multiplied in the compute dtype."""
+
+
+def sampling_params(params: Params, config: ModelConfig, weights: Weights) -> Params:
+    """Parameters to sample with; those that are laid out already are returned as they are.
+
+    With int8, each output of a layer's matrix has one scale, its largest magnitude over 127.5; the embedding and the
+    read-out stay in the compute dtype.
+
+    Raises:
+      ConfigError: int8 without the package qwix.
+    """
+    if weights == "int8":
+        qwix = _import_qwix()
+
+        def quantize(
+            w: Float[Array, "..."], outputs: tuple[int, ...]
+        ) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
+            found = qwix.quantize(w.astype(jnp.float32), jnp.int8, channelwise_axes=outputs)
+            return found.qvalue, found.scale.reshape([w.shape[axis] for axis in outputs])
+
+        return decode_params(params, config, quantize=quantize)
+    return decode_params(params, config, dtype=jnp.bfloat16 if weights == "bfloat16" else None)
+
+
+def _import_qwix() -> ModuleType:
+    try:
+        import qwix
+    except ImportError as error:
+        raise ConfigError(
+            "sampler.weights: int8 needs the package qwix: pip install 'temper[int8]'."
+        ) from error
+    return qwix

@@ -1,0 +1,339 @@
+"""`python -m launch.sample` on models whose next token depends on the last one alone, so that texts are known."""
+
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import test_time_compute
+from launch import sample
+from research.checkpoint import Checkpointer
+from research.config import make_model
+from research.data.tokenizer import END_TOOL_CALL, IM_END, IM_SEP, TOOL_CALL, Tokenizer, train_tokenizer
+from research.errors import ConfigError, TemperError
+from research.files import write_json_atomic
+from research.loops import chain
+from research.mesh import make_mesh
+from research.resolve import resolve
+from research.state import abstract_state
+from tests.experiments.toy import shrink
+from tests.launch.forks import Forks
+from tests.launch.test_launch import assert_one_sentence
+
+TEXT = 'The quick brown fox jumps over lazy dogs, 0123456789! {"name": "Bob", "age": 3} true false null\n'
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 5},
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+    "x-guidance": {"whitespace_flexible": False},
+}
+STRONG = 40.0
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """340 pieces with byte fallback."""
+    return train_tokenizer([TEXT * 3], vocab_size=340, path=tmp_path_factory.mktemp("t") / "bpe.model")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device() -> Iterator[None]:
+    """Programs for eight devices take longer to compile; this command's users have one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chain, "make_mesh", lambda *_: make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+        yield
+
+
+def table_of(tokenizer: Tokenizer, *chains: tuple[str, ...]) -> np.ndarray:
+    """Logits `[V, V]` of the next token by the last: small noise, and each chain's next piece almost certain."""
+    table = np.random.default_rng(0).normal(0, 1, (tokenizer.vocab_size,) * 2)
+    for links in chains:
+        for last, following in zip(links, links[1:], strict=False):
+            table[tokenizer.piece_id(last), tokenizer.piece_id(following)] = STRONG
+    return table.astype(np.float32)
+
+
+def write_stage(folder: Path, tokenizer: Tokenizer, name: str, table: np.ndarray) -> Path:
+    """A finished stage: blocks that add nothing, an embedding of one-hot rows, the table as read-out.
+
+    A scorer's score is the sum over the last token's row of the table.
+    """
+    V = tokenizer.vocab_size
+    folder.mkdir(parents=True)
+    config = shrink(test_time_compute.get_config(), folder.parent).unlock()
+    config.stages = ("sft", "reward", "prm")
+    for section, length in (("model", 64), ("teacher_model", 1024)):
+        sizes = {"num_layers": 1, "d_model": V, "num_heads": 1, "num_kv_heads": 1, "head_dim": 2, "d_ff": 2}
+        config[section].update({**sizes, "tie_embeddings": False, "max_length": length})
+    tree = json.loads(json.dumps(resolve(config.lock()).tree))
+    for stage in ("sft", "reward", "prm"):
+        tree[stage]["model"] = "teacher_model"  # its context counts, not that of the section `model`
+    write_json_atomic(folder / "experiment.json", {"stage": name, **tree})
+    tokenizer.save(folder / "tokenizer.model")
+    layout = chain.load_stage(folder).algorithm.layout
+    model = make_model(tree["teacher_model"], V)
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+
+    def fill(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        key = jax.tree_util.keystr(path)
+        if "unembed" in key:
+            return table / np.sqrt(V)
+        if "embed" in key:
+            return np.eye(V, dtype=np.float32)
+        if "scale" in key:
+            return np.ones(leaf.shape, np.float32)
+        if leaf.ndim == 2 and leaf.shape[0] == V:  # a scorer's head
+            return np.repeat(table.sum(axis=1, keepdims=True), leaf.shape[1], axis=1) * np.arange(
+                leaf.shape[1], 0, -1
+            )
+        return np.zeros(leaf.shape, np.float32)
+
+    params = jax.tree_util.tree_map_with_path(fill, abstract_state(model, mesh, layout).params)
+    with Checkpointer(folder / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(1, {"params": jax.tree.map(np.float32, params)}, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stage(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Answers "abcd"; what follows "q" is a euro sign in three bytes."""
+    chat = (IM_SEP, "a", "b", "c", "d", IM_END)
+    euro = ("q", "<0xE2>", "<0x82>", "<0xAC>", "x", "y", "<eos>")
+    folder = tmp_path_factory.mktemp("plain") / "stages" / "sft-0"
+    return write_stage(folder, tokenizer, "sft", table_of(tokenizer, chat, euro))
+
+
+@pytest.fixture(scope="module")
+def noisy(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Says anything."""
+    folder = tmp_path_factory.mktemp("noisy") / "stages" / "sft-0"
+    return write_stage(folder, tokenizer, "sft", table_of(tokenizer))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """What the command prints; its errors are raised."""
+
+    def call(folder: Path, *arguments: str) -> str:
+        capsys.readouterr()
+        with flagsaver.flagsaver():
+            flags.FLAGS(["sample", f"--stage={folder}", *arguments])
+            sample.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_stops_at_the_token_that_completes_a_stop_string(run: Run, stage: Path) -> None:
+    ask = (stage, "--prompt=1", "--max_new_tokens=8")
+    assert run(*ask) == "abcd\n"
+    assert run(*ask, "--stop=bc") == "a\n"
+    assert run(*ask, "--stop=xyz", "--stop=d", "--temperature=0") == "abc\n"
+    assert run(*ask, "--stop=de") == "abcd\n"
+    raw = (stage, "--raw", "--prompt=q", "--max_new_tokens=8")
+    assert run(*raw) == "€xy\n"
+    assert run(*raw, "--stop=€x") == "\n"
+
+
+def test_what_may_begin_a_stop_string_is_not_streamed(
+    run: Run, stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces: list[str] = []
+    in_order = sample.in_order
+
+    def spy(*args: Any) -> Any:
+        for piece in in_order(*args):
+            pieces.append(piece.text)
+            yield piece
+
+    monkeypatch.setattr(sample, "in_order", spy)
+    run(stage, "--prompt=1", "--max_new_tokens=8", "--stop=bd")
+    assert pieces == ["a", "", "bc", "d", ""]
+
+
+def test_controls(run: Run, stage: Path, tokenizer: Tokenizer) -> None:
+    ask = (stage, "--prompt=1", "--max_new_tokens=3")
+    assert run(*ask, "--logit_bias=c=-inf", f"--logit_bias={tokenizer.piece_id('!')}=200") == "!!!\n"
+    assert run(*ask, '--logit_bias="7"=1000') == "777\n"
+    assert len(run(stage, "--prompt=1", "--max_new_tokens=8", "--temperature=0")) == 5
+    assert len(run(stage, "--prompt=1", "--max_new_tokens=8", "--min_new_tokens=7")) > 6
+    biased = (*ask, "--logit_bias=a=300", "--logit_bias=b=200", "--temperature=0")
+    assert run(*biased)[:2] == "aa"
+    assert run(*biased, "--repetition_penalty=100")[:2] == "ab"
+
+
+def test_standard_input_is_one_prompt_a_line(run: Run, stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("q\nq\n"))
+    assert run(stage, "--raw", "--max_new_tokens=8") == "€xy\n€xy\n"
+
+
+def blocks(text: str) -> list[str]:
+    return re.split(r"^--- .* ---\n", text, flags=re.MULTILINE)[1:]
+
+
+def test_samples_do_not_depend_on_how_many_are_drawn_together(run: Run, noisy: Path) -> None:
+    ask = (noisy, "--prompt=1", "--max_new_tokens=6", "--seed=3")
+    text = run(*ask, "--n=4")
+    assert re.findall("^--- .*$", text, re.MULTILINE) == [f"--- sample {i} of 4 ---" for i in range(1, 5)]
+    assert len(set(blocks(text))) == 4
+    assert run(*ask, "--n=4", "--slots=2") == text
+    assert run(*ask) == blocks(text)[0]
+
+
+@pytest.mark.parametrize("kind", ["reward", "prm"])
+def test_best_of(run: Run, noisy: Path, tokenizer: Tokenizer, tmp_path: Path, kind: str) -> None:
+    """One token each: the score is that of the token, and the draws are those of --n."""
+    table = np.zeros((tokenizer.vocab_size,) * 2, np.float32)
+    table[:, 0] = np.linspace(-1, 1, tokenizer.vocab_size)
+    scorer = write_stage(tmp_path / "stages" / f"{kind}-0", tokenizer, kind, table)
+    ask = (noisy, "--prompt=1", "--max_new_tokens=1", "--seed=1", "--logit_bias=\n=-inf")
+    drawn = run(*ask, "--n=6", "--echo")
+    tokens = [int(re.findall(r"^ +(\d+) ", block, re.MULTILINE)[0]) for block in blocks(drawn)]
+    text = run(*ask, "--best_of=6", "--n=2", f"--scorer={scorer}", "--echo")
+    shown = re.findall(r"^--- (\d) of 6: (\S+) (\S+) \(sample (\d)\) ---$", text, re.MULTILINE)
+    assert [place for place, *_ in shown] == ["1", "2"]
+    assert {name for _, name, *_ in shown} == {"reward" if kind == "reward" else "prm-min"}
+    if kind == "reward":
+        order = sorted(range(6), key=lambda i: -tokens[i])
+        assert [int(number) - 1 for *_, number in shown] == order[:2]
+        assert float(shown[0][2]) > float(shown[1][2])
+
+
+def test_echo_shows_the_log_probs_of_the_table(run: Run, noisy: Path, tokenizer: Tokenizer) -> None:
+    prompt = "fox 3"
+    text = run(noisy, "--raw", f"--prompt={prompt}", "--max_new_tokens=3", "--top_k=5", "--echo")
+    lines = re.findall(r"^ *(\d+) (.+?) +(-|-?\d+\.\d+)$", text, re.MULTILINE)
+    tokens = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    assert [int(token) for token, *_ in lines[: len(tokens)]] == tokens
+    assert lines[0] == (str(tokenizer.bos_id), "'<bos>'", "-")
+    tokens += [int(token) for token, *_ in lines[len(tokens) :]]
+    assert len(tokens) == len(lines) == len(tokenizer.encode(prompt)) + 4
+    V = tokenizer.vocab_size
+    logits = table_of(tokenizer) / np.sqrt(V) / np.sqrt(1 / V + 1e-5)  # a one-hot row behind the norm
+    logps = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    found = [float(logp) for *_, logp in lines[1:]]
+    np.testing.assert_allclose(
+        found, [logps[a, b] for a, b in zip(tokens, tokens[1:], strict=False)], atol=2e-4
+    )
+
+
+def test_constraints(run: Run, noisy: Path, tmp_path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    pytest.importorskip("llguidance")
+    (tmp_path / "person.json").write_text(json.dumps(PERSON), encoding="utf-8")
+    ask = (noisy, "--prompt=1", "--max_new_tokens=60")
+    found = blocks(run(*ask, f"--json_schema={tmp_path / 'person.json'}", "--n=3"))
+    for text in found:
+        jsonschema.validate(json.loads(text), PERSON)
+    assert len(found) == 3 and len(set(found)) > 1
+    assert re.fullmatch("[0-9]{3}-x\n", run(*ask, "--regex=[0-9]{3}-x"))
+    assert run(*ask, "--choice=yes", "--choice=no, never") in ("yes\n", "no, never\n")
+    with pytest.raises(ConfigError, match="constraint: regex .* is not valid"):
+        run(*ask, "--regex=(")
+
+
+def test_a_model_calls_a_tool_reads_the_result_and_goes_on(
+    run: Run, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    pytest.importorskip("jsonschema")
+    table = table_of(tokenizer, (IM_SEP, TOOL_CALL, "1", END_TOOL_CALL, IM_END))
+    folder = write_stage(tmp_path / "stages" / "sft-0", tokenizer, "sft", table)
+    arguments = ("--prompt=7*6", "--tools=calculator", "--max_new_tokens=200", "--temperature=0")
+    text = run(folder, *arguments, "--max_turns=2")
+    turn = "<tool_call>1</tool_call><|im_end|>\n"
+    result = "<|im_start|>tool<|im_sep|><tool_result>error: the call is 1"
+    lines = text.splitlines(keepends=True)
+    assert lines[0] == turn and lines[1].startswith(result.replace("1", "")), text
+    assert text.count(turn) == 3 and text.count("<tool_result>") == 2, "the third call is one too many"
+    echoed = run(folder, *arguments, "--max_turns=1", "--echo")
+    given = [line for line in echoed.splitlines() if re.search(r"'<tool_result>' +-$", line)]
+    assert len(given) == 1, "a given token has no log-prob"
+    with pytest.raises(ConfigError, match=r"--prompt: has \d+ tokens with the description of the tools"):
+        run(folder, "--prompt=1", "--tools=calculator", "--max_new_tokens=1000")
+
+
+MISTAKES = {
+    "two constraints": (("--regex=a", "--choice=b"), "--choice: got --regex too"),
+    "stop in a constraint": (("--regex=a", "--stop=b"), "--stop: would end a completion before .* --regex"),
+    "tools in a constraint": (("--regex=a", "--tools=calculator"), "--tools: --regex leaves no room"),
+    "raw tools": (("--raw", "--tools=calculator"), "--tools: calls need chat turns"),
+    "no tools": (("--max_turns=2",), "--max_turns: has no effect without --tools"),
+    "no corpus": (("--tools=search",), "--tools: search needs a corpus"),
+    "corpus": (("--tools=calculator", "--corpus=x"), "--corpus: has no effect, expected search"),
+    "no scorer": (("--best_of=2",), "--best_of: needs a scorer"),
+    "no best_of": (("--scorer=x",), "--scorer: has no effect without --best_of"),
+    "raw scorer": (("--raw", "--best_of=2", "--scorer=x"), "--scorer: was trained on chat turns"),
+    "prm_score": (("--prm_score=prod",), "--prm_score: has no effect without --scorer"),
+    "n of best_of": (("--best_of=2", "--scorer=x", "--n=3"), "--n: got 3, expected at most --best_of=2"),
+    "greedy n": (("--temperature=0", "--n=2"), "--n: got 2, expected 1 at --temperature=0"),
+    "greedy best_of": (("--temperature=0", "--best_of=2", "--scorer=x"), "--best_of: got 2, expected 1 at"),
+    "greedy top_k": (("--temperature=0", "--top_k=2"), "--top_k: has no effect at --temperature=0"),
+    "greedy top_p": (("--temperature=0", "--top_p=0.5"), "--top_p: has no effect at --temperature=0"),
+    "slots": (("--slots=2",), "--slots: got 2, expected at most the 1 samples"),
+    "min_new_tokens": (
+        ("--min_new_tokens=8", "--max_new_tokens=8"),
+        "--min_new_tokens: got 8, expected less",
+    ),
+    "empty stop": (("--stop=",), "--stop: got an empty text"),
+    "penalty": (("--repetition_penalty=0",), "--repetition_penalty: got 0, expected a number above 0"),
+    "schema file": (("--json_schema=none.json",), r"--json_schema: none\.json: cannot be read"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_does_not_fit_together_is_one_sentence(run: Run, mistake: str) -> None:
+    arguments, message = MISTAKES[mistake]
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        run(Path("nothing"), "--prompt=1", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--logit_bias=a",), "--logit_bias: got 'a', expected TOKEN=NUMBER"),
+        (("--logit_bias=a=b",), "--logit_bias: got 'a=b', expected TOKEN=NUMBER"),
+        (("--logit_bias=abcab=1",), "--logit_bias: 'abcab' is no piece of this vocabulary of 340"),
+        (("--logit_bias=a=1", "--logit_bias=a=2"), r"--logit_bias: token .* is named twice"),
+        (("--logit_bias=999=1",), "logit_bias: got token 999, expected 0 to 339"),
+        (("--max_new_tokens=1022",), "--prompt: has .* expected at most 2 because the context is 1024"),
+        (("--tools=hammer",), "tools: got 'hammer', expected one of"),
+    ],
+)
+def test_mistakes_that_only_the_stage_shows(
+    run: Run, stage: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(TemperError, match=message):
+        run(stage, "--prompt=1", *arguments)
+
+
+def test_a_missing_extra_is_named(run: Run, stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance.numpy", None)
+    with pytest.raises(ConfigError, match=r"llguidance: pip install 'temper\[constrained\]'"):
+        run(stage, "--prompt=1", "--choice=a")
+
+
+def test_as_a_command(stage: Path) -> None:
+    with Forks() as forks:
+        outcome = forks.run("sample", f"--stage={stage}", "--prompt=1", "--max_new_tokens=8", "--stop=c")
+        assert (outcome.status, outcome.stdout) == (0, "ab\n"), outcome.stderr
+        assert_one_sentence(forks.run("sample", f"--stage={stage}", "--n=0"), r"--n=0.*--help")
+        lengths = ("--max_prompt_length=1000", "--max_new_tokens=100", "--k=1")
+        outcome = forks.run("evaluate", f"--stage={stage}", *lengths)
+        assert_one_sentence(outcome, "expected a sum of at most 1024, the model.s context")
+        shown = forks.run("sample", "--help").stdout
+    for flag in ("--stop=", "--best_of=", "--json_schema=", "--tools=", "--echo"):
+        assert re.search(rf"^  python -m launch\.sample .*{flag}", shown, re.MULTILINE)

@@ -1,0 +1,43 @@
+"""A system under test without any work in it: sleeps, counts, writes down when it was its turn, fails on demand.
+
+python fake.py NAME SECONDS DIARY [MODE [PARAMETERS]]; MODE: well, crash (in the second timed lap), hang, chatter.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+NAME, SECONDS, DIARY = sys.argv[1], float(sys.argv[2]), Path(sys.argv[3])
+MODE = sys.argv[4] if len(sys.argv) > 4 else "well"
+PARAMETERS = int(sys.argv[5]) if len(sys.argv) > 5 else 100
+
+
+def note(what: str) -> None:
+    """One line for each beginning and end."""
+    with DIARY.open("a", encoding="utf-8") as diary:
+        diary.write(f"{NAME} {what}\n")
+
+
+def say(**message: object) -> None:
+    """One line of JSON."""
+    print(json.dumps(message), flush=True)
+
+
+workload = json.loads(sys.stdin.readline())
+note("warm")
+say(first_seconds=3 * SECONDS, second_seconds=SECONDS, parameters=PARAMETERS, versions={"fake": "1"})
+for number, _ in enumerate(sys.stdin):
+    note("start")
+    if MODE == "crash" and number == 1:
+        print("loading shards\nRuntimeError: the wheel came off", file=sys.stderr)
+        sys.exit(3)
+    if MODE == "hang":
+        time.sleep(60)
+    if MODE == "chatter":
+        print("Loading checkpoint shards: 100%", flush=True)
+    time.sleep(SECONDS)
+    note("end")
+    values = {"flops": 1e9, "bandwidth": 1e8} if NAME == "machine" else {"tokens": workload["tokens"]}
+    say(seconds=SECONDS * (1 + number), peak_bytes=1024 * (1 + number), **values)
+note("bye")

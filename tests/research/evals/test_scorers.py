@@ -1,0 +1,88 @@
+"""Scorers at work: what each kind reads, in chunks or at once, and how its scores vote."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from research.algorithms.base import Network, sequence_rows
+from research.data.steps import step_end_mask
+from research.data.tokenizer import Tokenizer
+from research.evals.scaling import vote_weights
+from research.evals.scorers import Scorer
+from tests.research.algorithms import hand
+from tests.research.algorithms.toy import MODEL, host_params, one_device, quick_compilation, rollouts
+
+LENGTHS = np.array([8, 1, 3, 5, 2, 8])
+
+
+@pytest.fixture(autouse=True)
+def _quick() -> Iterator[None]:
+    with quick_compilation(), jax.set_mesh(one_device()):
+        yield
+
+
+@pytest.fixture(scope="module")
+def rows() -> Any:
+    """Prompts padded on the left, completions on the right."""
+    return sequence_rows(rollouts(np.zeros(6), LENGTHS, group_size=2), np.arange(6), np.ones(6))
+
+
+@pytest.fixture
+def tokenizer(monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
+    """Every third id breaks a line, id 0 shows nothing, all others show."""
+    texts = {
+        token: "\n" if token % 3 == 1 else " " if token == 0 else "x" for token in range(MODEL.vocab_size)
+    }
+    monkeypatch.setattr(Tokenizer, "vocab_size", MODEL.vocab_size)
+    monkeypatch.setattr(Tokenizer, "decode", lambda _self, ids: "".join(texts[i] for i in ids))
+    return Tokenizer(b"toy")
+
+
+def scorer(kind: Any, tokenizer: Tokenizer, reductions: Any = ("min", "prod", "last", "mean")) -> Scorer:
+    params = host_params(layout="scorer" if kind == "reward" else "step_scorer")
+    return Scorer("judge", kind, Network(params, MODEL), tokenizer, one_device(), reductions)
+
+
+def test_a_reward_model_is_read_at_the_last_token(rows: Any, tokenizer: Tokenizer) -> None:
+    judge = scorer("reward", tokenizer)
+    assert judge.scores == ("judge",)
+    outputs = hand.outputs(judge.network.params, rows)
+    expected = [[outputs[b, 3 + n - 1, 0] for b, n in enumerate(LENGTHS)]]
+    for at_once in (2, 6):
+        np.testing.assert_allclose(judge(rows, at_once=at_once), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_steps_are_read_at_their_ends_and_reduced(rows: Any, tokenizer: Tokenizer) -> None:
+    judge = scorer("process", tokenizer)
+    assert judge.scores == ("judge-min", "judge-prod", "judge-last", "judge-mean")
+    outputs = hand.outputs(judge.network.params, rows)
+    probs = 1 / (1 + np.exp(outputs[:, :, 0] - outputs[:, :, 1]))
+    ends = step_end_mask(rows.tokens, tokenizer, rows.loss_mask)
+    assert len(set(ends.sum(axis=1))) > 2
+    expected = np.full((4, len(LENGTHS)), -np.inf)
+    for row in range(len(LENGTHS)):
+        steps = probs[row, ends[row]]
+        if len(steps):
+            expected[:, row] = steps.min(), steps.prod(), steps[-1], steps.mean()
+    for at_once in (3, 6):
+        np.testing.assert_allclose(judge(rows, at_once=at_once), expected, rtol=1e-4)
+    outcome = scorer("outcome", tokenizer)
+    assert outcome.scores == ("judge",)
+    np.testing.assert_allclose(outcome(rows, at_once=6), expected[2:3], rtol=1e-4)
+
+
+def test_a_solution_without_a_step_comes_last_and_does_not_vote(rows: Any, tokenizer: Tokenizer) -> None:
+    judge = scorer("process", tokenizer, ("last",))
+    empty = rows.replace(tokens=np.where(rows.loss_mask, 0, rows.tokens))
+    scores = judge(empty, at_once=6)
+    np.testing.assert_array_equal(scores, np.full((1, 6), -np.inf))
+    np.testing.assert_array_equal(judge.weights(scores), np.zeros((1, 6)))
+
+
+def test_rewards_vote_by_their_exponentials_and_probabilities_as_they_are(tokenizer: Tokenizer) -> None:
+    scores = np.array([[0.25, 1.0, -np.inf]])
+    np.testing.assert_array_equal(scorer("process", tokenizer).weights(scores), [[0.25, 1.0, 0.0]])
+    np.testing.assert_array_equal(scorer("reward", tokenizer).weights(scores), vote_weights(scores))

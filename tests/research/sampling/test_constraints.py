@@ -1,0 +1,316 @@
+"""Constrained decoding: masks against brute force, whole completions, and constraints that cannot be met."""
+
+import json
+import re
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.data.tokenizer import MARKUP, Tokenizer, train_tokenizer
+from research.errors import ConfigError, DataError
+from research.sampling import constraints
+from research.sampling.constraints import (
+    Constraint,
+    ConstraintRows,
+    Grammars,
+    choice,
+    json_schema,
+    lark,
+    regex,
+)
+from research.sampling.controls import control_logits, make_controls, refuse_empty_rows
+from research.sampling.methods import SamplingMethod, sample_token
+
+TEXT = 'The quick brown fox says yes, no or maybe. 12 + 34 = 46\n{"name": "Bob", "age": 3} true false null\n'
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 5}, "age": {"type": "integer", "maximum": 99}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+    "x-guidance": {"whitespace_flexible": False},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs_the_extra() -> None:
+    pytest.importorskip("llguidance", reason="pip install 'temper[constrained]'")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """340 pieces with byte fallback."""
+    return train_tokenizer([TEXT * 3], vocab_size=340, path=tmp_path_factory.mktemp("t") / "bpe.model")
+
+
+@pytest.fixture(scope="module")
+def characters(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Only the characters of "abc 123", no bytes."""
+    return train_tokenizer(
+        ["abc 123\n"],
+        vocab_size=None,
+        path=tmp_path_factory.mktemp("t") / "char.model",
+        model_type="char",
+        byte_fallback=False,
+        required_characters="",
+    )
+
+
+def grammars_of(tokenizer: Tokenizer, vocab_size: int | None = None) -> Grammars:
+    return Grammars(tokenizer, (tokenizer.im_end_id, tokenizer.eos_id), vocab_size)
+
+
+def started(grammars: Grammars, constraint: Constraint | None, text: str = "", **more: Any) -> ConstraintRows:
+    rows = ConstraintRows(grammars)
+    rows.start(0, constraint, name="prompt 17", **more)
+    for token in grammars.tokenizer.encode(text):
+        rows.advance(0, token)
+    return rows
+
+
+def allowed(rows: ConstraintRows, row: int = 0) -> set[int]:
+    words = rows.masks([row])
+    assert words.dtype == np.int32
+    return set(np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist())
+
+
+def brute_force(tokenizer: Tokenizer, language: list[str], text: str) -> set[int]:
+    """Ids whose bytes go on to some member of the language; stop tokens after a member."""
+    stops = {tokenizer.im_end_id, tokenizer.eos_id}
+    found = set(stops) if text in language else set()
+    for token in range(tokenizer.vocab_size):
+        spelled = tokenizer.token_bytes[token]
+        if spelled and any(member.encode().startswith(text.encode() + spelled) for member in language):
+            found.add(token)
+    return found
+
+
+LANGUAGE = ["yes", "yesterday", "yak", "no", "nö", "maybe", 'q"\\/\n', "日本", "\u2581", "<pad>", "a b"]
+
+
+@pytest.mark.parametrize("text", ["", "y", "n", "yes", "no"])
+def test_masks_of_a_choice_equal_brute_force(tokenizer: Tokenizer, text: str) -> None:
+    rows = started(grammars_of(tokenizer), choice(LANGUAGE), text)
+    assert allowed(rows) == brute_force(tokenizer, LANGUAGE, text)
+    assert rows.may_stop(0) == (text in LANGUAGE)
+
+
+@pytest.mark.parametrize("text", ["", "a", "ab", "abab"])
+def test_masks_of_a_regex_equal_brute_force(tokenizer: Tokenizer, text: str) -> None:
+    language = [("ab" * n) + end for n in range(12) for end in ("", "a", "é", "1")]
+    rows = started(grammars_of(tokenizer), regex("(ab)*[aé1]?"), text)
+    assert allowed(rows) == brute_force(tokenizer, language, text)
+
+
+@pytest.mark.parametrize("option", LANGUAGE)
+def test_forced_text_follows_its_own_tokenization(tokenizer: Tokenizer, option: str) -> None:
+    """And each option of a choice can be spelled to its end, whatever characters it has."""
+    rows = started(grammars_of(tokenizer), choice([option]))
+    assert rows.forced(0) == tokenizer.encode(option)
+    for token in tokenizer.encode(option):
+        assert allowed(rows) == {token}
+        assert not rows.may_stop(0) and not rows.must_stop(0)
+        rows.advance(0, token)
+    assert allowed(rows) == {tokenizer.im_end_id, tokenizer.eos_id}
+    assert rows.may_stop(0) and rows.must_stop(0) and not rows.satisfied(0)
+    rows.advance(0, tokenizer.im_end_id)
+    assert rows.satisfied(0)
+
+
+def test_markup_is_never_text(tokenizer: Tokenizer) -> None:
+    """Anything goes, yet no control piece, not even where the text names one; Lark can ask for it."""
+    control = {token for token, text in enumerate(tokenizer.token_bytes) if not text}
+    stops = {tokenizer.im_end_id, tokenizer.eos_id}
+    assert {tokenizer.piece_id(name) for name in MARKUP} <= control
+    grammars = grammars_of(tokenizer)
+    assert allowed(started(grammars, regex(r"(?s:.*)"))) & control == stops
+    assert not allowed(started(grammars, choice(["<tool_call>", "<pad>"]))) & control
+    call = started(grammars, lark('start: <tool_call> "yes" </tool_call>'))
+    assert allowed(call) == {tokenizer.piece_id("<tool_call>")}
+
+
+def test_a_stop_token_that_is_text_is_only_a_stop(tokenizer: Tokenizer) -> None:
+    """The byte piece still spells a newline, forced or not."""
+    newline, byte = tokenizer.newline_id, tokenizer.piece_id("<0x0A>")
+    rows = ConstraintRows(Grammars(tokenizer, (newline,)))
+    for row, pattern in enumerate([r"a(?s:.)*", r"a(?s:.)b", r"a\nb"]):
+        rows.start(row, regex(pattern), name="a")
+        rows.advance(row, tokenizer.piece_id("a"))
+    assert newline in allowed(rows, 0) and newline not in allowed(rows, 1)
+    assert byte in allowed(rows, 1) and allowed(rows, 2) == {byte}
+    rows.advance(0, newline)
+    assert rows.satisfied(0)
+
+
+def generate(
+    tokenizer: Tokenizer, asked: list[Constraint | None], seed: int, steps: int
+) -> tuple[list[list[int]], ConstraintRows]:
+    """Random logits through the masks: what an engine does, one step at a time."""
+    V = tokenizer.vocab_size + 20
+    stops = (tokenizer.im_end_id, tokenizer.eos_id)
+    spec, controls = make_controls(V, stop_tokens=stops, max_new_tokens=steps, constrained=True)
+    rows = ConstraintRows(grammars_of(tokenizer, V))
+    for row, constraint in enumerate(asked):
+        rows.start(row, constraint, name=f"prompt {row}", max_new_tokens=steps)
+    # Ends are likely, so that most completions close.
+    logits = np.random.default_rng(seed).standard_normal((steps, len(asked), V)).astype(np.float32)
+    logits[..., [*stops, *tokenizer.encode('"}]')]] += 4.0
+    one = jnp.float32(1.0)
+
+    @jax.jit
+    def step(x: jax.Array, mask: jax.Array, keys: jax.Array) -> Any:
+        after = control_logits(x, spec, controls, allowed=mask)
+        return sample_token(x, SamplingMethod(), one, one, keys, controlled_BV=after), after
+
+    drawn: list[list[int]] = [[] for _ in asked]
+    for t in range(steps):
+        keys = jax.random.split(jax.random.key(seed * 1000 + t), len(asked))
+        out, after = jax.device_get(step(logits[t], rows.masks(range(len(asked))), keys))
+        refuse_empty_rows(out.sampler_logps[:, None], [f"prompt {row}" for row in range(len(asked))])
+        for row, token in enumerate(out.tokens.tolist()):
+            if drawn[row] and drawn[row][-1] in stops:
+                continue
+            left = after[row].astype(np.float64)
+            expected = left[token] - np.log(np.exp(left).sum())
+            np.testing.assert_allclose(out.sampler_logps[row], expected, atol=1e-5)
+            rows.advance(row, token)
+            drawn[row].append(token)
+    return drawn, rows
+
+
+def test_completions_match_or_are_reported_as_cut_off(tokenizer: Tokenizer) -> None:
+    options = ["yes", "no", "maybe not"]
+    asked = [json_schema(PERSON), regex(r"[a-z]{2,4}-\d+"), choice(options), None] * 8
+    drawn, rows = generate(tokenizer, asked, seed=1, steps=24)
+    stops, closed = {tokenizer.im_end_id, tokenizer.eos_id}, 0
+    for row, (constraint, tokens) in enumerate(zip(asked, drawn, strict=True)):
+        if constraint is None:
+            assert rows.satisfied(row)
+            continue
+        assert rows.satisfied(row) == (tokens[-1] in stops)
+        if not rows.satisfied(row):
+            assert len(tokens) == 24
+            continue
+        closed += 1
+        text = tokenizer.decode(tokens)
+        if constraint.kind == "json_schema":
+            value = json.loads(text)
+            assert set(value) == {"name", "age"} and len(value["name"]) <= 5
+            assert isinstance(value["age"], int) and value["age"] <= 99
+        elif constraint.kind == "regex":
+            assert re.fullmatch(r"[a-z]{2,4}-\d+", text)
+        else:
+            assert text in options
+    assert 12 <= closed <= 24
+
+
+def test_rows_are_apart_and_can_be_refilled(tokenizer: Tokenizer) -> None:
+    grammars = grammars_of(tokenizer, 400)
+    rows = ConstraintRows(grammars)
+    rows.start(3, choice(["ab", "ac"]), name="a")
+    rows.start(5, choice(["ab", "ac"]), name="b")
+    rows.start(7, None, name="free")
+    a, b = tokenizer.piece_id("a"), tokenizer.piece_id("b")
+    rows.advance(3, a)
+    assert a not in allowed(rows, 3) and a in allowed(rows, 5)
+    masks = rows.masks([7, 5, 3, 99])
+    assert masks.shape == (4, 13)
+    np.testing.assert_array_equal(masks[[0, 3]], -1)
+    assert allowed(rows, 3) | allowed(rows, 5) <= set(range(tokenizer.vocab_size)), "no padding column"
+    rows.advance(7, a)
+    rows.advance(3, b)
+    rows.advance(3, tokenizer.eos_id)
+    assert rows.satisfied(3) and not rows.satisfied(5) and rows.satisfied(7)
+    np.testing.assert_array_equal(rows.masks([3]), -1)
+    rows.start(3, regex("b+"), name="c")
+    assert not rows.satisfied(3) and b in allowed(rows, 3) and a not in allowed(rows, 3)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "message"),
+    [
+        (regex("(a"), r"regex \(a is not valid: unclosed group"),
+        (
+            regex("a(?=b)"),
+            r"is not valid: look-around, including look-ahead and look-behind, is not supported",
+        ),
+        (json_schema('{"type":'), r"json_schema .* is not valid: not JSON \(Expecting value"),
+        (json_schema({"type": "strin"}), r"json_schema .* is not valid: Invalid type: strin"),
+        (json_schema({"not": {"type": "null"}}), r'is not valid: Unimplemented keys: \["not"\]'),
+        (
+            json_schema({"type": "integer", "minimum": 5, "maximum": 3}),
+            r"is not valid: Unsatisfiable schema: minimum \(5\) is greater than maximum \(3\)",
+        ),
+        (json_schema({"enum": []}), r"Unsatisfiable schema"),
+        (lark('start: "a" b'), r'lark start: "a" b is not valid: unknown name: "b"'),
+        (regex("[a&&b]"), r"regex \[a&&b\] cannot be satisfied|is not valid"),
+        (choice([]), r"choice got \(\), expected strings to choose from"),
+        (Constraint("choice", "yes"), r"choice got 'yes', expected strings to choose from"),
+        (Constraint("regex", ("a",)), r"regex got tuple, expected a string"),
+    ],
+)
+def test_invalid_constraints_are_one_sentence(
+    tokenizer: Tokenizer, constraint: Constraint, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        started(grammars_of(tokenizer), constraint)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_choice_that_does_not_fit(tokenizer: Tokenizer) -> None:
+    grammars = grammars_of(tokenizer)
+    options = ["\u2603\u2603", "\u2603\u2603\u2603"]  # three bytes each, of which none is in the corpus
+    message = (
+        "shortest option '\u2603\u2603' takes at least 6 tokens and a stop token, expected .* >= 7, got 6"
+    )
+    with pytest.raises(ConfigError, match=message):
+        started(grammars, choice(options), max_new_tokens=6)
+    started(grammars, choice(options), max_new_tokens=7)
+    assert grammars._fewest_tokens("") == 0
+    for text in ("yes", "The quick", "maybe \u2603"):
+        assert grammars._fewest_tokens(text) <= len(tokenizer.encode(text))
+
+
+def test_a_vocabulary_without_bytes(characters: Tokenizer) -> None:
+    """What it cannot spell is refused at the start, or never begun, or named when a row is stuck."""
+    grammars = grammars_of(characters)
+    a, b, c = (characters.piece_id(name) for name in "abc")
+    with pytest.raises(
+        ConfigError, match="choice 'aé' cannot be spelled with this vocabulary of 2[0-9] pieces"
+    ):
+        started(grammars, choice(["ab", "aé"]))
+    with pytest.raises(ConfigError, match="regex aé cannot be satisfied: no token of this vocabulary"):
+        started(grammars, regex("aé"))
+    assert allowed(started(grammars, regex("(aé|b)"))) == {b}
+    assert allowed(started(grammars, regex("a(éc|b)"), "a")) == {b}
+    assert c in allowed(started(grammars, regex("[^ab]/?")))
+    stuck = started(grammars, lark('start: "a" REST\nREST: "é" | "ü"'), "a")
+    message = "prompt 17: no token is allowed by lark .* after 'a': this vocabulary cannot spell"
+    with pytest.raises(DataError, match=message):
+        stuck.masks([0])
+
+
+def test_a_token_that_is_not_allowed_is_named(tokenizer: Tokenizer) -> None:
+    x = tokenizer.piece_id("x")
+    with pytest.raises(
+        DataError, match=rf"prompt 17: token {x} \('x'\) is not allowed by choice .* after 'ye'"
+    ):
+        started(grammars_of(tokenizer), choice(["yes"]), "ye").advance(0, x)
+    with pytest.raises(DataError, match=r"is not allowed by choice \[\"yes\"\] after 'y'"):
+        started(grammars_of(tokenizer), choice(["yes"]), "y").advance(0, tokenizer.eos_id)
+
+
+def test_settings(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"got stop tokens \[\], expected at least one"):
+        Grammars(tokenizer, ())
+    with pytest.raises(
+        ConfigError, match="the logits have 339 columns, expected at least the tokenizer's 340"
+    ):
+        grammars_of(tokenizer, 339)
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    monkeypatch.setitem(sys.modules, "llguidance.numpy", None)
+    with pytest.raises(ConfigError, match=r"pip install 'temper\[constrained\]'"):
+        constraints.Grammars(tokenizer, (tokenizer.eos_id,))

@@ -1,0 +1,78 @@
+"""Rows that pause for tools: what they are given, who is asked, and that it fits what the engine keeps room for."""
+
+import numpy as np
+import pytest
+
+from research.data.chat import Message, render_messages, render_prompt
+from research.data.tokenizer import Tokenizer, train_tokenizer
+from research.sampling.engine import End, Give, Request, Row
+from research.sampling.stop_strings import StopLook
+from research.sampling.tool_turns import ToolLook, most_given
+from research.tools.base import Toolbox
+from research.tools.calculator import calculator
+from research.tools.calls import Call, call_text
+from research.tools.turns import TurnLimits, Turns
+
+USER = (Message("user", "six by seven"),)
+N = 400
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return train_tokenizer(
+        ["six by seven is 42\n" * 20], vocab_size=300, path=tmp_path_factory.mktemp("t") / "small.model"
+    )
+
+
+@pytest.fixture
+def turns(tokenizer: Tokenizer) -> Turns:
+    pytest.importorskip("jsonschema", reason="pip install 'temper[tools]'")
+    return Turns(Toolbox([calculator()], tokenizer, max_result_tokens=30), TurnLimits(2, 3, N))
+
+
+def row_of(number: int, tokens: list[int], *, stopped: bool) -> Row:
+    row = Row(number, Request(np.array([1]), 0, number, N))
+    row.tokens[: len(tokens)], row.mask[: len(tokens)] = tokens, True
+    row.length, row.stopped = len(tokens), stopped
+    return row
+
+
+def said(tokenizer: Tokenizer, *expressions: str, text: str = "") -> list[int]:
+    calls = tuple(call_text(Call("calculator", {"expression": each})) for each in expressions)
+    turn = (*USER, Message("assistant", text, "", calls))
+    return render_messages(turn, tokenizer, where="r").tokens[len(render_prompt(USER, tokenizer)) :].tolist()
+
+
+def test_a_paused_row_is_given_its_result_and_the_next_turn(tokenizer: Tokenizer, turns: Turns) -> None:
+    look = ToolLook(turns)
+    first = said(tokenizer, "6*7")
+    rows = [
+        row_of(0, first, stopped=True),
+        row_of(1, said(tokenizer, text="42"), stopped=True),
+        row_of(2, first[:3], stopped=False),
+    ]
+    found = look(rows)
+    assert set(found) == {0} and isinstance(found[0], Give)
+    given = list(found[0].tokens)
+    shown = tokenizer.decode(given, show_markup=True)
+    assert shown == (
+        "<|im_start|>tool<|im_sep|><tool_result>42</tool_result><|im_end|><|im_start|>assistant<|im_sep|>"
+    )
+    assert look.states[1].finish == "answered" and look.states[0].turns == 1
+    whole = first + given
+    assert look([row_of(0, whole[:-2], stopped=False)]) == {}, "it has not yet been fed all of it"
+    assert isinstance(look([row_of(0, whole + first, stopped=True)])[0], Give)
+    assert look([row_of(0, whole + first + given + first, stopped=True)]) == {}
+    assert look.states[0].finish == "turn_limit"
+
+
+def test_a_row_that_a_stop_string_ends_is_not_asked(tokenizer: Tokenizer, turns: Turns) -> None:
+    look = ToolLook(turns, StopLook(tokenizer.token_bytes, ("6*",)))
+    found = look([row_of(0, said(tokenizer, "6*7"), stopped=True)])
+    assert isinstance(found[0], End) and look.states == {}
+
+
+def test_the_engine_keeps_room_for_the_longest_results(tokenizer: Tokenizer, turns: Turns) -> None:
+    long = "+".join(["1/7919"] * 3 + ["1/104729"] * 4)
+    found = ToolLook(turns)([row_of(0, said(tokenizer, long, long, long), stopped=True)])[0]
+    assert isinstance(found, Give) and most_given(turns) - 3 <= len(found.tokens) <= most_given(turns)
