@@ -166,6 +166,13 @@ def repeat_rows(cache: KVCache, times: int) -> KVCache:
     return cache.replace(layers=layers, segment_ids=repeat(cache.segment_ids))
 
 
+def take_rows(cache: KVCache, rows: Int[Array, " R"]) -> KVCache:
+    """Only these rows, in this order."""
+    take = lambda x: jnp.take(x, rows, axis=0)  # noqa: E731
+    layers = tuple(layer.map_slots(take) for layer in cache.layers)
+    return cache.replace(layers=layers, segment_ids=take(cache.segment_ids))
+
+
 def resize(cache: KVCache, slots: int, *, drop: int | Int[Array, ""] = 0) -> KVCache:
     """The first `drop` slots left out of every row, and room for `slots` in all: a cache grows by buckets.
 

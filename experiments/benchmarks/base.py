@@ -34,7 +34,7 @@ def shared(kind: str, size: str) -> dict[str, object]:
         "kind": kind,  # rollout, train_step, grpo_iteration
         "model": model(size),
         "platform": "gpu" if size == "gpu" else "cpu",  # where the systems compute
-        "threads": 2,  # cores that each system may use
+        "threads": 2,  # cores that each system may use; on a CPU, Temper splits rows over one XLA device a core
         "repetitions": 2 if size == "toy" else 5,  # timed runs of each system, in turn
         "settle_seconds": 0.0 if size == "toy" else 0.3,  # pause between two runs
         "timeout_seconds": 1800.0,  # of one run, compilation included
@@ -43,6 +43,11 @@ def shared(kind: str, size: str) -> dict[str, object]:
             "matmul_size": {"cpu": 2048, "gpu": 8192, "toy": 256}[size],  # n of the n x n product timed
             "peak_flops": 0.0,  # the data sheet's FLOP/s in the compute dtype; 0: only the measured limit is used
             "peak_bandwidth": 0.0,  # the data sheet's bytes/s; 0 likewise
+        },
+        "sampler": {  # of Temper
+            "chunk": 32,  # decode steps between two refills, at most
+            "admit": 8,  # prompts taken in at a time
+            "cache_bucket": {"cpu": 32, "gpu": 128, "toy": 32}[size],  # tokens by which the KV cache grows
         },
         "optimizer": base.stage("sft").optimizer,
         "objective": {**objective, "beta": 0.04},  # of grpo_iteration

@@ -65,6 +65,15 @@ class LimitsSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class SamplerSizes:
+    """Sizes of Temper's sampler; see `research.sampling.types`."""
+
+    chunk: int
+    admit: int
+    cache_bucket: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Benchmark:
     """A benchmark, resolved; `tree` is the whole config as JSON."""
 
@@ -78,6 +87,7 @@ class Benchmark:
     timeout_seconds: float
     seed: int
     limits: LimitsSpec
+    sampler: SamplerSizes
     cases: Mapping[str, Case]
     optimizer: Mapping[str, float]
     objective: Mapping[str, Any]
@@ -102,6 +112,9 @@ def read_benchmark(config: ConfigDict) -> Benchmark:
     for key in ("settle_seconds", "seed"):
         _at_least(key, tree[key], 0)
     values["limits"] = LimitsSpec(**_section("limits", tree["limits"], LimitsSpec))
+    values["sampler"] = SamplerSizes(**_section("sampler", tree["sampler"], SamplerSizes))
+    for key, value in tree["sampler"].items():
+        _at_least(f"sampler.{key}", value, 1)
     _at_least("limits.matmul_size", tree["limits"]["matmul_size"], 1)
     try:
         values["model"] = ModelConfig(**_section("model", tree["model"], ModelConfig))

@@ -92,6 +92,7 @@ def _message(benchmark: Benchmark, **details: Any) -> dict[str, Any]:
         "platform": benchmark.platform,
         "threads": benchmark.threads,
         "seed": benchmark.seed,
+        "sampler": dataclasses.asdict(benchmark.sampler),
         "optimizer": dict(benchmark.optimizer),
         **details,
     }

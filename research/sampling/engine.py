@@ -30,6 +30,7 @@ from research.sampling.programs import (
     place_program,
     prefill_program,
     resize_program,
+    shrink_program,
 )
 from research.sampling.types import (
     STOPPED,
@@ -224,6 +225,7 @@ class _Run:
     def chunks(self) -> Iterator[tuple[list[Row], list[Row]]]:
         while self.waiting or any(self.placed):
             self._admit()
+            self._shrink()
             self._make_room()
             chunk = self._decode()
             seen = [
@@ -245,9 +247,9 @@ class _Run:
             for _, row in seen:
                 refuse_empty_rows(row.sampler_logps[None, : row.length], [_name(row.request)])
         if self.constrained is not None:
-            for slot, row in seen:
-                self.constrained.advance(slot, int(row.tokens[row.length - 1]))
-                row.satisfied = self.constrained.satisfied(slot)
+            for _, row in seen:
+                self.constrained.advance(row.number, int(row.tokens[row.length - 1]))
+                row.satisfied = self.constrained.satisfied(row.number)
 
     def _admit(self) -> None:
         """Fills free slots from the queue, R at a time."""
@@ -266,7 +268,7 @@ class _Run:
                 if request.key not in self.sources:
                     break
                 slot = free.pop(0)
-                self.placed[slot] = self.waiting.popleft()
+                row = self.placed[slot] = self.waiting.popleft()
                 self.begins[slot] = self.length - (request.prompt.size - self.before - 1)
                 rows[i], sources[i] = slot, self.sources[request.key]
                 last[i], positions[i] = request.prompt[-1], request.prompt.size - 1
@@ -276,7 +278,10 @@ class _Run:
                     seen[i, request.prompt] = True
                 if self.constrained is not None:
                     self.constrained.start(
-                        slot, request.constraint, name=_name(request), max_new_tokens=request.max_new_tokens
+                        row.number,
+                        request.constraint,
+                        name=_name(request),
+                        max_new_tokens=request.max_new_tokens,
                     )
             self.slots = place_program(
                 self.slots,
@@ -305,6 +310,15 @@ class _Run:
         self.filled = prefill_program(self.own.params, tokens, mask, self.prefix, config=self.config)
         self.own.stats.prefilled += int(mask.sum())
 
+    def _shrink(self) -> None:
+        """Halves the slots while nobody waits and half are free: the last, longest rows do not pay for them."""
+        while not self.waiting and sum(row is not None for row in self.placed) <= len(self.placed) // 2:
+            order = sorted(range(len(self.placed)), key=lambda slot: self.placed[slot] is None)
+            kept = order[: len(self.placed) // 2]
+            self.slots = shrink_program(self.slots, np.array(kept, np.int32))
+            self.placed = [self.placed[slot] for slot in kept]
+            self.begins = self.begins[kept]
+
     def _make_room(self) -> None:
         """Leaves out what no row needs any more, and grows or shrinks the cache to what they do."""
         if self.length < self.slots.cache.slots:
@@ -318,10 +332,10 @@ class _Run:
         self.own.stats.resizes += 1
 
     def _decode(self) -> Chunk:
-        never = self.sizes.slots + 1
+        never = len(self.placed) + 1
         most = min(self.slots.cache.slots - self.length, self.sizes.chunk)
         if self.constrained is not None:
-            masks = self.constrained.masks(range(self.sizes.slots))
+            masks = self.constrained.masks([_FREE if row is None else row.number for row in self.placed])
             self.slots, most = self.slots.replace(allowed=masks), 1
         self.slots, chunk = decode_program(
             self.own.params,
@@ -337,13 +351,13 @@ class _Run:
         chunk = jax.device_get(chunk)
         steps, stats = int(chunk.active.any(axis=1).sum()), self.own.stats
         self.length += steps
-        stats.steps, stats.slot_steps = stats.steps + steps, stats.slot_steps + steps * self.sizes.slots
+        stats.steps, stats.slot_steps = stats.steps + steps, stats.slot_steps + steps * len(self.placed)
         stats.tokens += int(chunk.active.sum())
         return chunk
 
     def _act(self, seen: Sequence[tuple[int, Row]]) -> np.ndarray:
         """Which slots go on, after the host has had its say; `[B]` bool."""
-        live = np.zeros(self.sizes.slots, bool)
+        live = np.zeros(len(self.placed), bool)
         for slot, row in enumerate(self.placed):
             if row is not None:
                 ended = row.length > 0 and row.mask[row.length - 1]
@@ -352,8 +366,8 @@ class _Run:
         said = self.look([row for _, row in seen]) if self.look is not None and seen else {}
         if not said:
             return live
-        given = np.zeros((self.sizes.slots, self.sizes.give), np.int32)
-        left = np.full(self.sizes.slots, UNCHANGED, np.int32)
+        given = np.zeros((len(self.placed), self.sizes.give), np.int32)
+        left = np.full(len(self.placed), UNCHANGED, np.int32)
         for slot, row in seen:
             action = said.get(row.number)
             if isinstance(action, End):
@@ -377,6 +391,9 @@ def _common_prefix(prompts: Sequence[np.ndarray], multiple: int) -> np.ndarray:
     same = np.all([prompt[:shortest] == first[:shortest] for prompt in prompts], axis=0)
     length = shortest if same.all() else int(same.argmin())
     return first[: length - length % multiple]
+
+
+_FREE = -1
 
 
 def _name(request: Request) -> str:

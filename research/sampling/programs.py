@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from models.cache import KVCache, init_cache, insert_rows, resize, with_prefix
+from models.cache import KVCache, init_cache, insert_rows, resize, take_rows, with_prefix
 from models.config import ModelConfig
 from models.transformer import Params
 from research.sampling.decode import Slots, decode, prefill
@@ -96,6 +96,14 @@ def place_program(slots: Slots, filled: KVCache, entries: Entries, scalars: Samp
 def resize_program(state: Slots, drop: Int[Array, ""], *, slots: int) -> Slots:
     """`models.cache.resize` of the slots' cache."""
     return state.replace(cache=resize(state.cache, slots, drop=drop))
+
+
+@jax.jit
+def shrink_program(slots: Slots, rows: Int[Array, " R"]) -> Slots:
+    """Only these slots, once nobody waits for the others."""
+    rest = slots.replace(cache=slots.cache.segment_ids)
+    kept = jax.tree.map(lambda x: x[rows], rest)
+    return kept.replace(cache=take_rows(slots.cache, rows))
 
 
 @partial(jax.jit, donate_argnames="slots")

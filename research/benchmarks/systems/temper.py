@@ -1,6 +1,7 @@
 """Temper as a system under test: the sampler, the train step and an iteration of GRPO as the loops run them.
 
-One device. Token ids come from the workload, so no tokenizer takes part; everything else is the code of a run.
+On a CPU, rows are split over one XLA device a core. Token ids come from the workload, so no tokenizer takes part;
+everything else is the code of a run.
 """
 
 import dataclasses
@@ -41,7 +42,11 @@ def main() -> None:
     channel = Channel()
     work = channel.workload
     config = ModelConfig(**work["model"])
-    mesh = make_mesh(1, 1, 1, devices=jax.devices(work["platform"])[:1])
+    devices = 1
+    if work["platform"] == "cpu" and rows(work) % work["threads"] == 0:
+        devices = work["threads"]
+        jax.config.update("jax_num_cpu_devices", devices)
+    mesh = make_mesh(devices, 1, 1, devices=jax.devices(work["platform"])[:devices])
     with jax.set_mesh(mesh):
         state = init_state(config, mesh, work["seed"])
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -54,6 +59,11 @@ def main() -> None:
         channel.repeat(lambda: {**lap(), **device_peak(mesh)})
 
 
+def rows(work: Work) -> int:
+    """Rows of the smallest batch, which are split over the devices."""
+    return int(work["prompts_per_step"] if work["kind"] == "grpo_iteration" else work["batch_size"])
+
+
 def device_peak(mesh: Mesh) -> dict[str, float]:
     """The most memory of the accelerator in use so far; nothing where the backend does not count it."""
     stats = mesh.devices.flat[0].memory_stats()
@@ -64,13 +74,21 @@ def rollout(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> L
     """Draws a completion of its wanted length for each prompt."""
     tokens, lengths = np.array(work["prompts"], np.int32), np.array(work["lengths"], np.int32)
     prompts = Prompts(tokens, np.ones(tokens.shape, bool), np.arange(len(tokens), dtype=np.int32))
-    spec = SamplerSpec(work["max_new_tokens"], 1, (), PAD, SamplingMethod(greedy=work["greedy"]))
+    spec = SamplerSpec(
+        work["max_new_tokens"],
+        1,
+        (),
+        PAD,
+        SamplingMethod(greedy=work["greedy"]),
+        cache_bucket=work["sampler"]["cache_bucket"],
+        engine=EngineSpec(work["batch_size"], work["sampler"]["chunk"], work["sampler"]["admit"]),
+    )
     draw = _draw_fixed if (lengths == work["max_new_tokens"]).all() else _draw_lengths
     params, steps = state.params, count()
 
     def lap() -> dict[str, float]:
         scalars = _sampler_scalars(work["seed"], next(steps))
-        drawn = draw(params, prompts, lengths, scalars, config, spec, work["batch_size"], mesh)
+        drawn = draw(params, prompts, lengths, scalars, config, spec, mesh)
         return {"tokens": float(drawn)}
 
     return lap
@@ -83,12 +101,13 @@ def _draw_fixed(
     scalars: SamplerScalars,
     config: ModelConfig,
     spec: SamplerSpec,
-    slots: int,
     mesh: Mesh,
 ) -> int:
     """Draws `max_new_tokens` for every prompt, a batch at a time; returns the tokens drawn."""
-    drawn = 0
-    for batch in _batches(prompts, slots):
+    assert spec.engine is not None
+    slots = spec.engine.slots
+    drawn, spec = 0, dataclasses.replace(spec, engine=None)
+    for batch in _batches(prompts, min(slots, len(lengths))):
         out = jax.device_get(sample(params, to_device(mesh, batch), scalars, config=config, spec=spec))
         drawn += int(out.lengths.sum())
     assert drawn == lengths.sum(), f"drew {drawn} tokens, expected {lengths.sum()}"
@@ -102,7 +121,6 @@ def _draw_lengths(
     scalars: SamplerScalars,
     config: ModelConfig,
     spec: SamplerSpec,
-    slots: int,
     mesh: Mesh,
 ) -> int:
     """Draws completions of given lengths with the refill engine; returns the tokens drawn."""
@@ -111,8 +129,7 @@ def _draw_lengths(
         Request(prompt, int(prompt_id), 0, int(length))
         for prompt, prompt_id, length in zip(prompts.tokens, prompts.prompt_ids, lengths, strict=True)
     ]
-    refilled = dataclasses.replace(spec, engine=EngineSpec(slots))
-    engine = Engine(params, scalars, config=config, spec=refilled)
+    engine = Engine(params, scalars, config=config, spec=spec)
     drawn = sum(row.length for row in engine.run(requests))
     assert drawn == lengths.sum(), f"drew {drawn} tokens, expected {lengths.sum()}"
     return drawn
@@ -183,6 +200,7 @@ def grpo(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Lap:
     algorithm, scalars = objective_of(work, "grpo", work["objective"], online=True)
     tokens = np.array(work["prompts"], np.int32)
     mask, spec = np.ones((P, tokens.shape[1]), bool), SamplerSpec(N, G, (), PAD)
+    spec = dataclasses.replace(spec, cache_bucket=work["sampler"]["cache_bucket"])
     frozen = Frozen(reference=Network(jax.tree.map(jnp.copy, state.params), config))
     kept, steps = [state], count()
 
