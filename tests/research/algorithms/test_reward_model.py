@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -48,7 +49,7 @@ def test_rankings_equal_numpy_over_the_pairs_of_each_prompt(scorer: Any) -> None
     total = count = 0.0
     without = []
     for p in range(P):
-        rows = SequenceBatch(*(getattr(batch.rows, k)[p] for k in SequenceBatch.__dataclass_fields__))
+        rows = jax.tree.map(lambda x, p=p: x[p], batch.rows)
         r, there = scores(scorer, rows), rows.weights > 0
         pairs = [
             (i, j)
@@ -73,9 +74,7 @@ def test_two_ranked_candidates_are_a_pair(scorer: Any) -> None:
     pairs = host_batch(RewardModel())
     plain = pairs.replace(margins=np.zeros(8, np.float32), soft_labels=np.ones(8, np.float32))
     sides = pairs.chosen, pairs.rejected
-    stacked = SequenceBatch(
-        *(np.stack([getattr(s, k) for s in sides], axis=1) for k in SequenceBatch.__dataclass_fields__)
-    )
+    stacked = jax.tree.map(lambda *x: np.stack(x, axis=1), *sides)
     ranking = host_batch(RankingRewardModel()).replace(
         rows=stacked.replace(weights=np.stack([pairs.chosen.weights] * 2, axis=1)),
         ranks=np.tile(np.array([0, 1], np.int32), (8, 1)),

@@ -153,6 +153,7 @@ def test_nothing_is_compiled_after_the_second_iteration(
 ) -> None:
     """The first has a fresh state, the second one whose shardings are spelled as an update leaves them."""
     changes = {"rl.objective.name": objective, "rl.steps": 4, "rl.log_every": 1, "rl.seed": 11}
+    jax.clear_caches()  # other tests may have compiled the same programs in this process
     folder = shared.run(changes, shared.copy(tmp_path)).folder
     lines = (folder.path / "performance.jsonl").read_text("utf-8").splitlines()
     counts = [json.loads(line)["compilations"] for line in lines]

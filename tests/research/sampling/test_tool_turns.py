@@ -14,7 +14,7 @@ from research.tools.calls import Call, call_text
 from research.tools.turns import TurnLimits, Turns
 
 USER = (Message("user", "six by seven"),)
-N = 400
+N = 1200
 
 
 @pytest.fixture(scope="module")
