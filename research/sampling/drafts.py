@@ -1,0 +1,171 @@
+"""Proposals for speculative decoding, by a smaller model or a look-up in the text, and which of them stay.
+
+Shapes: B rows, k proposed tokens, T = k + 1, S slots of text, V vocabulary.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from models.cache import KVCache
+from models.config import ModelConfig
+from models.logprobs import compute_logits
+from models.transformer import Params, forward_cached, unembedding
+from research.sampling.methods import SamplingMethod, draw, sampling_logps
+from research.sampling.types import SamplerScalars
+
+
+@dataclasses.dataclass(frozen=True)
+class NGramDraft:
+    """Proposes what followed the last earlier occurrence of the text's last tokens (Saxena 2023).
+
+    Attributes:
+      longest: tokens that are matched at most; of several places the one that matches more wins, then the later.
+    """
+
+    longest: int = 3
+
+
+class Proposals(NamedTuple):
+    """k tokens a row, guessed one after the other.
+
+    Attributes:
+      tokens: `[B, k]` int32.
+      logps: `[B, k, V]` float32, the distributions that they were drawn from; None: each was certain.
+    """
+
+    tokens: Int[Array, "B k"]
+    logps: Float[Array, "B k V"] | None
+
+
+def propose_by_model(
+    params: Params,
+    cache: KVCache,
+    newest_B2: Int[Array, "B 2"],
+    positions_B: Int[Array, " B"],
+    live_B: Bool[Array, " B"],
+    keys_Bk: Array,
+    scalars: SamplerScalars,
+    *,
+    config: ModelConfig,
+    method: SamplingMethod,
+) -> tuple[Proposals, KVCache]:
+    """A draft model's own k tokens, drawn as the target's would be.
+
+    The token before the last is fed again, because the model may have proposed it without ever reading it; elsewhere
+    that writes what is there already.
+
+    Args:
+      params: the draft's, as `models.fused.decode_params` lays them out, or as trained.
+      cache: holds all tokens of each row but its last, save that the slot before `length` may be unwritten.
+      newest_B2: the last two tokens of each row.
+      positions_B: of the last token.
+      live_B: rows that go on.
+      keys_Bk: a key a row and proposal.
+      scalars: temperature and top_p.
+      config: of the draft.
+      method: how tokens are drawn.
+
+    Returns:
+      The proposals and the cache with all of them but the last.
+    """
+    unembed_DV = unembedding(params, config)
+    before_B1 = jax.lax.dynamic_slice_in_dim(cache.segment_ids, cache.length - 1, 1, axis=1)
+    cache = cache.replace(length=cache.length - 1)
+    tokens, positions = newest_B2, jnp.stack([positions_B - 1, positions_B], axis=1)
+    segment_ids = jnp.concatenate([before_B1, live_B[:, None].astype(jnp.int32)], axis=1)
+    drawn, drawn_from = [], []
+    for i in range(keys_Bk.shape[1]):
+        hidden, cache = forward_cached(params, config, tokens, positions, segment_ids, cache)
+        logits_BV = compute_logits(hidden[:, -1], unembed_DV, config)
+        if method.greedy:
+            token = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+        else:
+            drawn_from.append(sampling_logps(logits_BV, method, scalars.temperature, scalars.top_p))
+            token = draw(keys_Bk[:, i], drawn_from[-1])
+        drawn.append(token)
+        tokens, positions, segment_ids = token[:, None], positions[:, -1:] + 1, segment_ids[:, -1:]
+    logps = None if method.greedy else jnp.stack(drawn_from, axis=1)
+    return Proposals(jnp.stack(drawn, axis=1), logps), cache
+
+
+def propose_by_ngram(
+    text_BS: Int[Array, "B S"],
+    first_B: Int[Array, " B"],
+    last_B: Int[Array, " B"],
+    *,
+    count: int,
+    longest: int,
+) -> Proposals:
+    """The `count` tokens that followed the best earlier match; a match near the end goes on in its own rhythm.
+
+    Args:
+      text_BS: tokens of each row.
+      first_B, last_B: slots of its first and its last token.
+      count: k.
+      longest: tokens that are matched at most.
+    """
+    S = text_BS.shape[1]
+    slot = jnp.arange(S)[None, :]
+    first_B1, last_B1 = first_B[:, None], last_B[:, None]
+    run = (slot >= first_B1) & (slot < last_B1)
+    score = jnp.where(run, slot, -1)
+    for i in range(longest):
+        wanted = jnp.take_along_axis(text_BS, jnp.maximum(last_B1 - i, 0), axis=1)
+        run = run & (jnp.roll(text_BS, i, axis=1) == wanted) & (slot - i >= first_B1)
+        score = score + S * run
+    match_B1 = jnp.argmax(score, axis=1).astype(jnp.int32)[:, None]
+    period = jnp.maximum(last_B1 - match_B1, 1)
+    follows = match_B1 + 1 + jnp.arange(count, dtype=jnp.int32)[None, :] % period
+    return Proposals(jnp.take_along_axis(text_BS, jnp.minimum(follows, S - 1), axis=1), None)
+
+
+def judge(
+    proposals: Proposals, logps_BTV: Float[Array, "B T V"], keys_B2: Array, *, greedy: bool
+) -> tuple[Int[Array, " B"], Int[Array, "B T"]]:
+    """Accepts a run of proposals and draws the token behind it.
+
+    Args:
+      proposals: k tokens a row and q.
+      logps_BTV: p at each proposal and behind the last, normalised.
+      keys_B2: two keys a row.
+      greedy: p and q are point masses.
+
+    Returns:
+      How many were accepted, `[B]`, and tokens `[B, T]`: those, then the one drawn, then rubbish.
+    """
+    k = proposals.tokens.shape[1]
+    if greedy:
+        best_BT = jnp.argmax(logps_BTV, axis=-1).astype(jnp.int32)
+        return _run(best_BT[:, :k] == proposals.tokens), best_BT
+    token_Bk1 = proposals.tokens[:, :, None]
+    ratio_Bk = jnp.take_along_axis(logps_BTV[:, :k], token_Bk1, axis=2)[:, :, 0]
+    if proposals.logps is not None:
+        ratio_Bk = ratio_Bk - jnp.take_along_axis(proposals.logps, token_Bk1, axis=2)[:, :, 0]
+    uniform_Bk = jax.vmap(lambda key: jax.random.uniform(key, (k,)))(keys_B2[:, 0])
+    accepted_B = _run(jnp.log(uniform_Bk) < ratio_Bk)
+
+    p_BV = jnp.take_along_axis(logps_BTV, accepted_B[:, None, None], axis=1)[:, 0]
+    rejected_B, at_B = accepted_B < k, jnp.minimum(accepted_B, k - 1)
+    if proposals.logps is None:
+        rejected_token = jnp.take_along_axis(proposals.tokens, at_B[:, None], axis=1)
+        left_BV = jnp.where(jnp.arange(p_BV.shape[1])[None, :] == rejected_token, -jnp.inf, p_BV)
+    else:
+        q_BV = jnp.take_along_axis(proposals.logps, at_B[:, None, None], axis=1)[:, 0]
+        more = q_BV < p_BV
+        # log(p - q) without the cancellation.
+        left_BV = jnp.where(more, p_BV + jnp.log(-jnp.expm1(jnp.where(more, q_BV - p_BV, -1.0))), -jnp.inf)
+    # Where p and q are one but for rounding, a rejection may leave nothing to draw.
+    residual_B = rejected_B & jnp.any(left_BV > -jnp.inf, axis=1)
+    token_B = draw(keys_B2[:, 1], jnp.where(residual_B[:, None], left_BV, p_BV))
+    padded_BT = jnp.pad(proposals.tokens, ((0, 0), (0, 1)))
+    at_end = jnp.arange(k + 1)[None, :] == accepted_B[:, None]
+    return accepted_B, jnp.where(at_end, token_B[:, None], padded_BT)
+
+
+def _run(hit_Bk: Array) -> Int[Array, " B"]:
+    """How many are True before the first that is not."""
+    return jnp.sum(jnp.cumprod(hit_Bk.astype(jnp.int32), axis=1), axis=1)

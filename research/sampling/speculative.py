@@ -1,0 +1,354 @@
+"""Speculative decoding: cheap proposals, scored by the model many at a time; the completions' law stays the model's.
+
+A round proposes k tokens x_1..x_k from q and scores them in one forward pass of k + 1 tokens, which gives p_1..p_(k+1).
+x_i is accepted with probability min(1, p_i(x_i) / q_i(x_i)); the first that is not is drawn anew from
+norm(max(p_i - q_i, 0)), and if all are, one more token is drawn from p_(k+1) (Leviathan et al. 2023, algorithm 1; Chen
+et al. 2023, algorithm 2). p and q are what is left after temperature, top-k and top-p.
+
+Shapes: P prompts, G samples a prompt, B = P * G rows, L prompt slots, N completion slots, k proposals, T = k + 1,
+S slots of the cache, V vocabulary.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from models.cache import KVCache, LayerCache, resize
+from models.config import ModelConfig
+from models.logprobs import compute_logits
+from models.transformer import Params, forward_cached, unembedding
+from research.errors import ConfigError
+from research.sampling.decode import Slots
+from research.sampling.drafts import NGramDraft, judge, propose_by_model, propose_by_ngram
+from research.sampling.methods import sampling_logps
+from research.sampling.sampler import start
+from research.sampling.types import STOPPED, TRUNCATED, Completions, Prompts, SamplerScalars, SamplerSpec
+from research.sampling.weights import sampling_params
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeculativeSpec:
+    """The static part of speculation.
+
+    Attributes:
+      draft: the draft model, or a look-up in the row's own text.
+      draft_tokens: k, proposals a round, at least 1.
+    """
+
+    draft: ModelConfig | NGramDraft
+    draft_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.draft_tokens < 1:
+            raise ConfigError(f"draft_tokens: got {self.draft_tokens}, expected at least 1")
+        if isinstance(self.draft, NGramDraft) and self.draft.longest < 1:
+            raise ConfigError(f"draft.longest: got {self.draft.longest}, expected at least 1")
+
+
+class SpeculativeStats(flax.struct.PyTreeNode):
+    """What came of the proposals; int32 scalars.
+
+    Attributes:
+      forwards: forward passes of the target after the prefill; each serves all rows that go on.
+      row_rounds: rounds, summed over the rows that took part.
+      proposed: proposals that there was room for.
+      accepted: those of them that are in a completion.
+      tokens: completion tokens.
+    """
+
+    forwards: Int[Any, ""]
+    row_rounds: Int[Any, ""]
+    proposed: Int[Any, ""]
+    accepted: Int[Any, ""]
+    tokens: Int[Any, ""]
+
+    def metrics(self) -> dict[str, float]:
+        """For the log of a run, on the host: the share accepted, and a row's tokens from one forward pass."""
+        return {
+            "sampler/target_forwards": float(self.forwards),
+            "sampler/acceptance_rate": float(self.accepted) / max(float(self.proposed), 1.0),
+            "sampler/tokens_per_forward": float(self.tokens) / max(float(self.row_rounds), 1.0),
+        }
+
+
+class _State(flax.struct.PyTreeNode):
+    """Everything between two rounds.
+
+    Attributes:
+      slots: as plain decoding has them.
+      draft_layers: the draft's keys and values, in the same slots as the target's; () without a draft model.
+      text: `[B, L + N]` int32, prompts and completions.
+      sampler_logps, policy_logps: `[B, N]` float32.
+      stats: so far.
+    """
+
+    slots: Slots
+    draft_layers: tuple[LayerCache, ...]
+    text: Int[Array, "B W"]
+    sampler_logps: Float[Array, "B N"]
+    policy_logps: Float[Array, "B N"]
+    stats: SpeculativeStats
+
+
+@partial(jax.jit, static_argnames=("config", "spec", "speculative"))
+def sample_speculative(
+    params: Params,
+    draft_params: Params | None,
+    prompts: Prompts,
+    scalars: SamplerScalars,
+    *,
+    config: ModelConfig,
+    spec: SamplerSpec,
+    speculative: SpeculativeSpec,
+) -> tuple[Completions, SpeculativeStats]:
+    """Draws what `sampler.sample` draws in distribution, in fewer forward passes of the model.
+
+    A row's randomness is keyed by its own key and by how many tokens it had when a round began, so that a completion
+    does not depend on its neighbours. Greedy completions are those of `sampler.sample`.
+
+    Rows share the slot at which the cache is written. It moves by what the luckiest row accepted, which leaves gaps in
+    the others; a cache without room for the next k + 1 tokens is packed. It has L - 1 + N + k slots, and
+    `spec.cache_bucket` more for the gaps where B > 1.
+
+    Args:
+      params: the model's parameters.
+      draft_params: the draft model's; None without one.
+      prompts: left-padded prompts.
+      scalars: seed, step, temperature, top_p; traced; the draft's too.
+      config: static model description.
+      spec: static rollout description without controls; `spec.engine` is not used; the draft's weights too are kept
+        as `spec.weights` says.
+      speculative: who proposes, and how many.
+
+    Returns:
+      Completions of P * G rows as `sampler.sample` lays them out, and what came of the proposals.
+
+    Raises:
+      ConfigError: the draft's vocabulary is not the model's, there are parameters without a draft model or the
+        other way round, or there are controls.
+    """
+    k, N, draft = speculative.draft_tokens, spec.max_new_tokens, speculative.draft
+    _check(draft_params, config, spec, draft)
+    if prompts.tokens.shape[1] == 1:  # the draft reads the slot before the last token, which must exist
+        prompts = prompts.replace(
+            tokens=jnp.pad(prompts.tokens, ((0, 0), (1, 0))), mask=jnp.pad(prompts.mask, ((0, 0), (1, 0)))
+        )
+    params = sampling_params(params, config, spec.weights)
+    slots = start(params, prompts, scalars, config=config, spec=spec)
+    draft_layers: tuple[LayerCache, ...] = ()
+    if isinstance(draft, ModelConfig):
+        draft_params = sampling_params(draft_params, draft, spec.weights)
+        plain = dataclasses.replace(spec, int8_cache=False)
+        draft_layers = start(draft_params, prompts, scalars, config=draft, spec=plain).cache.layers
+    (B,), L = slots.last.shape, prompts.tokens.shape[1]
+    empty = jnp.full((B, N), spec.pad_id, jnp.int32)
+    zeros, zero = jnp.zeros((B, N), jnp.float32), jnp.int32(0)
+    state = _State(
+        slots=slots,
+        draft_layers=draft_layers,
+        text=jnp.concatenate([jnp.repeat(prompts.tokens, spec.samples_per_prompt, axis=0), empty], axis=1),
+        sampler_logps=zeros,
+        policy_logps=zeros,
+        stats=SpeculativeStats(zero, zero, zero, zero, zero),
+    )
+    first = L - 1 - slots.positions  # the slot of each row's first token in its text
+    step = partial(
+        _round, params, draft_params, scalars, first, config=config, spec=spec, speculative=speculative
+    )
+    bucket = spec.cache_bucket
+    for done in range(0, N, bucket):
+        until = min(done + bucket, N)
+        state = _resized(state, L - 1 + until + k + (bucket if B > 1 else 0))
+        state = _rounds(state, step, jnp.int32(until), k)
+    return _completions(state, spec), state.stats
+
+
+def _check(
+    draft_params: Params | None, config: ModelConfig, spec: SamplerSpec, draft: ModelConfig | NGramDraft
+) -> None:
+    if spec.controls.any:
+        raise ConfigError(
+            f"controls: got {spec.controls}, expected none because proposals are not controlled"
+        )
+    if isinstance(draft, NGramDraft):
+        if draft_params is not None:
+            raise ConfigError("draft_params: got parameters, expected None because n-grams have none")
+        return
+    if draft_params is None:
+        raise ConfigError("draft_params: got None, expected the draft model's parameters")
+    if draft.vocab_size != config.vocab_size:
+        raise ConfigError(
+            f"draft: got a vocabulary of {draft.vocab_size} tokens, expected the target's {config.vocab_size} "
+            "because their distributions are compared token by token"
+        )
+
+
+def _rounds(state: _State, step: Any, until: Int[Array, ""], k: int) -> _State:
+    """Rounds until a row has `until` tokens or none goes on."""
+
+    def goes_on(state: _State) -> Array:
+        slots = state.slots
+        return jnp.any(slots.live) & (jnp.max(jnp.where(slots.live, slots.drawn, 0)) < until)
+
+    if state.slots.live.shape[0] == 1:  # one row leaves no gaps
+        return jax.lax.while_loop(goes_on, step, state)
+
+    def has_room(state: _State) -> Array:
+        cache = state.slots.cache
+        return goes_on(state) & (cache.length + k + 1 <= cache.slots)
+
+    return jax.lax.while_loop(
+        goes_on, lambda state: _packed(jax.lax.while_loop(has_room, step, state)), state
+    )
+
+
+def _round(
+    params: Params,
+    draft_params: Params | None,
+    scalars: SamplerScalars,
+    first_B: Int[Array, " B"],
+    state: _State,
+    *,
+    config: ModelConfig,
+    spec: SamplerSpec,
+    speculative: SpeculativeSpec,
+) -> _State:
+    """Up to k + 1 tokens more a row."""
+    slots, cache, k = state.slots, state.slots.cache, speculative.draft_tokens
+    N = state.sampler_logps.shape[1]
+    last_B = state.text.shape[1] - N - 1 + slots.drawn  # the slot of the last token in the text
+    keys_B = jax.vmap(jax.random.fold_in)(slots.keys, slots.drawn)
+    keys_BK = jax.vmap(lambda key: jax.random.split(key, k + 2))(keys_B)
+    draft_layers = state.draft_layers
+    if isinstance(speculative.draft, NGramDraft):
+        longest = speculative.draft.longest
+        proposals = propose_by_ngram(state.text, first_B, last_B, count=k, longest=longest)
+    else:
+        newest_B2 = jnp.take_along_axis(state.text, last_B[:, None] + jnp.array([[-1, 0]]), axis=1)
+        proposals, read = propose_by_model(
+            draft_params,
+            KVCache(draft_layers, cache.segment_ids, cache.length),
+            newest_B2,
+            slots.positions,
+            slots.live,
+            keys_BK[:, :k],
+            scalars,
+            config=speculative.draft,
+            method=spec.method,
+        )
+        draft_layers = read.layers
+
+    step_T = jnp.arange(k + 1, dtype=jnp.int32)[None, :]
+    live_BT = jnp.broadcast_to(slots.live[:, None], (slots.live.shape[0], k + 1))
+    hidden, written = forward_cached(
+        params,
+        config,
+        jnp.concatenate([slots.last[:, None], proposals.tokens], axis=1),
+        slots.positions[:, None] + step_T,
+        live_BT.astype(jnp.int32),
+        cache,
+    )
+    logits_BTV = compute_logits(hidden, unembedding(params, config), config)
+    V = logits_BTV.shape[-1]
+    logps_BTV = sampling_logps(
+        logits_BTV.reshape(-1, V), spec.method, scalars.temperature, scalars.top_p
+    ).reshape(logits_BTV.shape)
+    accepted_B, tokens_BT = judge(proposals, logps_BTV, keys_BK[:, k:], greedy=spec.method.greedy)
+
+    stops = jnp.asarray(spec.stop_tokens, jnp.int32)
+    stop_BT = jnp.any(tokens_BT[:, :, None] == stops[None, None, :], axis=2)
+    room_B = slots.limits - slots.drawn
+    new_BT = live_BT & (step_T <= accepted_B[:, None]) & (step_T < room_B[:, None])
+    new_BT = new_BT & (jnp.cumsum(stop_BT, axis=1) - stop_BT == 0)
+    count_B = jnp.sum(new_BT, axis=1, dtype=jnp.int32)
+    live_B = slots.live & ~jnp.any(new_BT & stop_BT, axis=1) & (count_B < room_B)
+    # What was rejected, and all of a row that has ended, is in slots that nobody reads.
+    kept_BT = (live_B[:, None] & (step_T <= accepted_B[:, None])).astype(jnp.int32)
+    cache = written.replace(
+        segment_ids=jax.lax.dynamic_update_slice(written.segment_ids, kept_BT, (0, cache.length)),
+        length=cache.length + jnp.max(jnp.where(live_B, accepted_B, 0)) + 1,
+    )
+    pick = lambda table: jnp.take_along_axis(table, tokens_BT[:, :, None], axis=2)[:, :, 0]  # noqa: E731
+    policy_BT = pick(logits_BTV) - jax.nn.logsumexp(logits_BTV, axis=-1)
+    stats = state.stats
+    return _State(
+        slots=slots.replace(
+            cache=cache,
+            last=jnp.take_along_axis(tokens_BT, accepted_B[:, None], axis=1)[:, 0],
+            positions=slots.positions + accepted_B + 1,
+            drawn=slots.drawn + count_B,
+            live=live_B,
+        ),
+        draft_layers=draft_layers,
+        text=_written(state.text, last_B + 1, tokens_BT, count_B),
+        sampler_logps=_written(state.sampler_logps, slots.drawn, pick(logps_BTV), count_B),
+        policy_logps=_written(state.policy_logps, slots.drawn, policy_BT, count_B),
+        stats=SpeculativeStats(
+            forwards=stats.forwards + 1,
+            row_rounds=stats.row_rounds + jnp.sum(slots.live),
+            proposed=stats.proposed + jnp.sum(jnp.where(slots.live, jnp.minimum(k, room_B), 0)),
+            accepted=stats.accepted + jnp.sum(jnp.minimum(accepted_B, count_B)),
+            tokens=stats.tokens + jnp.sum(count_B),
+        ),
+    )
+
+
+def _written(buffer_BW: Array, start_B: Array, values_BT: Array, count_B: Array) -> Array:
+    """The first `count` values of each row from slot `start` on; no scatter, which a CPU does one by one."""
+    T = values_BT.shape[1]
+    place = jnp.arange(buffer_BW.shape[1])[None, :] - start_B[:, None]
+    inside = (place >= 0) & (place < count_B[:, None])
+    return jnp.where(inside, jnp.take_along_axis(values_BT, jnp.clip(place, 0, T - 1), axis=1), buffer_BW)
+
+
+def _caches(state: _State, fn: Any) -> _State:
+    """`fn` on the target's cache and on the draft's."""
+    cache = fn(state.slots.cache)
+    draft = fn(state.slots.cache.replace(layers=state.draft_layers))
+    return state.replace(slots=state.slots.replace(cache=cache), draft_layers=draft.layers)
+
+
+def _resized(state: _State, slots: int) -> _State:
+    return _caches(state, lambda cache: resize(cache, slots))
+
+
+def _packed(state: _State) -> _State:
+    """Each row's tokens moved together, their last in the slot before the next; rows that have ended are dropped."""
+    cache, live = state.slots.cache, state.slots.live
+    held = (cache.segment_ids > 0) & live[:, None]
+    length = jnp.max(jnp.sum(held, axis=1, dtype=jnp.int32))
+    # Empty slots first, then the tokens in their order; turned so that these end at `length`.
+    order_BS = jnp.roll(jnp.argsort(held, axis=1, stable=True), length - cache.slots, axis=1)
+
+    def gather(x: Array) -> Array:
+        index = order_BS[:, None] if x.ndim == 3 else order_BS[:, None, :, None]
+        return jnp.take_along_axis(x, index, axis=2)
+
+    return _caches(
+        state,
+        lambda cache: cache.replace(
+            layers=tuple(layer.map_slots(gather) for layer in cache.layers),
+            segment_ids=jnp.take_along_axis(held.astype(jnp.int32), order_BS, axis=1),
+            length=length,
+        ),
+    )
+
+
+def _completions(state: _State, spec: SamplerSpec) -> Completions:
+    N, lengths = spec.max_new_tokens, state.slots.drawn
+    tokens = state.text[:, -N:]
+    last = jnp.take_along_axis(tokens, jnp.maximum(lengths - 1, 0)[:, None], axis=1)
+    stopped = jnp.any(last == jnp.asarray(spec.stop_tokens, jnp.int32)[None, :], axis=1)
+    return Completions(
+        tokens=tokens,
+        mask=jnp.arange(N)[None, :] < lengths[:, None],
+        sampler_logps=state.sampler_logps,
+        policy_logps=state.policy_logps,
+        stop_reason=jnp.where(stopped, STOPPED, TRUNCATED).astype(jnp.int32),
+        lengths=lengths,
+    )
