@@ -33,7 +33,7 @@ def test_a_peer_imports_the_systems_and_nothing_else_of_temper(tmp_path: Path) -
         "print(u.find_spec('research.config'), u.find_spec('research.benchmarks.runner'))"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, '.')\n{code}"],
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, '.')\n{code}"],
         cwd=peer.folder,
         capture_output=True,
         text=True,
