@@ -19,7 +19,9 @@ from research.data.examples import Records
 from research.data.jsonl import read_records
 from research.errors import ConfigError, TemperError, WorkdirError
 from research.files import explain_os_error
-from research.loops.chain import Policy
+from research.loops.chain import Policy, load_policy
+from research.sampling.drafts import NGramDraft
+from research.sampling.speculative import Draft, SpeculativeSpec
 from research.sources import Sources
 
 
@@ -48,6 +50,25 @@ def held_out_problems(path: str | None, policy: Policy, folder: Path) -> Records
     if path:
         return [record for _, record in read_records(path)]
     return Sources(policy.experiment["data"], folder.parent.parent / "data").held_out
+
+
+NGRAM = "ngram"
+"""As a draft: no model, but a look-up in the text."""
+
+
+def load_draft(name: str, policy: Policy, draft_tokens: int) -> Draft:
+    """Who proposes tokens to a policy: the model of a stage's folder, or a look-up.
+
+    Raises:
+      ConfigError: the draft's tokenizer is not the policy's.
+      WorkdirError: the folder is not a policy's.
+    """
+    if name == NGRAM:
+        return Draft(None, SpeculativeSpec(NGramDraft(), draft_tokens))
+    draft = load_policy(Path(name).resolve(), tuple(policy.mesh.devices.shape))
+    if draft.tokenizer.pieces != policy.tokenizer.pieces:
+        raise ConfigError(f"--draft: {name}: has another tokenizer, expected the policy's")
+    return Draft(draft.params, SpeculativeSpec(draft.model, draft_tokens))
 
 
 def run(main: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ Examples:
   python -m launch.sample --stage=... --prompt='Who wrote it?' --json_schema=person.json --n=4
   python -m launch.sample --stage=... --prompt='3+4-5' --choice=yes --choice=no --echo
   python -m launch.sample --stage=... --prompt='What is 17*23?' --tools=calculator,search --corpus=facts.jsonl
+  python -m launch.sample --stage=... --prompt='The module' --raw --draft=runs/draft/stages/pretrain-0123456789ab
 
 `--stage` is the folder of any finished or interrupted stage. Without `--prompt`, each line of standard input is
 a prompt.
@@ -80,6 +81,15 @@ _TURNS = flags.DEFINE_integer(
 _RESULT = flags.DEFINE_integer(
     "max_result_tokens", 256, "of one tool's result; the rest is cut", lower_bound=1
 )
+_DRAFT = flags.DEFINE_string(
+    "draft",
+    None,
+    f"speculative decoding: folder of a smaller model's stage, or {common.NGRAM} for a look-up in the text; the "
+    "completions' distribution stays the model's, and they come whole",
+)
+_DRAFT_TOKENS = flags.DEFINE_integer(
+    "draft_tokens", 4, "proposals between two looks of the model", lower_bound=1
+)
 
 
 def main() -> None:
@@ -104,6 +114,13 @@ def main() -> None:
                 _print_stream(session, in_order(pieces, _N.value))
             else:
                 _print_best(session, scorer, prompt, pieces)
+        if session.proposals is not None and session.proposals.forwards:
+            found = session.proposals.metrics()
+            print(
+                f"{found['sampler/acceptance_rate']:.0%} of the proposals accepted, "
+                f"{found['sampler/tokens_per_forward']:.2f} tokens from one look of the model",
+                file=sys.stderr,
+            )
 
 
 def _print_stream(session: Session, pieces: Iterable[Piece]) -> None:
@@ -183,6 +200,7 @@ def _session(policy: Policy, constraint: Constraint | None) -> Session:
         max_length=policy.max_length,
         settings=settings,
         turns=turns,
+        draft=common.load_draft(_DRAFT.value, policy, _DRAFT_TOKENS.value) if _DRAFT.value else None,
     )
 
 
@@ -223,7 +241,15 @@ def _check_flags() -> None:
     constraints = [f"--{name}" for name in ("json_schema", "regex", "choice") if flags.FLAGS[name].present]
     constraint = constraints[0] if constraints else ""
     idle = [f"--{name}" for name in ("corpus", "max_turns", "max_result_tokens") if flags.FLAGS[name].present]
+    steering = ("tools", "json_schema", "regex", "choice", "logit_bias", "repetition_penalty")
+    whole = ("min_new_tokens", "slots")
+    controlled = [f"--{name}" for name in (*steering, *whole) if flags.FLAGS[name].present]
     rules = (
+        (_DRAFT.value and controlled, f"{''.join(controlled[:1])}: does not go with --draft"),
+        (
+            flags.FLAGS["draft_tokens"].present and not _DRAFT.value,
+            "--draft_tokens: has no effect without --draft",
+        ),
         (len(constraints) > 1, f"{''.join(constraints[-1:])}: got {constraint} too, expected one of them"),
         (constraint and _STOP.value, f"--stop: would end a completion before it matches {constraint}"),
         (constraint and tools, f"--tools: {constraint} leaves no room for a call, expected one of them"),

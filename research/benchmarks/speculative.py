@@ -1,28 +1,31 @@
 """Speculative decoding beside plain decoding, one row at a time, in turn on the same prompts."""
 
+import dataclasses
+import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
 
 from models.config import ModelConfig
 from models.transformer import Params
+from research.ablation.plots import DPI, FAINT, INK, MARKERS, PALETTE
+from research.data.tokenizer import Tokenizer
+from research.errors import DataError
+from research.files import write_bytes_atomic, write_json_atomic
 from research.sampling.programs import layout_program
 from research.sampling.sampler import sample
-from research.sampling.speculative import SpeculativeSpec, SpeculativeStats, sample_speculative
+from research.sampling.speculative import Draft, SpeculativeStats, sample_speculative
 from research.sampling.types import Prompts, SamplerScalars, SamplerSpec
 
 PLAIN = "plain"
 """The name of decoding without proposals."""
-
-
-class Contender(NamedTuple):
-    """Who proposes: a draft's parameters, as trained (None without a draft model), and the static part."""
-
-    draft_params: Params | None
-    speculative: SpeculativeSpec
 
 
 class Timing(NamedTuple):
@@ -46,7 +49,7 @@ class Timing(NamedTuple):
 def compare(
     params: Params,
     prompts: Sequence[np.ndarray],
-    contenders: Mapping[str, Contender],
+    contenders: Mapping[str, Draft],
     scalars: SamplerScalars,
     *,
     config: ModelConfig,
@@ -92,15 +95,143 @@ def compare(
     }
 
 
-def speed_up(timings: Mapping[str, Timing], name: str) -> tuple[float, float]:
+def speed_up(plain: Timing, other: Timing) -> tuple[float, float]:
     """Tokens/s over plain decoding's: the ratio of the medians, and the median of the ratios prompt by prompt."""
-    plain, other = timings[PLAIN], timings[name]
     rates = [np.divide(timing.tokens, timing.seconds) for timing in (other, plain)]
     return other.rate() / plain.rate(), float(np.median(rates[0] / rates[1]))
 
 
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One way of decoding at one temperature.
+
+    Attributes:
+      proposer: the draft's name, or `PLAIN`.
+      draft_tokens: proposals a round; 0 for plain decoding.
+      temperature: 0 is greedy.
+      timing: of its repetitions.
+      speed_up: over plain decoding, of the medians and median prompt by prompt.
+    """
+
+    proposer: str
+    draft_tokens: int
+    temperature: float
+    timing: Timing
+    speed_up: tuple[float, float]
+
+
+def trials_of(
+    timings: Mapping[str, Timing], names: Mapping[str, tuple[str, int]], temperature: float
+) -> list[Trial]:
+    """The rows of a report.
+
+    Args:
+      timings: from `compare`.
+      names: draft and proposals a round of each contender.
+      temperature: that all were drawn at.
+    """
+    names = {PLAIN: (PLAIN, 0), **names}
+    return [
+        Trial(*names[name], temperature, timing, speed_up(timings[PLAIN], timing))
+        for name, timing in timings.items()
+    ]
+
+
+def cut_prompts(
+    records: Iterable[Mapping[str, Any]], tokenizer: Tokenizer, *, count: int, length: int, longest: int
+) -> list[np.ndarray]:
+    """The first `length` tokens of `count` texts {text} that go on for `longest` tokens at least, each as it begins.
+
+    Raises:
+      DataError: there are not so many.
+    """
+    found: list[np.ndarray] = []
+    for record in records:
+        tokens = np.asarray(tokenizer.encode(record["text"]), np.int32)
+        if tokens.size >= longest:
+            found.append(tokens[:length])
+            if len(found) == count:
+                return found
+    raise DataError(f"held-out texts: {len(found)} have {longest} tokens or more, expected at least {count}")
+
+
+def show(trials: Sequence[Trial], console: Console) -> None:
+    """Prints a line a trial."""
+    table = Table(title="one row at a time, medians over the prompts", title_justify="left")
+    for name in (
+        "temperature",
+        "proposals by",
+        "a round",
+        "accepted",
+        "tokens a look",
+        "tokens/s",
+        "speed-up",
+    ):
+        table.add_column(name, justify="left" if name == "proposals by" else "right")
+    for trial in trials:
+        found = trial.timing.metrics
+        cells = ["", "", "", f"{trial.timing.rate():,.0f}", ""]
+        if found:
+            cells[0], cells[1] = str(trial.draft_tokens), f"{found['sampler/acceptance_rate']:.0%}"
+            cells[2], cells[4] = f"{found['sampler/tokens_per_forward']:.2f}", f"{trial.speed_up[0]:.2f}x"
+        table.add_row(f"{trial.temperature:g}", trial.proposer, *cells)
+    console.print(table)
+
+
+def write(trials: Sequence[Trial], folder: Path, *, run: Mapping[str, Any]) -> list[Path]:
+    """Writes `speculative.json` and `speculative.png`; returns their paths.
+
+    Args:
+      trials: what was measured.
+      folder: where to; must exist.
+      run: what else the record should say.
+    """
+    record = {"run": dict(run), "trials": [_record(trial) for trial in trials]}
+    write_json_atomic(folder / "speculative.json", record)
+    write_bytes_atomic(folder / "speculative.png", draw_speed_ups(trials))
+    return [folder / "speculative.json", folder / "speculative.png"]
+
+
+def draw_speed_ups(trials: Sequence[Trial]) -> bytes:
+    """PNG: speed-up against proposals a round, a line for each proposer and temperature."""
+    figure = Figure(figsize=(7.0, 4.4), layout="constrained")
+    axes = figure.subplots()
+    lines: dict[tuple[str, float], list[Trial]] = {}
+    for trial in trials:
+        if trial.draft_tokens:
+            lines.setdefault((trial.proposer, trial.temperature), []).append(trial)
+    for number, ((proposer, temperature), line) in enumerate(lines.items()):
+        axes.plot(
+            [trial.draft_tokens for trial in line],
+            [trial.speed_up[0] for trial in line],
+            color=PALETTE[number % len(PALETTE)],
+            marker=MARKERS[number % len(MARKERS)],
+            label=f"{proposer}, {'greedy' if temperature == 0 else f'temperature {temperature:g}'}",
+        )
+    axes.axhline(1.0, color=INK, linestyle=(0, (4, 3)), linewidth=1.0)
+    axes.set_xticks(sorted({trial.draft_tokens for trial in trials if trial.draft_tokens}))
+    axes.set_xlabel("proposals a round")
+    axes.set_ylabel("tokens/s over plain decoding")
+    axes.set_title(
+        "Medians over the prompts, one row at a time; dashed: plain decoding", fontsize=9, loc="left"
+    )
+    axes.grid(color=FAINT)
+    axes.legend(fontsize=8, frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _record(trial: Trial) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(trial),
+        "timing": trial.timing._asdict(),
+        "tokens_per_second": trial.timing.rate(),
+    }
+
+
 def _speculative(
-    target: Params, contender: Contender, scalars: SamplerScalars, config: ModelConfig, spec: SamplerSpec
+    target: Params, contender: Draft, scalars: SamplerScalars, config: ModelConfig, spec: SamplerSpec
 ) -> Callable[[Prompts], tuple[Any, SpeculativeStats | None]]:
     draft_params, speculative = contender
     if isinstance(speculative.draft, ModelConfig):

@@ -19,11 +19,12 @@ from research.data.tokenizer import IM_END, Tokenizer
 from research.errors import ConfigError
 from research.sampling.constraints import Constraint, Grammars
 from research.sampling.controls import make_controls
-from research.sampling.engine import Engine, Request, Row
+from research.sampling.engine import End, Engine, Request, Row
 from research.sampling.methods import SamplingMethod
+from research.sampling.speculative import Draft, SpeculativeStats, sample_speculative
 from research.sampling.stop_strings import StopLook
 from research.sampling.tool_turns import ToolLook, most_given
-from research.sampling.types import EngineSpec, SamplerScalars, SamplerSpec
+from research.sampling.types import STOPPED, EngineSpec, Prompts, SamplerScalars, SamplerSpec
 from research.tools.base import tool_schema_text
 from research.tools.turns import Turns
 
@@ -70,6 +71,10 @@ class Settings:
         return SamplingMethod(self.temperature == 0, self.top_k, self.top_p < 1.0)
 
 
+_WIDTH = 32
+"""Prompts are padded to multiples of it: one compiled program for many lengths."""
+
+
 class Piece(NamedTuple):
     """Some more of a sample.
 
@@ -96,6 +101,7 @@ class Session:
         max_length: int,
         settings: Settings,
         turns: Turns | None = None,
+        draft: Draft | None = None,
     ) -> None:
         """Lays the parameters out for decoding, once for all prompts.
 
@@ -106,10 +112,12 @@ class Session:
           max_length: tokens that it can read, prompt and completion together.
           settings: how to draw.
           turns: answers tool calls, its `max_new_tokens` the settings'; None for a model without tools.
+          draft: proposes tokens; samples then come whole, and nothing but `stops` may control them.
 
         Raises:
           ConfigError: a setting is out of range, or a constraint cannot be met.
         """
+        self.draft, self.proposals = draft, None if draft is None else SpeculativeStats.zero()
         self.params, self.model, self.tokenizer = params, model, tokenizer
         self.max_length, self.settings, self.turns = max_length, settings, turns
         how = settings
@@ -184,6 +192,9 @@ class Session:
           prompt: `[T]` tokens, from `prompt`.
           prompt_id: keys the randomness.
         """
+        if self.draft is not None:
+            yield from self._draw_speculative(prompt, prompt_id, self.draft)
+            return
         how = self.settings
         requests = [
             Request(prompt, prompt_id, sample, how.max_new_tokens, how.constraint)
@@ -197,9 +208,37 @@ class Session:
                 over = row.number in done
                 yield Piece(row.number, texts.take(row.number, ended=over), row if over else None)
 
+    def _draw_speculative(self, prompt: np.ndarray, prompt_id: int, draft: Draft) -> Iterator[Piece]:
+        how, engine = self.settings, self.engine
+        width = -(-prompt.size // _WIDTH) * _WIDTH
+        tokens, mask = np.zeros((1, width), np.int32), np.zeros((1, width), bool)
+        tokens[0, width - prompt.size :], mask[0, width - prompt.size :] = prompt, True
+        out, stats = jax.device_get(
+            sample_speculative(
+                engine.params,
+                draft.params,
+                Prompts(tokens, mask, np.array([prompt_id], np.int32)),
+                engine.scalars,
+                config=self.model,
+                spec=dataclasses.replace(engine.spec, engine=None, samples_per_prompt=how.samples),
+                speculative=draft.spec,
+            )
+        )
+        self.proposals = jax.tree.map(np.add, self.proposals, stats)
+        look = self._new_look()
+        for sample in range(how.samples):
+            row = Row(sample, Request(prompt, prompt_id, sample, how.max_new_tokens))
+            row.tokens, row.mask, row.length = out.tokens[sample], out.mask[sample], int(out.lengths[sample])
+            row.sampler_logps, row.policy_logps = out.sampler_logps[sample], out.policy_logps[sample]
+            row.stopped = bool(out.stop_reason[sample] == STOPPED)
+            end = look([row]).get(sample)
+            if isinstance(end, End):
+                row.length, row.stopped = end.keep, True
+            yield Piece(sample, look.take(sample, ended=True), row)
+
     def prompt_logps(self, prompt: np.ndarray) -> np.ndarray:
         """Log-probs `[T]` of a prompt's tokens under the plain model, nats, teacher-forced; NaN for the first."""
-        width = -(-prompt.size // 32) * 32  # one compiled program for many lengths
+        width = -(-prompt.size // _WIDTH) * _WIDTH
         tokens, segments = np.zeros((2, 1, width), np.int32)
         tokens[0, : prompt.size], segments[0, : prompt.size] = prompt, 1
         positions = np.arange(width, dtype=np.int32)[None]

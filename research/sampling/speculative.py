@@ -11,11 +11,12 @@ S slots of the cache, V vocabulary.
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from models.cache import KVCache, LayerCache, resize
@@ -50,6 +51,13 @@ class SpeculativeSpec:
             raise ConfigError(f"draft.longest: got {self.draft.longest}, expected at least 1")
 
 
+class Draft(NamedTuple):
+    """Who proposes: the parameters, as trained or as `layout_program` lays them out (None without a draft model)."""
+
+    params: Params | None
+    spec: SpeculativeSpec
+
+
 class SpeculativeStats(flax.struct.PyTreeNode):
     """What came of the proposals; int32 scalars.
 
@@ -66,6 +74,11 @@ class SpeculativeStats(flax.struct.PyTreeNode):
     proposed: Int[Any, ""]
     accepted: Int[Any, ""]
     tokens: Int[Any, ""]
+
+    @classmethod
+    def zero(cls) -> "SpeculativeStats":
+        """Before the first round."""
+        return cls(*[np.int32(0)] * 5)
 
     def metrics(self) -> dict[str, float]:
         """For the log of a run, on the host: the share accepted, and a row's tokens from one forward pass."""
@@ -147,14 +160,14 @@ def sample_speculative(
         draft_layers = start(draft_params, prompts, scalars, config=draft, spec=plain).cache.layers
     (B,), L = slots.last.shape, prompts.tokens.shape[1]
     empty = jnp.full((B, N), spec.pad_id, jnp.int32)
-    zeros, zero = jnp.zeros((B, N), jnp.float32), jnp.int32(0)
+    zeros = jnp.zeros((B, N), jnp.float32)
     state = _State(
         slots=slots,
         draft_layers=draft_layers,
         text=jnp.concatenate([jnp.repeat(prompts.tokens, spec.samples_per_prompt, axis=0), empty], axis=1),
         sampler_logps=zeros,
         policy_logps=zeros,
-        stats=SpeculativeStats(zero, zero, zero, zero, zero),
+        stats=jax.tree.map(jnp.asarray, SpeculativeStats.zero()),
     )
     first = L - 1 - slots.positions  # the slot of each row's first token in its text
     step = partial(

@@ -37,7 +37,7 @@ def shrink(config: ConfigDict, folder: Path) -> ConfigDict:
     if config.data.problems.kind == "jsonl":
         config.data.problems.update({"path": str(problems), "validation_one_in": 5})
     else:
-        config.data.problems.update({"train": 64, "test": 16, "max_steps": 2})
+        config.data.problems.update({"train": 64, "test": 16, "min_steps": 2, "max_steps": 2})
     for kind in ("preferences", "rankings", "steps"):
         config.data[kind].update({"kind": "arithmetic", "train": 48, "validation": 8})
     lengths = {"max_prompt_length": 32, "max_new_tokens": 8}

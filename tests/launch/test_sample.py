@@ -266,7 +266,35 @@ def test_a_model_calls_a_tool_reads_the_result_and_goes_on(
         run(folder, "--prompt=1", "--tools=calculator", "--max_new_tokens=1000")
 
 
+def test_a_draft_changes_nothing_but_the_way(
+    run: Run, stage: Path, noisy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is never right, one that always is, and a look-up; stop strings cut what came too far."""
+    ask = ("--prompt=1", "--max_new_tokens=8")
+    assert run(stage, *ask, f"--draft={noisy}") == "abcd\n"
+    assert run(stage, *ask, "--draft=ngram", "--stop=bc") == "a\n"
+    folder = (stage, *ask, f"--draft={stage}", "--draft_tokens=2")
+    with flagsaver.flagsaver():
+        flags.FLAGS(["sample", f"--stage={stage}", *folder[1:], "--n=2"])
+        sample.main()
+    out, error = capsys.readouterr()
+    assert blocks(out) == ["abcd\n", "abcd\n"]
+    # Five tokens: three from the first look, two from the second.
+    assert error == "100% of the proposals accepted, 2.50 tokens from one look of the model\n"
+    echoed = run(stage, *ask, "--echo", "--draft=ngram")
+    assert echoed[echoed.index("abcd") :] == (plain := run(stage, *ask, "--echo"))[plain.index("abcd") :]
+
+
+def test_a_draft_with_another_tokenizer_is_refused(run: Run, stage: Path, tmp_path: Path) -> None:
+    other = train_tokenizer([TEXT * 3], vocab_size=330, path=tmp_path / "bpe.model")
+    folder = write_stage(tmp_path / "stages" / "sft-0", other, "sft", table_of(other))
+    with pytest.raises(ConfigError, match="--draft: .*: has another tokenizer, expected the policy's"):
+        run(stage, "--prompt=1", f"--draft={folder}")
+
+
 MISTAKES = {
+    "controlled draft": (("--draft=ngram", "--logit_bias=1=2"), "--logit_bias: does not go with --draft"),
+    "no draft": (("--draft_tokens=2",), "--draft_tokens: has no effect without --draft"),
     "two constraints": (("--regex=a", "--choice=b"), "--choice: got --regex too"),
     "stop in a constraint": (("--regex=a", "--stop=b"), "--stop: would end a completion before .* --regex"),
     "tools in a constraint": (("--regex=a", "--tools=calculator"), "--tools: --regex leaves no room"),

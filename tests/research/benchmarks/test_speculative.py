@@ -2,9 +2,9 @@
 
 import pytest
 
-from research.benchmarks.speculative import PLAIN, Contender, Timing, compare, speed_up
+from research.benchmarks.speculative import PLAIN, Timing, compare, speed_up
 from research.sampling.drafts import NGramDraft
-from research.sampling.speculative import SpeculativeSpec
+from research.sampling.speculative import Draft, SpeculativeSpec
 from tests.models.tiny import ONE_LAYER, make_params, make_tokens
 from tests.research.sampling.tiny import GREEDY, make_spec, scalars
 
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.slow
 def test_every_prompt_is_timed_with_every_contender() -> None:
     params = make_params(ONE_LAYER)
     contenders = {
-        "itself": Contender(params, SpeculativeSpec(ONE_LAYER, 3)),
-        "ngram": Contender(None, SpeculativeSpec(NGramDraft(), 2)),
+        "itself": Draft(params, SpeculativeSpec(ONE_LAYER, 3)),
+        "ngram": Draft(None, SpeculativeSpec(NGramDraft(), 2)),
     }
     found = compare(
         params,
@@ -45,6 +45,6 @@ def test_a_speed_up_is_a_ratio_of_rates() -> None:
         "other": Timing((0.5, 0.5, 4.0), (8, 4, 8), {}),
     }
     assert timings[PLAIN].rate() == 4.0
-    assert speed_up(timings, "other") == (pytest.approx(8.0 / 4.0), pytest.approx(2.0))
+    assert speed_up(timings[PLAIN], timings["other"]) == (pytest.approx(8.0 / 4.0), pytest.approx(2.0))
     timings["other"] = Timing((0.25, 2.0, 1.0), (8, 8, 8), {})
-    assert speed_up(timings, "other") == (pytest.approx(8.0 / 4.0), pytest.approx(4.0))
+    assert speed_up(timings[PLAIN], timings["other"]) == (pytest.approx(8.0 / 4.0), pytest.approx(4.0))

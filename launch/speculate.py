@@ -1,0 +1,132 @@
+"""Speculative decoding measured: plain decoding and each way of proposing, in turn on the same prompts, row by row.
+
+Example:
+  python -m launch.speculate --stage=runs/target/stages/pretrain-0123456789ab --output=runs/speculative \
+      --draft=runs/draft/stages/pretrain-0123456789ab,ngram --draft_tokens=2,3,4 --temperature=0,1
+
+Prompts are beginnings of texts or worked problems held out from the stage's own training. Writes to --output:
+speculative.json (every repetition) and speculative.png (speed-up against proposals a round). Compare only numbers
+of one run.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+from absl import flags
+from rich import get_console
+
+from launch import common
+from models.config import ModelConfig
+from research.benchmarks.speculative import PLAIN, Trial, compare, cut_prompts, show, trials_of, write
+from research.errors import ConfigError
+from research.files import make_folder
+from research.loops.chain import load_policy
+from research.loops.problems import sampler_scalars
+from research.progress import Progress
+from research.sampling.methods import SamplingMethod
+from research.sampling.speculative import Draft
+from research.sampling.types import SamplerSpec
+from research.sources import Sources, worked_text
+from research.versions import collect_versions
+
+Number = TypeVar("Number", int, float)
+
+_STAGE = flags.DEFINE_string(
+    "stage", None, "folder of the target's stage: <workdir>/stages/<name>-<hash>", required=True
+)
+_DRAFT = flags.DEFINE_list(
+    "draft",
+    None,
+    f"folders of smaller models' stages, and {common.NGRAM} for a look-up in the text",
+    required=True,
+)
+_OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)
+_DRAFT_TOKENS = flags.DEFINE_list("draft_tokens", ["2", "3", "4"], "proposals a round, each tried")
+_TEMPERATURE = flags.DEFINE_list("temperature", ["0", "1"], "each tried; 0 is greedy")
+_PROMPTS = flags.DEFINE_enum(
+    "prompts", "text", ("text", "problems"), "beginnings of what the stage was not trained on"
+)
+_REPETITIONS = flags.DEFINE_integer("repetitions", 16, "each on its own prompt", lower_bound=2)
+_PROMPT_TOKENS = flags.DEFINE_integer("prompt_length", 32, "tokens", lower_bound=2)
+_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "tokens of every completion", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "of the sampler", lower_bound=0, upper_bound=2**31 - 1)
+
+
+def main() -> None:
+    """Prints the table; the rest is in --output."""
+    counts, temperatures = _numbers("draft_tokens", int, 1), _numbers("temperature", float, 0.0)
+    folder, output = Path(_STAGE.value).resolve(), make_folder(Path(_OUTPUT.value))
+    policy = load_policy(folder, (1, 1, 1))
+    longest = _PROMPT_TOKENS.value + _TOKENS.value
+    if longest > policy.max_length:
+        raise ConfigError(
+            f"--max_new_tokens: got {_TOKENS.value} after {_PROMPT_TOKENS.value} tokens of prompt, expected a sum "
+            f"of at most {policy.max_length}, the model's context"
+        )
+    sources = Sources(policy.experiment["data"], folder.parent.parent / "data")
+    texts: Iterable[Mapping[str, Any]] = sources.text.splits["validation"]
+    if _PROMPTS.value == "problems":
+        texts = map(worked_text, sources.held_out)
+    prompts = cut_prompts(
+        texts, policy.tokenizer, count=_REPETITIONS.value, length=_PROMPT_TOKENS.value, longest=longest
+    )
+    load = os.getloadavg()[0]
+    drafts: dict[tuple[str, int], Draft] = {}
+    for number, path in enumerate(_DRAFT.value):
+        draft = common.load_draft(path, policy, counts[0])
+        name = path if path == common.NGRAM else f"draft {number + 1}"
+        for k in counts:
+            drafts[name, k] = draft._replace(spec=dataclasses.replace(draft.spec, draft_tokens=k))
+    names = {f"{name}, {k}": (name, k) for name, k in drafts}
+    trials: list[Trial] = []
+    with (
+        jax.set_mesh(policy.mesh),
+        Progress("speculate", total=len(temperatures), unit="temperatures") as progress,
+    ):
+        for temperature in temperatures:
+            timings = compare(
+                policy.params,
+                prompts,
+                {name: drafts[key] for name, key in names.items()},
+                sampler_scalars(seed=_SEED.value, step=0, temperature=temperature or 1.0),
+                config=policy.model,
+                spec=SamplerSpec(
+                    _TOKENS.value, 1, (), policy.tokenizer.pad_id, SamplingMethod(greedy=temperature == 0)
+                ),
+            )
+            trials += trials_of(timings, names, temperature)
+            progress.advance(1)
+    show(trials, get_console())
+    parameters = {
+        name: draft.spec.draft.num_params()
+        for (name, _), draft in drafts.items()
+        if isinstance(draft.spec.draft, ModelConfig)
+    }
+    run = {
+        "stage": str(folder),
+        "drafts": list(_DRAFT.value),
+        "parameters": {PLAIN: policy.model.num_params(), **parameters},
+        "load_average_before": load,
+        "versions": collect_versions(),
+    }
+    for written in write(trials, output, run=run):
+        get_console().print(f"wrote {written}")
+
+
+def _numbers(name: str, kind: Callable[[str], Number], low: float) -> list[Number]:
+    values: list[str] = flags.FLAGS[name].value or []
+    try:
+        found = [kind(value) for value in values]
+    except ValueError as error:
+        raise ConfigError(f"--{name}: got {','.join(values)}, expected numbers") from error
+    if not found or not all(low <= value < float("inf") for value in found):
+        raise ConfigError(f"--{name}: got {','.join(values)}, expected numbers of at least {low:g}")
+    return found
+
+
+if __name__ == "__main__":
+    common.run(main)

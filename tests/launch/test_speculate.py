@@ -1,0 +1,70 @@
+"""`python -m launch.speculate` from two trained stages to table, picture and JSON; its mistakes in one sentence."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from tests.launch.forks import Forks
+from tests.launch.test_launch import assert_one_sentence, stage_folder
+
+TOY = """
+from pathlib import Path
+from experiments import speculative
+from tests.experiments.toy import shrink
+
+def get_config(arg=""):
+    return shrink(speculative.get_config(arg), Path({folder!r}))
+"""
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks() as server:
+        yield server
+
+
+@pytest.mark.slow
+def test_from_training_to_a_picture(forks: Forks, tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text(TOY.format(folder=str(tmp_path)), encoding="utf-8")
+    folders = {}
+    for arg in ("", "draft"):
+        config = f"--config={tmp_path / 'toy.py'}{':' * bool(arg)}{arg}"
+        outcome = forks.run("train", config, f"--workdir={tmp_path / f'run{arg}'}")
+        assert outcome.status == 0, outcome.stderr
+        folders[arg] = stage_folder(tmp_path / f"run{arg}", "pretrain")
+    out = tmp_path / "out"
+    flags = (f"--stage={folders['']}", f"--draft={folders['draft']},ngram", "--draft_tokens=1,2")
+    sizes = ("--repetitions=2", "--prompt_length=8", "--max_new_tokens=6", "--prompts=problems")
+    outcome = forks.run("speculate", *flags, *sizes, f"--output={out}")
+    assert outcome.status == 0, outcome.stderr
+    assert "draft 1" in outcome.stdout and "ngram" in outcome.stdout
+    record = json.loads((out / "speculative.json").read_text())
+    trials = [(t["temperature"], t["proposer"], t["draft_tokens"]) for t in record["trials"]]
+    one = [("plain", 0), ("draft 1", 1), ("draft 1", 2), ("ngram", 1), ("ngram", 2)]
+    assert trials == [(temperature, *each) for temperature in (0.0, 1.0) for each in one]
+    assert all(t["timing"]["tokens"] == [6, 6] for t in record["trials"])
+    assert record["trials"][0]["speed_up"] == [1.0, 1.0]
+    assert imread(out / "speculative.png").ndim == 3
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--draft_tokens=0", "--draft_tokens: got 0, expected numbers of at least 1"),
+        ("--draft_tokens=two", "--draft_tokens: got two, expected numbers"),
+        ("--temperature=-1", "--temperature: got -1, expected numbers of at least 0"),
+        ("--seed=0", "nothing: is not the folder of a stage that has run"),
+    ],
+)
+def test_mistakes(forks: Forks, tmp_path: Path, flag: str, message: str) -> None:
+    outcome = forks.run(
+        "speculate", f"--stage={tmp_path / 'nothing'}", "--draft=ngram", f"--output={tmp_path}", flag
+    )
+    assert_one_sentence(outcome, message)
+
+
+def test_help_shows_an_example(forks: Forks) -> None:
+    assert "  python -m launch.speculate --stage=" in forks.run("speculate", "--help").stdout
