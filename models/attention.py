@@ -1,4 +1,4 @@
-"""Attention over rows of segments, behind one function, and over a cache.
+"""Attention over rows of segments, behind one function.
 
 Shapes: B batch, T query time, S key slots, H heads, K kv heads, G = H/K query heads a kv head, N head_dim, Q queries
 of one block, R = G * Q of them over a group.
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from models.axes import RULES, nn
 from models.config import ModelConfig
@@ -215,22 +215,3 @@ def _splash(q_BTHN: Array, k_BTKN: Array, v_BTKN: Array, segment_ids_BT: Array, 
         return kernel(*heads_first, segment_ids=splash.SegmentIds(segments_T, segments_T)).swapaxes(0, 1)
 
     return jax.vmap(row)(q_BTHN, k_BTKN, v_BTKN, segment_ids_BT)
-
-
-def grouped_attention(
-    q_BTHN: Float[Array, "B T H N"],
-    k_BKSN: Float[Array, "B K S N"],
-    v_BKSN: Float[Array, "B K S N"],
-    mask_BTS: Bool[Array, "B T S"],
-) -> Float[Array, "B T H N"]:
-    """Attention of each query to the slots that its mask names; float32 softmax."""
-    B, T, H, N = q_BTHN.shape
-    K, compute = k_BKSN.shape[1], q_BTHN.dtype
-    q_BKGTN = q_BTHN.reshape(B, T, K, H // K, N).transpose(0, 2, 3, 1, 4)
-    scores = jnp.einsum(
-        "bkgtn,bksn->bkgts", q_BKGTN, k_BKSN.astype(compute), preferred_element_type=jnp.float32
-    )
-    scores = jnp.where(mask_BTS[:, None, None, :, :], scores * N**-0.5, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(compute)
-    out_BKGTN = jnp.einsum("bkgts,bksn->bkgtn", weights, v_BKSN.astype(compute))
-    return out_BKGTN.transpose(0, 3, 1, 2, 4).reshape(B, T, H, N)

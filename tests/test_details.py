@@ -257,7 +257,7 @@ DETAILS: list[tuple[str, ...]] = [
     (
         "T18",
         "a resumed run is the uninterrupted one",
-        "research/loops/test_resume.py::test_three_kills",
+        "research/loops/test_resume.py::test_a_kill",
         "research/loops/test_resume_state.py::test_ppo_with_all_its_controllers_resumes_bit_for_bit",
     ),
     (

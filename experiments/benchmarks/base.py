@@ -81,7 +81,7 @@ def model(size: str) -> dict[str, object]:
         "remat": "full" if size == "gpu" else "none",
         "param_dtype": dtype,
         "compute_dtype": dtype,
-        "logprob_chunk": 128,
+        "logprob_chunk": 256,
     }
 
 

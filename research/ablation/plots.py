@@ -1,6 +1,5 @@
 """The pictures of an ablation, as PNG: final values, learning curves, accuracy against tokens spent."""
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,14 +15,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 from research.ablation.formatting import MetricFormat
 from research.ablation.results import RunResult
 from research.ablation.statistics import Comparison
-from research.files import write_bytes_atomic
-
-# Okabe and Ito's colours, told apart by colour-blind readers too; the control is grey. Markers repeat it.
-CONTROL_COLOR = "#6b6b6b"
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
-MARKERS = ("s", "^", "D", "v", "P", "X")
-INK, FAINT = "#222222", "#dddddd"
-DPI = 160
+from research.figures import CONTROL_COLOR, FAINT, INK, MARKERS, PALETTE, dress, save
 
 LineStyle = Literal["-", "--", ":"]
 LINES: tuple[LineStyle, ...] = ("-", "--", ":")
@@ -66,16 +58,13 @@ def write_plots(
     }
     paths = {}
     for name, figure in figures.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-        paths[name] = directory / f"{name}.png"
-        write_bytes_atomic(paths[name], buffer.getvalue())
+        paths[name] = save(figure, directory / f"{name}.png")
     return paths
 
 
 def draw_bars(axes: Axes, comparison: Comparison, style: MetricFormat) -> None:
     """A bar for each arm's mean, its 95% t-interval, a dot for each seed, a line at the control's mean."""
-    _dress(axes, f"Final {style.name}", "bar: mean · whisker: 95% t-interval · dots: seeds · dashed: control")
+    dress(axes, f"Final {style.name}", "bar: mean · whisker: 95% t-interval · dots: seeds · dashed: control")
     ends = [0.0]
     for row, summary in enumerate(comparison.arms):
         color, marker, _ = _look(row)
@@ -122,7 +111,7 @@ def draw_curves(
 ) -> None:
     """Each arm's mean over seeds, with the seeds' range as a band, against steps or tokens spent."""
     name = {"step": "while training", "tokens_spent": "against tokens spent"}[x]
-    _dress(axes, f"{style.name} {name}", "line: mean over seeds · band: lowest to highest seed")
+    dress(axes, f"{style.name} {name}", "line: mean over seeds · band: lowest to highest seed")
     drawn = False
     for row, summary in enumerate(comparison.arms):
         runs = [r for r in results if r.arm == summary.arm and r.seed in summary.values]
@@ -200,15 +189,6 @@ def _look(row: int) -> tuple[str, str, LineStyle]:
         return CONTROL_COLOR, "o", "-"
     turn, place = divmod(row - 1, len(PALETTE))
     return PALETTE[place], MARKERS[(place + turn) % len(MARKERS)], LINES[turn % len(LINES)]
-
-
-def _dress(axes: Axes, title: str, subtitle: str) -> None:
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=22)
-    axes.annotate(subtitle, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=9,
-                  color="#555555", va="bottom")  # fmt: skip
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=10, colors=INK)
 
 
 def _number_axis(axes: Axes, which: Literal["x", "y"], style: MetricFormat) -> None:

@@ -1,7 +1,6 @@
 """The report of an ablation: `report.md` with its pictures, and one `report.html` that needs nothing else."""
 
 import base64
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from research.ablation.results import Budget, RunResult
 from research.ablation.statistics import ArmSummary, Comparison, PairedDifference, compare_arms
 from research.errors import WorkdirError
 from research.files import explain_os_error, write_text_atomic
+from research.markdown import escape, table
 
 FOOTNOTES = (
     "**Mean** and **std** are over seeds (finished runs only; std with n - 1).",
@@ -99,7 +99,7 @@ def write_report(
         f"## Failed runs\n\n{_failures(results)}",
         "## How to read the statistics\n\n" + "\n".join(f"- {note}" for note in FOOTNOTES),
         "## Versions\n\n"
-        + _table(["what", "version"], [[escape(k), _code(v)] for k, v in sorted(versions.items())]),
+        + table(["what", "version"], [[escape(k), _code(v)] for k, v in sorted(versions.items())]),
         f"## Base config\n\n{_fenced(base_config_text)}",
     ]
     markdown = "\n\n".join(sections) + "\n"
@@ -120,12 +120,6 @@ def write_report(
     return paths
 
 
-def escape(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    one_line = " ".join(text.split())
-    return re.sub(r"[\\`*{}\[\]<>#|~&]|(?<!\w)_|_(?!\w)", r"\\\g<0>", one_line)
-
-
 def _headline(comparison: Comparison, style: MetricFormat) -> str:
     by_arm = {difference.arm: difference for difference in comparison.differences}
     header = ["arm", "n", f"{escape(style.name)}, mean", "95% t-interval", "difference to control",
@@ -141,7 +135,7 @@ def _headline(comparison: Comparison, style: MetricFormat) -> str:
         difference = by_arm.get(summary.arm)
         rows.append(row + ([NOTHING] * 4 if difference is None else _difference_cells(difference, style)))
     better = "Higher" if style.higher_is_better else "Lower"
-    text = f"{better} is better. {_verdict(comparison, style)}\n\n{_table(header, rows, right_from=1)}"
+    text = f"{better} is better. {_verdict(comparison, style)}\n\n{table(header, rows, right_from=1)}"
     notes = [f"{escape(d.arm)}: {escape(d.note)}" for d in comparison.differences if d.note]
     notes += [f"{escape(s.arm)}: {escape('; '.join(s.missing))}" for s in comparison.arms if s.missing]
     return text + ("\n\n" + "\n".join(f"- {note}." for note in notes) if notes else "")
@@ -187,7 +181,7 @@ def _seeds(comparison: Comparison, style: MetricFormat) -> str:
             style.interval(difference.bootstrap_interval) if difference else NOTHING,
         ]
 
-    return _table(header, [row(summary) for summary in comparison.arms], right_from=1)
+    return table(header, [row(summary) for summary in comparison.arms], right_from=1)
 
 
 def _budgets(by_arm: Mapping[str, Sequence[RunResult]]) -> str:
@@ -208,7 +202,7 @@ def _budgets(by_arm: Mapping[str, Sequence[RunResult]]) -> str:
             for read, show in columns
         ]
         rows.append([_arm(arm, control), *cells])
-    return _table(header, rows, right_from=1)
+    return table(header, rows, right_from=1)
 
 
 def _config_differences(by_arm: Mapping[str, Sequence[RunResult]], control: str) -> str:
@@ -226,7 +220,7 @@ def _config_differences(by_arm: Mapping[str, Sequence[RunResult]], control: str)
     header = ["arm", "key", f"{escape(control)} (control)", "arm's value", "declared by an arm"]
     return (
         "Resolved configs at the same seed; a key that no arm declares follows from another one or should "
-        f"not move.\n\n{_table(header, rows)}"
+        f"not move.\n\n{table(header, rows)}"
     )
 
 
@@ -236,7 +230,7 @@ def _failures(results: Sequence[RunResult]) -> str:
         for run in results
         if run.status == "failed"
     ]
-    return _table(["arm", "seed", "error", "directory"], rows) if rows else "None."
+    return table(["arm", "seed", "error", "directory"], rows) if rows else "None."
 
 
 def _arm(arm: str, control: str) -> str:
@@ -257,9 +251,3 @@ def _fenced(text: str) -> str:
     while fence in text:
         fence += "`"
     return f"{fence}text\n{text.rstrip()}\n{fence}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right_from: int | None = None) -> str:
-    """A Markdown table; columns from `right_from` on are aligned to the right."""
-    marks = ["---:" if right_from is not None and i >= right_from else "---" for i in range(len(header))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, marks, *rows])

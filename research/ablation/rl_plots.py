@@ -1,6 +1,5 @@
 """The picture of reward hacking: the reward learned from and the one really wanted, against KL."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from research.ablation.plots import DPI, FAINT, INK, PALETTE
 from research.errors import DataError
-from research.files import write_bytes_atomic
+from research.figures import FAINT, INK, PALETTE, save
 
 KLAxis = Literal["kl", "sqrt_kl"]
 Rows = Sequence[Mapping[str, Any]]
@@ -137,10 +135,7 @@ def write_reward_against_kl(
     if handles:
         columns = 2 if max(map(len, labels)) < 40 else 1
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    write_bytes_atomic(path, buffer.getvalue())
-    return path
+    return save(figure, path)
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """A benchmark's result for a person: tables, JSON, and a plot of tokens/s against batch size under the roofline."""
 
-import io
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +11,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from research.ablation.plots import CONTROL_COLOR, DPI, FAINT, INK, MARKERS, PALETTE
 from research.benchmarks.results import TEMPER, Result
 from research.benchmarks.spec import Benchmark
 from research.benchmarks.work import Limits
-from research.files import make_folder, write_bytes_atomic, write_json_atomic
+from research.figures import CONTROL_COLOR, FAINT, INK, MARKERS, PALETTE, save
+from research.files import make_folder, write_json_atomic
 from research.versions import collect_versions
 
 
@@ -120,13 +119,12 @@ def write(benchmark: Benchmark, results: Sequence[Result], folder: Path, load: f
     for case in dict.fromkeys(r.workload.case for r in results if r.workload.on_curve):
         points = [r for r in results if r.workload.case == case and r.series]
         if points:
-            paths.append(folder / f"{benchmark.kind}_{case}.png")
-            write_bytes_atomic(paths[-1], draw_curve(points))
+            paths.append(save(draw_curve(points), folder / f"{benchmark.kind}_{case}.png"))
     return paths
 
 
-def draw_curve(points: Sequence[Result]) -> bytes:
-    """PNG: tokens/s of each system against the batch size, with the roofline of the measured limits."""
+def draw_curve(points: Sequence[Result]) -> Figure:
+    """Tokens/s of each system against the batch size, with the roofline of the measured limits."""
     figure = Figure(figsize=(7.0, 4.6), layout="constrained")
     axes = figure.subplots()
     limited = [(r.workload.batch_size, r) for r in points if r.limits is not None]
@@ -165,9 +163,7 @@ def draw_curve(points: Sequence[Result]) -> bytes:
     axes.set_title("Median of the repetitions; whiskers: slowest and fastest", fontsize=9, loc="left")
     axes.grid(color=FAINT)
     axes.legend(fontsize=8, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
+    return figure
 
 
 _AXIS = {"bandwidth": "bandwidth", "flops": "FLOP/s"}

@@ -1,7 +1,6 @@
 """Speculative decoding beside plain decoding, one row at a time, in turn on the same prompts."""
 
 import dataclasses
-import io
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,10 @@ from rich.table import Table
 
 from models.config import ModelConfig
 from models.transformer import Params
-from research.ablation.plots import DPI, FAINT, INK, MARKERS, PALETTE
 from research.data.tokenizer import Tokenizer
 from research.errors import DataError
-from research.files import write_bytes_atomic, write_json_atomic
+from research.figures import FAINT, INK, MARKERS, PALETTE, save
+from research.files import write_json_atomic
 from research.sampling.programs import layout_program
 from research.sampling.sampler import sample
 from research.sampling.speculative import Draft, SpeculativeStats, sample_speculative
@@ -188,12 +187,11 @@ def write(trials: Sequence[Trial], folder: Path, *, run: Mapping[str, Any]) -> l
     """
     record = {"run": dict(run), "trials": [_record(trial) for trial in trials]}
     write_json_atomic(folder / "speculative.json", record)
-    write_bytes_atomic(folder / "speculative.png", draw_speed_ups(trials))
-    return [folder / "speculative.json", folder / "speculative.png"]
+    return [folder / "speculative.json", save(draw_speed_ups(trials), folder / "speculative.png")]
 
 
-def draw_speed_ups(trials: Sequence[Trial]) -> bytes:
-    """PNG: speed-up against proposals a round, a line for each proposer and temperature."""
+def draw_speed_ups(trials: Sequence[Trial]) -> Figure:
+    """Speed-up against proposals a round, a line for each proposer and temperature."""
     figure = Figure(figsize=(7.0, 4.4), layout="constrained")
     axes = figure.subplots()
     lines: dict[tuple[str, float], list[Trial]] = {}
@@ -217,9 +215,7 @@ def draw_speed_ups(trials: Sequence[Trial]) -> bytes:
     )
     axes.grid(color=FAINT)
     axes.legend(fontsize=8, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return buffer.getvalue()
+    return figure
 
 
 def _record(trial: Trial) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The picture of test-time compute: accuracy against samples a problem, and against tokens drawn for it."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullLocator
 
-from research.ablation.plots import CONTROL_COLOR, DPI, FAINT, INK, MARKERS, PALETTE
 from research.evals.scaling import BEST, MAJORITY, PASS, RANDOM, WEIGHTED, Curve, Scaling
-from research.files import write_bytes_atomic
+from research.figures import CONTROL_COLOR, FAINT, INK, MARKERS, PALETTE, dress, save
 
 _LABELS = {
     PASS: "pass@N (any sample is right)",
@@ -37,10 +35,7 @@ def write_scaling_plot(scaling: Scaling, path: Path, *, title: str) -> Path:
     draw_against_tokens(right, scaling)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    write_bytes_atomic(path, buffer.getvalue())
-    return path
+    return save(figure, path)
 
 
 def draw_against_samples(axes: Axes, scaling: Scaling, *, title: str) -> None:
@@ -104,12 +99,8 @@ def _marker(scaling: Scaling, curve: Curve) -> str:
 
 
 def _dress(axes: Axes, title: str, subtitle: str) -> None:
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=22)
-    axes.annotate(subtitle, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=9,
-                  color="#555555", va="bottom")  # fmt: skip
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=10, colors=INK)
+    """With accuracies in percent upwards."""
+    dress(axes, title, subtitle)
     axes.grid(color=FAINT, linewidth=0.8)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}"))

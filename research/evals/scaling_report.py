@@ -1,14 +1,13 @@
 """Test-time compute as JSON and as Markdown tables."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from research.ablation.formatting import NOTHING, MetricFormat, format_count
-from research.ablation.report import escape
 from research.ablation.statistics import Interval
 from research.evals.passk import Estimate
 from research.evals.scaling import MAJORITY, PASS, RANDOM, Curve, Scaling, difference
+from research.markdown import escape, table
 from research.metrics import encode_numbers
 
 _STYLE = MetricFormat("accuracy", percent=True, higher_is_better=True)
@@ -60,9 +59,10 @@ def to_markdown(scaling: Scaling, *, title: str) -> str:
     """Two tables and how to read them: accuracy at every N, and what more there is to say of the largest."""
     curves = list(scaling.curves.values())
     ns = [point.n for point in curves[0].points]
-    every = _table(
+    every = table(
         ["strategy", *(f"N = {n}" for n in ns)],
         [[_name(curve), *(_cell(curve, place) for place in range(len(ns)))] for curve in curves],
+        right_from=1,
     )
     controls = [name for name in _CONTROLS if name in scaling.curves]
     header = ["strategy", "accuracy", "95% over problems", "tokens", "scorer reads"]
@@ -81,7 +81,7 @@ def to_markdown(scaling: Scaling, *, title: str) -> str:
         rows.append(row)
     facts = {"samples": scaling.samples, "problems": scaling.problems, "trials": scaling.trials}
     notes = "\n".join(f"- {note.format(**facts)}" for note in NOTES)
-    parts = (f"# {escape(title)}", every, f"At N = {ns[-1]}:", _table(header, rows), notes)
+    parts = (f"# {escape(title)}", every, f"At N = {ns[-1]}:", table(header, rows, right_from=1), notes)
     return "\n\n".join(parts) + "\n"
 
 
@@ -107,8 +107,3 @@ def _interval(estimate: Estimate) -> str:
     if estimate.low != estimate.low:  # NaN: one problem
         return NOTHING
     return _STYLE.interval(Interval(estimate.low, estimate.high))
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    marks = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, marks, *rows])

@@ -30,7 +30,7 @@ LOGS = {
     "prm_dense": ("reward/steps",),
     "grpo": ("clip_fraction", "frac_reward_zero_std"),
 }
-QUICK = {"ppo_reward_model", "dapo", "distill", "prm_dense"}
+QUICK = {"dapo", "prm_dense"}
 ARMS = {arm.name: arm for arm in read_arms(objectives.get_config("toy"))}
 
 

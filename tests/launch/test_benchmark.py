@@ -34,6 +34,7 @@ def timed(kind: str, workdir: Path, *arguments: str) -> tuple[dict[str, dict], s
     return {result["name"]: result for result in record["results"]}, done.stdout
 
 
+@pytest.mark.slow
 def test_an_iteration_of_grpo_is_timed_and_the_missing_peer_is_said(tmp_path: Path) -> None:
     results, printed = timed("grpo_iteration", tmp_path / "out")
     assert set(results) == {"iteration"}

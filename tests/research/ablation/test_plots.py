@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from research.ablation.formatting import MetricFormat
-from research.ablation.plots import CONTROL_COLOR, draw_bars, draw_curves, write_plots
+from research.ablation.plots import draw_bars, draw_curves, write_plots
 from research.ablation.statistics import compare_arms
+from research.figures import CONTROL_COLOR
 from tests.research.ablation.made_up import failed, results, run
 
 METRIC = "eval/pass@1"

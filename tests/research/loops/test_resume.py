@@ -1,4 +1,4 @@
-"""A run that is killed with -9 at ten random moments ends bit for bit where the uninterrupted run ends."""
+"""A run that is killed with -9 at random moments ends bit for bit where the uninterrupted run ends."""
 
 import hashlib
 import os
@@ -89,8 +89,8 @@ def kill_and_resume(tmp_path: Path, kills: int, steps: int) -> None:
     assert fingerprint(killed) == fingerprint(whole)
 
 
-def test_three_kills(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, kills=3, steps=20)
+def test_a_kill(tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, kills=1, steps=12)
 
 
 @pytest.mark.slow

@@ -54,17 +54,17 @@ def assert_same(found: Completions, expected: Completions, rows: Any = slice(Non
         )
 
 
+RARER = ({"slots": 20}, {"chunk": 1}, {"chunk": 64}, {"prompt_bucket": 32})
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {},
         {"slots": 1, "admit": 1},
         {"slots": 3, "admit": 8},
-        {"slots": 20},
-        {"chunk": 1},
-        {"chunk": 64},
-        {"prompt_bucket": 32},
         {"give": 4},
+        *(pytest.param(change, marks=pytest.mark.slow) for change in RARER),
     ],
     ids=str,
 )
