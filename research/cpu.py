@@ -1,4 +1,4 @@
-"""Settings of the process under which XLA computes faster on CPU cores. Once, before JAX has devices."""
+"""Settings under which XLA computes faster on CPU cores."""
 
 import ctypes
 import importlib.metadata
@@ -8,28 +8,26 @@ import sys
 
 import jaxlib.version
 
-_NO_YNNPACK = "--xla_cpu_experimental_ynn_fusion_type="
-"""Matrix products by Eigen: of a training step YNNPACK's take a quarter to a half longer."""
-
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1  # names of glibc's malloc.h
 
 
-def tune_cpu() -> None:
-    """Sets XLA's flags and, where there is no accelerator, how freed memory is kept."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    # An unknown flag ends the process, so only versions that are known to have it.
-    if "ynn_fusion_type" not in flags and jaxlib.version.__version_info__ < (0, 13):
-        os.environ["XLA_FLAGS"] = f"{flags} {_NO_YNNPACK}".strip()
-    if not _may_have_accelerator():
-        keep_memory()
+def training_options() -> dict[str, str]:
+    """Compiler options of programs over whole rows: matrix products by Eigen, where jaxlib 0.10 to 0.12 picks YNNPACK.
+
+    YNNPACK's large products take a quarter to a half longer; its small ones, of decoding, are the faster ones. Empty
+    where there may be an accelerator, and for versions that may not know the option.
+    """
+    if may_have_accelerator() or jaxlib.version.__version_info__ >= (0, 13):
+        return {}
+    return {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 def keep_memory() -> None:
     """Keeps freed memory in the process: every step allocates as much again, and the kernel clears each new page.
 
-    Does nothing without glibc.
+    For commands, at their start. Does nothing where there may be an accelerator, or without glibc.
     """
-    if not sys.platform.startswith("linux"):
+    if may_have_accelerator() or not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -38,7 +36,8 @@ def keep_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _may_have_accelerator() -> bool:
+def may_have_accelerator() -> bool:
+    """Whether JAX may compute on anything but CPU cores; does not start it."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:
         return platforms != "cpu"

@@ -17,8 +17,11 @@ from models.transformer import Params
 from objectives.types import WeightedSum
 from research.algorithms.base import Algorithm, Frozen
 from research.batch import Batch
+from research.cpu import training_options
 from research.optim import OptimizerScalars, learning_rate_at, make_optimizer
 from research.state import TrainState
+
+_OPTIONS = training_options()
 
 
 class StepScalars(NamedTuple):
@@ -33,7 +36,12 @@ class StepScalars(NamedTuple):
     objective: dict[str, Float[Any, ""]]
 
 
-@partial(jax.jit, static_argnames=("algorithm", "config", "micro_batches"), donate_argnames=("state",))
+@partial(
+    jax.jit,
+    static_argnames=("algorithm", "config", "micro_batches"),
+    donate_argnames=("state",),
+    compiler_options=_OPTIONS,
+)
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -92,7 +100,7 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-@partial(jax.jit, static_argnames=("algorithm", "config"))
+@partial(jax.jit, static_argnames=("algorithm", "config"), compiler_options=_OPTIONS)
 def prepare_step(
     params: Params,
     batch: Batch,
@@ -107,7 +115,7 @@ def prepare_step(
     return jax.lax.stop_gradient(prepared)
 
 
-@partial(jax.jit, static_argnames=("algorithm", "config"))
+@partial(jax.jit, static_argnames=("algorithm", "config"), compiler_options=_OPTIONS)
 def eval_step(
     params: Params,
     batch: Batch,
