@@ -15,7 +15,6 @@ from ml_collections import config_flags
 
 from research.config import to_tree
 from research.config_checks import flatten, unknown_key
-from research.cpu import keep_memory
 from research.data.examples import Records
 from research.data.jsonl import read_records
 from research.errors import ConfigError, TemperError, WorkdirError
@@ -80,7 +79,6 @@ def run(main: Callable[[], None]) -> None:
     sys.unraisablehook = _quiet_hook
     py_logging.getLogger("jax").setLevel(py_logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    keep_memory()
     _keep_programs()
     app.run(_explained(main), flags_parser=_parse)
 

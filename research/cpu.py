@@ -6,8 +6,6 @@ import importlib.util
 import os
 import sys
 
-import jaxlib.version
-
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1  # names of glibc's malloc.h
 
 
@@ -17,15 +15,21 @@ def training_options() -> dict[str, str]:
     YNNPACK's large products take a quarter to a half longer; its small ones, of decoding, are the faster ones. Empty
     where there may be an accelerator, and for versions that may not know the option.
     """
-    if may_have_accelerator() or jaxlib.version.__version_info__ >= (0, 13):
+    if may_have_accelerator() or _version() >= (0, 13):
         return {}
     return {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+def _version() -> tuple[int, ...]:
+    """Of jaxlib, without importing it."""
+    return tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
 
 
 def keep_memory() -> None:
     """Keeps freed memory in the process: every step allocates as much again, and the kernel clears each new page.
 
-    For commands, at their start. Does nothing where there may be an accelerator, or without glibc.
+    For commands, before they import anything that starts threads: their memory is not reached. Does nothing where there
+    may be an accelerator, or without glibc.
     """
     if may_have_accelerator() or not sys.platform.startswith("linux"):
         return

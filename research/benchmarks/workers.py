@@ -44,9 +44,10 @@ class System(NamedTuple):
 
 
 def own_system(name: str) -> System:
-    """A system that runs in this Python, with all of Temper at hand."""
-    command = (sys.executable, "-m", f"research.benchmarks.systems.{name}")
-    return System(name, command, SYSTEMS.parents[2])
+    """A system that runs in this Python, with all of Temper at hand; it starts as a command does."""
+    module = f"research.benchmarks.systems.{name}"
+    code = f"import launch, runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    return System(name, (sys.executable, "-c", code), SYSTEMS.parents[2])
 
 
 def peer_systems(given: Sequence[str], folder: Path) -> dict[str, System]:

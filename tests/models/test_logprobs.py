@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models import logprobs
 from models.config import ModelConfig
 from models.logprobs import TokenLogps, compute_logits, hidden_divergence, hidden_logps, token_logps
 from models.transformer import forward, unembedding
@@ -75,6 +76,19 @@ def test_gradient_equals_the_unchunked(chunk: int) -> None:
     expected = jax.jit(jax.grad(plain_loss, argnums=(0, 1, 2)))(*point)
     for value, target in zip(found, expected, strict=True):
         np.testing.assert_allclose(value, target, atol=2e-5 * np.abs(target).max())
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_only_few_logits_are_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
+    if not kept:
+        monkeypatch.setattr(logprobs, "_KEPT_BYTES", B * T * V * 4 - 1)
+    hidden, unembed, targets = arrays()
+    _, pull_back = jax.eval_shape(
+        lambda h, u: jax.vjp(lambda h, u: hidden_logps(h, u, targets, with_chunk(T)), h, u), hidden, unembed
+    )
+    sizes = {leaf.size for leaf in jax.tree.leaves(pull_back)}
+    assert (B * T * V in sizes) == kept
+    test_gradient_equals_the_unchunked(T)
 
 
 def test_is_aligned_with_the_tokens() -> None:

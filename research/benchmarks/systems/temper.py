@@ -21,7 +21,6 @@ from research.algorithms.base import Algorithm, Frozen, Network, Rollouts, Setti
 from research.algorithms.registry import objectives
 from research.batch import SequenceBatch
 from research.benchmarks.systems.channel import Channel
-from research.cpu import keep_memory
 from research.data.examples import Examples
 from research.data.streams import PackedStream
 from research.mesh import make_mesh, to_device
@@ -43,7 +42,6 @@ def main() -> None:
     channel = Channel()
     work = channel.workload
     config = ModelConfig(**work["model"])
-    keep_memory()
     devices = 1
     if work["platform"] == "cpu" and rows(work) % work["threads"] == 0:
         devices = work["threads"]
