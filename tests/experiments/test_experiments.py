@@ -65,8 +65,13 @@ def _quick() -> Iterator[None]:
         yield
 
 
+LONG = {"objectives"}  # a chain of eight stages; test_objectives.py runs its arms
+
+
 @pytest.mark.usefixtures("_quick")
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in EXPERIMENTS]
+)
 def test_it_survives_two_steps_at_toy_size(name: str, tmp_path: Path) -> None:
     config = shrink(load(name), tmp_path)
     finished = run_chain(resolve(config), tmp_path / "run")

@@ -147,7 +147,7 @@ def test_a_verifier_that_raises_in_an_evaluation_costs_one_sample(
     assert not any(problem.correct[0] for problem in found.problems)
 
 
-@pytest.mark.parametrize("objective", ["grpo", "dpo"])
+@pytest.mark.parametrize("objective", ["grpo", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_nothing_is_compiled_after_the_second_iteration(
     shared: Shared, tmp_path: Path, objective: str
 ) -> None:
