@@ -65,7 +65,7 @@ def _quick() -> Iterator[None]:
         yield
 
 
-LONG = {"objectives"}  # a chain of eight stages; test_objectives.py runs its arms
+LONG = {"objectives"}  # a chain of seven stages; test_objectives.py runs its arms
 
 
 @pytest.mark.usefixtures("_quick")
