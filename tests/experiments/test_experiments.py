@@ -65,7 +65,7 @@ def _quick() -> Iterator[None]:
         yield
 
 
-LONG = {"objectives"}  # a chain of seven stages; test_objectives.py runs its arms
+LONG = {"objectives", "test_time_compute"}  # chains of seven and five stages, which other tests run in part
 
 
 @pytest.mark.usefixtures("_quick")

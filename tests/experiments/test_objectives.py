@@ -30,7 +30,7 @@ LOGS = {
     "prm_dense": ("reward/steps",),
     "grpo": ("clip_fraction", "frac_reward_zero_std"),
 }
-QUICK = {"dapo", "prm_dense"}
+QUICK = {"dapo"}
 ARMS = {arm.name: arm for arm in read_arms(objectives.get_config("toy"))}
 
 

@@ -14,6 +14,7 @@ from research.benchmarks.results import Result, Series
 from research.benchmarks.spec import Benchmark, read_benchmark
 from research.benchmarks.work import Limits, Phase
 from research.benchmarks.workloads import Workload
+from research.figures import save
 
 
 @pytest.fixture
@@ -86,8 +87,14 @@ def test_json_and_plot_are_written(benchmark: Benchmark, tmp_path: Path) -> None
     assert record["machine"]["load_average_before"] == 0.3 and record["config"]["repetitions"] == 2
 
 
-def test_the_plot_shows_every_system_under_the_roofline() -> None:
-    drawn = [draw_curve(points) for points in ([result(1), result(64)], [result(1, None), result(64, None)])]
+def test_the_plot_shows_every_system_under_the_roofline(tmp_path: Path) -> None:
+    drawn = []
+    for name, points in (("with", [result(1), result(64)]), ("without", [result(1, None), result(64, None)])):
+        figure = draw_curve(points)
+        _, labels = figure.axes[0].get_legend_handles_labels()
+        assert {"temper", "tunix"} <= set(labels)
+        assert ("roofline, measured limits" in labels) == (name == "with")
+        drawn.append(save(figure, tmp_path / f"{name}.png").read_bytes())
     assert all(png.startswith(b"\x89PNG") for png in drawn) and drawn[0] != drawn[1]
 
 

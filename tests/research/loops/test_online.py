@@ -54,6 +54,7 @@ def test_without_a_right_answer_there_is_no_length_of_right_ones() -> None:
     assert metrics["frac_reward_zero_std"] == 1
 
 
+@pytest.mark.slow
 def test_refilled_slots_draw_the_same_rollouts(shared: Shared, tmp_path: Path, quick: None) -> None:
     """A run that decodes six completions at a time writes the samples of one that decodes all at once."""
     del quick

@@ -89,6 +89,7 @@ def kill_and_resume(tmp_path: Path, kills: int, steps: int) -> None:
     assert fingerprint(killed) == fingerprint(whole)
 
 
+@pytest.mark.slow
 def test_a_kill(tmp_path: Path) -> None:
     kill_and_resume(tmp_path, kills=1, steps=12)
 
