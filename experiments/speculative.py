@@ -6,7 +6,7 @@ Command: python -m launch.train --config=experiments/speculative.py --workdir=ru
   python -m launch.speculate --stage=runs/target/stages/pretrain-... --draft=runs/draft/stages/pretrain-...,ngram
   --output=runs/speculative --prompts=problems --max_new_tokens=96
 Hardware: 2 CPU cores.
-Time: a quarter of an hour to train the target, 5 minutes the draft, 3 to measure; neither training was run to its end yet.
+Time: a quarter of an hour to train the target, 5 minutes the draft, 3 to measure; neither was trained to its end yet.
 Result: after 200 and 300 steps 1.34x at temperature 1, six proposals, and 0.88x greedy (experiments/LOG.md).
 """
 
