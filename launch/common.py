@@ -49,7 +49,12 @@ def held_out_problems(path: str | None, policy: Policy, folder: Path) -> Records
     """The problems of a JSONL file; without one, those held out from the training of the policy's own stage."""
     if path:
         return [record for _, record in read_records(path)]
-    return Sources(policy.experiment["data"], folder.parent.parent / "data").held_out
+    return sources_of(policy, folder).held_out
+
+
+def sources_of(policy: Policy, folder: Path) -> Sources:
+    """The data that the policy of a stage's folder was trained on."""
+    return Sources(policy.experiment["data"], folder.parent.parent / "data")
 
 
 NGRAM = "ngram"

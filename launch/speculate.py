@@ -30,7 +30,7 @@ from research.progress import Progress
 from research.sampling.methods import SamplingMethod
 from research.sampling.speculative import Draft
 from research.sampling.types import SamplerSpec
-from research.sources import Sources, worked_text
+from research.sources import worked_text
 from research.versions import collect_versions
 
 Number = TypeVar("Number", int, float)
@@ -67,7 +67,7 @@ def main() -> None:
             f"--max_new_tokens: got {_TOKENS.value} after {_PROMPT_TOKENS.value} tokens of prompt, expected a sum "
             f"of at most {policy.max_length}, the model's context"
         )
-    sources = Sources(policy.experiment["data"], folder.parent.parent / "data")
+    sources = common.sources_of(policy, folder)
     texts: Iterable[Mapping[str, Any]] = sources.text.splits["validation"]
     if _PROMPTS.value == "problems":
         texts = map(worked_text, sources.held_out)

@@ -229,11 +229,9 @@ def _record(trial: Trial) -> dict[str, Any]:
 def _speculative(
     target: Params, contender: Draft, scalars: SamplerScalars, config: ModelConfig, spec: SamplerSpec
 ) -> Callable[[Prompts], tuple[Any, SpeculativeStats | None]]:
-    draft_params, speculative = contender
-    if isinstance(speculative.draft, ModelConfig):
-        draft_params = layout_program(draft_params, config=speculative.draft, weights=spec.weights)
+    draft = contender.laid_out(spec.weights)
     return lambda prompt: sample_speculative(
-        target, draft_params, prompt, scalars, config=config, spec=spec, speculative=speculative
+        target, draft.params, prompt, scalars, config=config, spec=spec, speculative=draft.spec
     )
 
 

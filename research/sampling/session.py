@@ -117,7 +117,6 @@ class Session:
         Raises:
           ConfigError: a setting is out of range, or a constraint cannot be met.
         """
-        self.draft, self.proposals = draft, None if draft is None else SpeculativeStats.zero()
         self.params, self.model, self.tokenizer = params, model, tokenizer
         self.max_length, self.settings, self.turns = max_length, settings, turns
         how = settings
@@ -162,6 +161,8 @@ class Session:
             controls=controls if spec.any else None,
             grammars=grammars,
         )
+        self.draft = None if draft is None else draft.laid_out(self.engine.spec.weights)
+        self.proposals = None if draft is None else SpeculativeStats.zero()
 
     def prompt(self, text: str) -> np.ndarray:
         """The tokens `[T]` that ask for a completion of a text.

@@ -27,9 +27,10 @@ from research.errors import ConfigError
 from research.sampling.decode import Slots
 from research.sampling.drafts import NGramDraft, judge, propose_by_model, propose_by_ngram
 from research.sampling.methods import sampling_logps
+from research.sampling.programs import layout_program
 from research.sampling.sampler import start
 from research.sampling.types import STOPPED, TRUNCATED, Completions, Prompts, SamplerScalars, SamplerSpec
-from research.sampling.weights import sampling_params
+from research.sampling.weights import Weights, sampling_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,12 @@ class Draft(NamedTuple):
 
     params: Params | None
     spec: SpeculativeSpec
+
+    def laid_out(self, weights: Weights) -> "Draft":
+        """The same draft with its parameters as decoding reads them: once, not for every prompt."""
+        if not isinstance(self.spec.draft, ModelConfig):
+            return self
+        return self._replace(params=layout_program(self.params, config=self.spec.draft, weights=weights))
 
 
 class SpeculativeStats(flax.struct.PyTreeNode):
