@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from models.axes import RULES, nn
 from models.config import ModelConfig
+from models.groups import Group, fold, unfold
 
 _LEAST_BLOCK = 128
 _MOST_BLOCKS = 8
@@ -28,6 +29,7 @@ def self_attention(
     v_BTKN: Float[Array, "B T K N"],
     segment_ids_BT: Int[Array, "B T"],
     config: ModelConfig,
+    group: Group | None = None,
 ) -> Float[Array, "B T H N"]:
     """Causal attention within segments, float32 softmax; what training and scoring run.
 
@@ -38,8 +40,14 @@ def self_attention(
       of at most 128; only where JAX's default backend is a GPU, because its checks ask the driver while tracing;
     - everywhere else `blocked_attention`, which has no limits.
 
-    Slots of padding (segment 0) attend to earlier padding, as any segment does.
+    Slots of padding (segment 0) attend to earlier padding, as any segment does. Where each row is a whole group
+    (`models.groups`), attention is that of the group's own rows.
     """
+    if group is not None:
+        grouped = partial(_grouped, config=config, group=group)
+        whole = lambda *rows: fold(self_attention(*(unfold(x, group) for x in rows), config), group)  # noqa: E731
+        args = (q_BTHN, k_BTKN, v_BTKN, segment_ids_BT)
+        return jax.lax.platform_dependent(*args, cpu=grouped, default=whole)
     T, N = q_BTHN.shape[1], config.head_dim
     kernels: dict[str, Any] = {}
     if T % 128 == 0 and N % 64 == 0:
@@ -53,22 +61,33 @@ def self_attention(
     return jax.lax.platform_dependent(*args, **kernels, default=blocked_attention)
 
 
+def _grouped(q: Array, k: Array, v: Array, segments: Array, *, config: ModelConfig, group: Group) -> Array:
+    """`self_attention` of groups: a prompt's queries once a group, what follows against its own row's keys."""
+    L = group.prompt
+    prompts = self_attention(*(x[:, :L] for x in (q, k, v, segments)), config)
+    rest = q[:, L:].reshape(len(q) * group.size, -1, *q.shape[2:])
+    rest = blocked_attention(rest, *(unfold(x, group) for x in (k, v, segments)))
+    return jnp.concatenate([prompts, rest.reshape(len(q), -1, *q.shape[2:])], axis=1)
+
+
 def blocked_attention(
     q_BTHN: Float[Array, "B T H N"],
-    k_BTKN: Float[Array, "B T K N"],
-    v_BTKN: Float[Array, "B T K N"],
-    segment_ids_BT: Int[Array, "B T"],
+    k_BSKN: Float[Array, "B S K N"],
+    v_BSKN: Float[Array, "B S K N"],
+    segment_ids_BS: Int[Array, "B S"],
 ) -> Float[Array, "B T H N"]:
     """`self_attention` in plain XLA: by blocks of queries, each against the keys up to its end only.
+
+    The T queries are those of the last T of S slots; in self-attention S is T.
 
     Half of the scores is never computed, and none outlive the pass: the backward pass computes them again from the
     log-normalisers (FlashAttention, Dao et al. 2022, algorithm 4).
     """
     B, T, H, N = q_BTHN.shape
-    K = k_BTKN.shape[2]
+    K = k_BSKN.shape[2]
     q_BKGTN = q_BTHN.reshape(B, T, K, H // K, N).transpose(0, 2, 3, 1, 4)
-    k_BKTN, v_BKTN = (x.transpose(0, 2, 1, 3) for x in (k_BTKN, v_BTKN))
-    out_BKGTN = _blocked(q_BKGTN, k_BKTN, v_BKTN, segment_ids_BT)
+    k_BKSN, v_BKSN = (x.transpose(0, 2, 1, 3) for x in (k_BSKN, v_BSKN))
+    out_BKGTN = _blocked(q_BKGTN, k_BKSN, v_BKSN, segment_ids_BS)
     return out_BKGTN.transpose(0, 3, 1, 2, 4).reshape(B, T, H, N)
 
 
@@ -78,34 +97,36 @@ def _blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _mask(segments_BT: Array, start: int, end: int, first: int, last: int) -> Array:
-    """`[B, Q, S]`: which of the slots `first:last` each query of the slots `start:end` sees."""
+def _mask(segments_BS: Array, start: int, end: int, first: int, last: int) -> Array:
+    """`[B, Q, C]`: which of the slots `first:last` each query of the slots `start:end` sees."""
     earlier = jnp.arange(start, end)[:, None] >= jnp.arange(first, last)[None, :]
-    return earlier[None] & (segments_BT[:, start:end, None] == segments_BT[:, None, first:last])
+    return earlier[None] & (segments_BS[:, start:end, None] == segments_BS[:, None, first:last])
 
 
 def _forward(q: Array, k: Array, v: Array, segments: Array) -> tuple[Array, Array]:
     """Output `[B, K, G, T, N]` and the log-normalisers of the scores `[B, K, G, T]`, float32."""
     B, K, G, T, N = q.shape
+    before = k.shape[2] - T
     outs, normalisers = [], []
-    for start, end in _blocks(T):
-        q_BKRN = q[:, :, :, start:end].reshape(B, K, -1, N)
+    for start, stop in _blocks(T):
+        end = before + stop
+        q_BKRN = q[:, :, :, start:stop].reshape(B, K, -1, N)
         s = jnp.einsum("bkrn,bksn->bkrs", q_BKRN, k[:, :, :end], preferred_element_type=jnp.float32)
-        mask_BQS = _mask(segments, start, end, 0, end)
+        mask_BQS = _mask(segments, before + start, end, 0, end)
         s = jnp.where(mask_BQS[:, None, None], s.reshape(B, K, G, -1, end) * N**-0.5, _HIDDEN)
         top = jnp.max(s, axis=-1, keepdims=True)
         p = jnp.exp(s - top)
         total = jnp.sum(p, axis=-1, keepdims=True)
         p_BKRS = p.astype(q.dtype).reshape(B, K, -1, end)
         out = jnp.einsum("bkrs,bksn->bkrn", p_BKRS, v[:, :, :end], preferred_element_type=jnp.float32)
-        outs.append((out.reshape(B, K, G, end - start, N) / total).astype(q.dtype))
+        outs.append((out.reshape(B, K, G, stop - start, N) / total).astype(q.dtype))
         normalisers.append((top + jnp.log(total))[..., 0])
     return jnp.concatenate(outs, axis=3), jnp.concatenate(normalisers, axis=3)
 
 
 @jax.custom_vjp
 def _blocked(q: Array, k: Array, v: Array, segments: Array) -> Array:
-    """Attention of q `[B, K, G, T, N]` to k and v `[B, K, T, N]`."""
+    """Attention of q `[B, K, G, T, N]` to k and v `[B, K, S, N]`."""
     return _forward(q, k, v, segments)[0]
 
 
@@ -122,12 +143,14 @@ def _blocked_bwd(kept: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, A
     # sum_s p_s dp_s, the term that the softmax subtracts, is the output times its cotangent.
     inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     dq_BKNGT, dks, dvs = jnp.zeros((B, K, N, G, T), jnp.float32), [], []
-    for start, end in _blocks(T):
+    S = k.shape[2]
+    for start, end in _blocks(S):
+        first = max(start - (S - T), 0)  # of the queries that may see these keys
         k_BKSN, v_BKSN = k[:, :, start:end], v[:, :, start:end]
-        q_BKRN, d_out_BKRN = (x[:, :, :, start:].reshape(B, K, -1, N) for x in (q, d_out))
-        normaliser_BK1R, inner_BK1R = (x[:, :, :, start:].reshape(B, K, 1, -1) for x in (normaliser, inner))
-        mask_BSQ = _mask(segments, start, T, start, end).swapaxes(1, 2)
-        mask_BSR = jnp.broadcast_to(mask_BSQ[:, :, None], (B, end - start, G, T - start)).reshape(
+        q_BKRN, d_out_BKRN = (x[:, :, :, first:].reshape(B, K, -1, N) for x in (q, d_out))
+        normaliser_BK1R, inner_BK1R = (x[:, :, :, first:].reshape(B, K, 1, -1) for x in (normaliser, inner))
+        mask_BSQ = _mask(segments, S - T + first, S, start, end).swapaxes(1, 2)
+        mask_BSR = jnp.broadcast_to(mask_BSQ[:, :, None], (B, end - start, G, T - first)).reshape(
             B, end - start, -1
         )
         s = product("bksn,bkrn->bksr", k_BKSN, q_BKRN) * N**-0.5
@@ -136,8 +159,8 @@ def _blocked_bwd(kept: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, A
         ds = (p * (dp - inner_BK1R) * N**-0.5).astype(q.dtype)
         dvs.append(product("bksr,bkrn->bksn", p.astype(q.dtype), d_out_BKRN))
         dks.append(product("bksr,bkrn->bksn", ds, q_BKRN))
-        dq_block = product("bkns,bksr->bknr", k_BKSN.swapaxes(2, 3), ds).reshape(B, K, N, G, T - start)
-        dq_BKNGT = dq_BKNGT + jnp.pad(dq_block, ((0, 0),) * 4 + ((start, 0),))
+        dq_block = product("bkns,bksr->bknr", k_BKSN.swapaxes(2, 3), ds).reshape(B, K, N, G, T - first)
+        dq_BKNGT = dq_BKNGT + jnp.pad(dq_block, ((0, 0),) * 4 + ((first, 0),))
     dk, dv = (jnp.concatenate(x, axis=2) for x in (dks, dvs))
     dq = dq_BKNGT.transpose(0, 1, 3, 4, 2)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None

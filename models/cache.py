@@ -157,15 +157,6 @@ def with_prefix(cache: KVCache, prefix: KVCache | None) -> KVCache:
     return cache.replace(layers=layers)
 
 
-def repeat_rows(cache: KVCache, times: int) -> KVCache:
-    """Each row `times` over, adjacent: one prefill of a prompt serves its whole group."""
-    if times == 1:
-        return cache
-    repeat = lambda x: jnp.repeat(x, times, axis=0)  # noqa: E731
-    layers = tuple(layer.map_slots(repeat) for layer in cache.layers)
-    return cache.replace(layers=layers, segment_ids=repeat(cache.segment_ids))
-
-
 def take_rows(cache: KVCache, rows: Int[Array, " R"]) -> KVCache:
     """Only these rows, in this order."""
     take = lambda x: jnp.take(x, rows, axis=0)  # noqa: E731

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from models.config import ModelConfig
+from models.groups import Group
 from models.transformer import Params, forward, init_params
 
 STEP_HEAD_STD = 0.02
@@ -95,6 +96,8 @@ def scorer_outputs(
     tokens_BT: Int[Array, "B T"],
     positions_BT: Int[Array, "B T"],
     segment_ids_BT: Int[Array, "B T"],
+    *,
+    group: Group | None = None,
 ) -> Float[Array, "B T O"]:
     """Float32 outputs after reading each token: `out[b, t]` knows `tokens[b, :t + 1]` of its segment.
 
@@ -102,8 +105,9 @@ def scorer_outputs(
       params: {"trunk", "head"}, unboxed.
       config: of the trunk.
       tokens_BT, positions_BT, segment_ids_BT: as the transformer takes them.
+      group: groups of adjacent rows that share a prompt.
     """
-    hidden_BTD = forward(params["trunk"], config, tokens_BT, positions_BT, segment_ids_BT)
+    hidden_BTD = forward(params["trunk"], config, tokens_BT, positions_BT, segment_ids_BT, group=group)
     return head_outputs(params["head"], config, hidden_BTD)
 
 

@@ -15,6 +15,7 @@ from models.attention import self_attention
 from models.axes import constrain
 from models.cache import LayerCache, Reach
 from models.config import ModelConfig
+from models.groups import Group
 
 Initializer = Callable[..., Any]
 
@@ -102,6 +103,7 @@ class Attention(nn.Module):
         segment_ids_BT: Int[Array, "B T"],
         cache: LayerCache | None = None,
         reach: Reach | None = None,
+        group: Group | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         c = self.config
         q_BTHN, k_BTKN, v_BTKN = self._project(x_BTD)
@@ -110,7 +112,7 @@ class Attention(nn.Module):
         k_BTKN = constrain(k_BTKN, "batch", "length", "activation_kv_heads", "head_dim")
         v_BTKN = constrain(v_BTKN, "batch", "length", "activation_kv_heads", "head_dim")
         if cache is None:
-            out_BTHN = self_attention(q_BTHN, k_BTKN, v_BTKN, segment_ids_BT, c)
+            out_BTHN = self_attention(q_BTHN, k_BTKN, v_BTKN, segment_ids_BT, c, group)
         else:
             assert reach is not None
             cache = cache.write(k_BTKN, v_BTKN, reach.write_at)
@@ -175,9 +177,10 @@ class Block(nn.Module):
         segment_ids_BT: Int[Array, "B T"],
         cache: LayerCache | None = None,
         reach: Reach | None = None,
+        group: Group | None = None,
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         attended, cache = Attention(self.config, name="attention")(
-            RMSNorm(self.config, name="attention_norm")(x_BTD), rope, segment_ids_BT, cache, reach
+            RMSNorm(self.config, name="attention_norm")(x_BTD), rope, segment_ids_BT, cache, reach, group
         )
         x_BTD = x_BTD + attended
         x_BTD = x_BTD + SwiGLU(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x_BTD))

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from models.axes import constrain
 from models.config import ModelConfig
+from models.groups import Group
 from models.transformer import Params, forward, unembedding
 
 _KEPT_BYTES = 2**28
@@ -253,12 +254,14 @@ def token_logps(
     *,
     temperature: float | Float[Array, ""] = 1.0,
     first: int = 1,
+    group: Group | None = None,
 ) -> TokenLogps:
     """Teacher-forced log-probs of every token from slot `first` on, aligned with the tokens.
 
-    `first` is static; slots before it hold 0 and cost no logits. Nothing predicts slot 0.
+    `first` is static; slots before it hold 0 and cost no logits. Nothing predicts slot 0. The prompt of a
+    `group` of adjacent rows is computed once for all of them.
     """
-    hidden = forward(params, config, tokens_BT, positions_BT, segment_ids_BT)
+    hidden = forward(params, config, tokens_BT, positions_BT, segment_ids_BT, group=group)
     first = max(first, 1)
     scored = hidden_logps(
         hidden[:, first - 1 : -1],

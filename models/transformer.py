@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from models.axes import constrain
 from models.cache import KVCache, Reach
 from models.config import ModelConfig
+from models.groups import Group, fold, groups_split, unfold
 from models.layers import Block, RMSNorm, rope_tables, scaled_normal
 
 Params = Any
@@ -36,6 +37,7 @@ class Transformer(nn.Module):
         positions_BT: Int[Array, "B T"],
         segment_ids_BT: Int[Array, "B T"],
         cache: KVCache | None = None,
+        group: Group | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
         """Hidden states after the final norm, float32-normalised, in the compute dtype.
 
@@ -44,6 +46,7 @@ class Transformer(nn.Module):
           positions_BT: int32 rotary positions, counted within each segment.
           segment_ids_BT: int32; tokens see only earlier tokens of the same segment; 0 is padding.
           cache: with a cache, the T tokens are appended to it and attend to all that it holds.
+          group: with a group, each row is a folded one (`models.groups`), and B counts groups; not with a cache.
 
         Returns:
           Hidden states and the updated cache (None where none was given).
@@ -67,7 +70,7 @@ class Transformer(nn.Module):
         x_BTD = constrain(x_BTD, "batch", "length", "activation_embed")
         rope = rope_tables(positions_BT, c)
         if cache is None:
-            x_BTD = _run_layers(c, layers, x_BTD, rope, segment_ids_BT)
+            x_BTD = _run_layers(c, layers, x_BTD, rope, segment_ids_BT, group)
         else:
             x_BTD, cache = _run_cached(c, layers, x_BTD, rope, segment_ids_BT, cache)
         return RMSNorm(c, name="final_norm")(x_BTD), cache
@@ -85,9 +88,21 @@ def forward(
     tokens_BT: Int[Array, "B T"],
     positions_BT: Int[Array, "B T"],
     segment_ids_BT: Int[Array, "B T"],
+    *,
+    group: Group | None = None,
 ) -> Float[Array, "B T D"]:
-    """Hidden states of a whole batch, without a cache."""
-    return Transformer(config).apply({"params": params}, tokens_BT, positions_BT, segment_ids_BT)[0]
+    """Hidden states of a whole batch, without a cache.
+
+    Args:
+      params, config: of the model.
+      tokens_BT, positions_BT, segment_ids_BT: as `Transformer` takes them.
+      group: groups of adjacent rows that share a prompt, which is then computed once for all of them.
+    """
+    rows = (tokens_BT, positions_BT, segment_ids_BT)
+    if group is None or not groups_split(len(tokens_BT), group.size):
+        return Transformer(config).apply({"params": params}, *rows)[0]
+    folded = (fold(x, group) for x in rows)
+    return unfold(Transformer(config).apply({"params": params}, *folded, group=group)[0], group)
 
 
 def forward_cached(
@@ -136,10 +151,15 @@ def _unstack(stacked: Params, num_layers: int) -> tuple[Params, ...]:
 
 
 def _run_layers(
-    c: ModelConfig, layers: Params, x_BTD: Array, rope: tuple[Array, Array], segment_ids_BT: Array
+    c: ModelConfig,
+    layers: Params,
+    x_BTD: Array,
+    rope: tuple[Array, Array],
+    segment_ids_BT: Array,
+    group: Group | None,
 ) -> Array:
     def block(x: Array, layer: Params) -> Array:
-        return Block(c, parent=None).apply({"params": layer}, x, rope, segment_ids_BT)[0]
+        return Block(c, parent=None).apply({"params": layer}, x, rope, segment_ids_BT, group=group)[0]
 
     if c.remat != "none":
         block = jax.checkpoint(block, policy=_POLICIES[c.remat], prevent_cse=not c.scan_layers)

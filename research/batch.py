@@ -6,7 +6,10 @@ Shapes: B rows, T tokens, P prompts, K candidates.
 from typing import Any
 
 import flax.struct
-from jaxtyping import Bool, Float, Int
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+from models.groups import Group, groups_split
 
 
 class SequenceBatch(flax.struct.PyTreeNode):
@@ -19,6 +22,7 @@ class SequenceBatch(flax.struct.PyTreeNode):
       positions: `[B, T]` int32, counted within the segment.
       weights: `[B]` float32, 0 for a row that only fills the batch.
       first_target: static; no slot before it is a target, so none is scored there (the prompts' width).
+      group_size: static; so many adjacent rows are equal before `first_target`: completions of one prompt.
     """
 
     tokens: Int[Any, "B T"]
@@ -27,6 +31,14 @@ class SequenceBatch(flax.struct.PyTreeNode):
     positions: Int[Any, "B T"]
     weights: Float[Any, " B"]
     first_target: int = flax.struct.field(pytree_node=False, default=0)
+    group_size: int = flax.struct.field(pytree_node=False, default=1)
+
+    @property
+    def group(self) -> Group | None:
+        """What adjacent rows share; None where they share nothing."""
+        return (
+            Group(self.group_size, self.first_target) if self.group_size > 1 and self.first_target else None
+        )
 
 
 class PreferenceBatch(flax.struct.PyTreeNode):
@@ -150,3 +162,31 @@ def rows_of(batch: Batch) -> list[SequenceBatch]:
     if isinstance(batch, DistillBatch):
         return [batch.student]
     return [batch.sequences]
+
+
+def split_batch(batch: Batch, parts: int) -> Batch:
+    """Leaves `[parts, B / parts, ...]`: part j holds rows j, j + parts ..., so that each device keeps its own rows.
+
+    Where rows share prompts, part j holds groups j, j + parts ...; rows that do not fall into whole groups on every
+    device stop sharing.
+    """
+    [together] = {rows.group_size for rows in rows_of(batch)}
+    if together > 1:
+        B = rows_of(batch)[0].weights.shape[0]
+        if B % parts or not groups_split(B // parts, together):
+            together = 1
+            batch = _ungrouped(batch)
+
+    def split(x: Array) -> Array:
+        units = x.reshape(x.shape[0] // (parts * together), parts, together, *x.shape[1:])
+        return units.swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
+
+    return jax.tree.map(split, batch)
+
+
+def _ungrouped(batch: Batch) -> Batch:
+    """The same rows, each with its own prompt."""
+    is_rows = lambda x: isinstance(x, SequenceBatch)  # noqa: E731
+    alone = lambda x: x.replace(group_size=1) if is_rows(x) else x  # noqa: E731
+    found: Batch = jax.tree.map(alone, batch, is_leaf=is_rows)
+    return found

@@ -16,7 +16,7 @@ from models.config import ModelConfig
 from models.transformer import Params
 from objectives.types import WeightedSum
 from research.algorithms.base import Algorithm, Frozen
-from research.batch import Batch
+from research.batch import Batch, split_batch
 from research.cpu import training_options
 from research.optim import OptimizerScalars, learning_rate_at, make_optimizer
 from research.state import TrainState
@@ -55,8 +55,7 @@ def train_step(
     """One optimizer step on a batch.
 
     Totals, counts and gradients are summed over micro-batches and devices and divided once, so neither the
-    number of micro-batches nor the mesh changes the loss. Micro-batch j takes rows j, j + k, j + 2k ..., so
-    that each device keeps its own rows.
+    number of micro-batches nor the mesh changes the loss.
 
     Returns:
       The next state and scalar metrics: `loss`, `grad_norm` (before clipping), `learning_rate`, and the
@@ -75,10 +74,7 @@ def train_step(
     if micro_batches == 1:
         grads, (loss, sums) = gradient(state.params, batch)
     else:
-        parts = jax.tree.map(
-            lambda x: x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1),
-            batch,
-        )
+        parts = split_batch(batch, micro_batches)
         first = jax.tree.map(lambda x: x[0], parts)
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, state.params, first)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from models.config import ModelConfig
+from models.heads import scorer_outputs
 from models.logprobs import TokenLogps, token_logps
 from models.transformer import Params
 from objectives.types import WeightedSum
@@ -275,18 +276,26 @@ def batch_logps(
         rows.segment_ids,
         temperature=temperature,
         first=rows.first_target,
+        group=rows.group,
     )
 
 
-def sequence_rows(rollouts: Rollouts, rows: np.ndarray, weights: np.ndarray) -> SequenceBatch:
-    """The chosen rollouts as prompt + completion rows."""
+def row_outputs(scorer: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T O"]:
+    """A scorer's outputs after reading each token of a SequenceBatch."""
+    return scorer_outputs(scorer, config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)
+
+
+def sequence_rows(rollouts: Rollouts, rows: np.ndarray | None, weights: np.ndarray) -> SequenceBatch:
+    """The chosen rollouts as prompt + completion rows; None is all of them, in the groups that share a prompt."""
+    chosen = slice(None) if rows is None else rows
     return completion_rows(
-        rollouts.prompt_tokens[rows],
-        rollouts.prompt_mask[rows],
-        rollouts.tokens[rows],
-        rollouts.mask[rows],
+        rollouts.prompt_tokens[chosen],
+        rollouts.prompt_mask[chosen],
+        rollouts.tokens[chosen],
+        rollouts.mask[chosen],
         weights,
-        None if rollouts.given is None else rollouts.given[rows],
+        None if rollouts.given is None else rollouts.given[chosen],
+        group_size=rollouts.group_size if rows is None else 1,
     )
 
 
@@ -297,10 +306,13 @@ def completion_rows(
     mask: np.ndarray,
     weights: np.ndarray,
     given: np.ndarray | None = None,
+    *,
+    group_size: int = 1,
 ) -> SequenceBatch:
     """Prompts `[B, L]` and completions `[B, N]` as rows `[B, L + N]`; positions come from the masks.
 
-    Drawn tokens (`mask`) and given ones are seen and have positions; only the drawn ones are targets.
+    Drawn tokens (`mask`) and given ones are seen and have positions; only the drawn ones are targets. So many
+    adjacent rows as `group_size` have the same prompt.
     """
     real = np.concatenate([prompt_mask, mask if given is None else mask | given], axis=1)
     return SequenceBatch(
@@ -310,6 +322,7 @@ def completion_rows(
         positions=np.maximum(np.cumsum(real, axis=1) - 1, 0).astype(np.int32),
         weights=weights.astype(np.float32),
         first_target=prompt_tokens.shape[1],
+        group_size=group_size,
     )
 
 
@@ -330,7 +343,7 @@ def rollout_batch(rollouts: Rollouts, *, mask_truncated: bool) -> RolloutBatch:
     weights = rollouts.stopped.astype(np.float32) if mask_truncated else np.ones(B, np.float32)
     scale, steps, ends = rollouts.advantage_scale, rollouts.step_rewards, rollouts.step_mask
     return RolloutBatch(
-        sequences=sequence_rows(rollouts, np.arange(B), weights),
+        sequences=sequence_rows(rollouts, None, weights),
         sampler_logps=after_prompt(rollouts.sampler_logps, L),
         scores=rollouts.rewards.astype(np.float32),
         advantage_scale=np.ones(B, np.float32) if scale is None else scale.astype(np.float32),

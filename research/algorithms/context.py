@@ -47,5 +47,8 @@ def teacher_rows(
         segment_ids=segment_ids,
         positions=np.maximum(np.cumsum(segment_ids > 0, axis=1) - 1, 0).astype(np.int32),
         weights=rows.weights,
+        first_target=rows.first_target + C,
+        # With an empty prompt the context falls behind the row's first slots.
+        group_size=rows.group_size if real[:, : rows.first_target].any(axis=1).all() else 1,
     )
     return teacher, slots.astype(np.int32)

@@ -93,8 +93,17 @@ class Distill(Algorithm):
             return {"losses": out.losses, **metrics, **out.metrics}
 
         network = frozen.teacher
-        hidden = forward(params, config, student.tokens, student.positions, student.segment_ids)
-        seen = forward(network.params, network.config, teacher.tokens, teacher.positions, teacher.segment_ids)
+        hidden = forward(
+            params, config, student.tokens, student.positions, student.segment_ids, group=student.group
+        )
+        seen = forward(
+            network.params,
+            network.config,
+            teacher.tokens,
+            teacher.positions,
+            teacher.segment_ids,
+            group=teacher.group,
+        )
         # Column t of both speaks of the student's token t, so it holds the state before that token.
         before = jnp.maximum(batch.teacher_slots - 1, 0)
         compared = hidden_divergence(
@@ -123,8 +132,7 @@ class Distill(Algorithm):
     def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
         """All B rows (on-policy distillation); rewards play no part."""
         del seed
-        B = len(rollouts.rewards)
-        return self.from_rows(sequence_rows(rollouts, np.arange(B), np.ones(B))), {}
+        return self.from_rows(sequence_rows(rollouts, None, np.ones(len(rollouts.rewards)))), {}
 
     def from_rows(self, rows: SequenceBatch) -> DistillBatch:
         """On the host: prompt + response rows as the student's and the teacher's; see `teacher_rows`."""

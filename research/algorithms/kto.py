@@ -104,9 +104,9 @@ class KTO(Algorithm):
             mask=np.roll(rollouts.mask, -G, axis=0),
             given=None if rollouts.given is None else np.roll(rollouts.given, -G, axis=0),
         )
-        every, ones = np.arange(B), np.ones(B)
+        ones = np.ones(B)
         batch = UnpairedBatch(
-            sequence_rows(rollouts, every, ones), sequence_rows(others, every, ones), rollouts.correct
+            sequence_rows(rollouts, None, ones), sequence_rows(others, None, ones), rollouts.correct
         )
         return batch, {"desirable_fraction": float(rollouts.correct.mean())}
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from models.config import ModelConfig
-from models.heads import scorer_outputs, state_values
+from models.heads import state_values
 from models.transformer import Params
 from objectives.gae import explained_variance, gae, token_rewards, whiten
 from objectives.kl import LossKLEstimator, kl_estimate
@@ -32,6 +32,7 @@ from research.algorithms.base import (
     choice,
     number,
     rollout_batch,
+    row_outputs,
     static_number,
     used_mask,
 )
@@ -189,7 +190,7 @@ class PPO(Algorithm):
 
 def row_values(scorer: Params, config: ModelConfig, rows: SequenceBatch) -> Array:
     """`[B, T]` value of the state that each token is drawn from."""
-    outputs = scorer_outputs(scorer, config, rows.tokens, rows.positions, rows.segment_ids)
+    outputs = row_outputs(scorer, config, rows)
     return state_values(outputs[:, :, 0])
 
 

@@ -86,11 +86,11 @@ def train_phases(model: ModelConfig, lengths: Sequence[int] | np.ndarray) -> tup
 def grpo_phases(
     model: ModelConfig, prompt_length: int, max_new_tokens: int, prompts: int, group_size: int
 ) -> tuple[Phase, ...]:
-    """Sampling, log-probs of the reference, one update; a completion token."""
+    """Sampling, log-probs of the reference, one update; a completion token. Prompts are computed once a group."""
     rows = prompts * group_size
     lengths = np.full(rows, max_new_tokens)
     whole = prompt_length + max_new_tokens
-    forward = _forward(model, [whole]) * whole / max_new_tokens
+    forward = _forward(model, [whole]) * (prompt_length / group_size + max_new_tokens) / max_new_tokens
     return (
         *rollout_phases(model, prompt_length, lengths, rows, group_size),
         Phase("score", forward, 0.0),

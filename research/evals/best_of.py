@@ -40,6 +40,7 @@ def sample_scores(
         tokens[i, : row.length], real[i, : row.length] = row.tokens[: row.length], True
         drawn[i, : row.length] = row.mask[: row.length]
     prompts = np.tile(prompt, (count, 1))
-    rows = completion_rows(prompts, np.ones_like(prompts, bool), tokens, real, np.ones(count))
+    everywhere = np.ones_like(prompts, bool)
+    rows = completion_rows(prompts, everywhere, tokens, real, np.ones(count), group_size=at_once)
     rows = rows.replace(loss_mask=np.concatenate([np.zeros_like(prompts, bool), drawn], axis=1))
     return scorer(rows, at_once=at_once)[0, : len(samples)]

@@ -11,7 +11,8 @@ class Spending:
     """Counters of one run; evaluation is not counted, it is the same for every arm.
 
     FLOPs are the model's own (`ModelConfig.flops_per_token`), of real tokens only: padding costs time, not
-    budget. A trained token costs three forward passes, a reference's or a sampled token one.
+    budget, and a prompt counts in each of its rows, though they share it. A trained token costs three forward passes,
+    a reference's or a sampled token one.
     """
 
     model: ModelConfig

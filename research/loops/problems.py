@@ -176,7 +176,13 @@ def decoded_rows(prompts: Mapping[str, np.ndarray], out: Decoded, group_size: in
         np.repeat(prompts[key], group_size, axis=0) for key in ("prompt_tokens", "prompt_mask")
     )
     return completion_rows(
-        prompt_tokens, prompt_mask, out.arrays.tokens, out.arrays.mask, np.ones(len(prompt_mask)), out.given
+        prompt_tokens,
+        prompt_mask,
+        out.arrays.tokens,
+        out.arrays.mask,
+        np.ones(len(prompt_mask)),
+        out.given,
+        group_size=group_size,
     )
 
 

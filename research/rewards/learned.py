@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from models.config import ModelConfig
-from models.heads import last_token_scores, scorer_outputs
+from models.heads import last_token_scores
 from models.transformer import Params
 from objectives.bradley_terry import EnsembleReduction, ensemble_score
 from objectives.numerics import masked
 from objectives.types import Scalar
-from research.algorithms.base import Network
+from research.algorithms.base import Network, row_outputs
 from research.batch import SequenceBatch
 
 
@@ -26,7 +26,7 @@ def score_rows(params: Params, config: ModelConfig, rows: SequenceBatch) -> Floa
       config: of the trunk.
       rows: prompt + completion, one sequence a row.
     """
-    outputs = scorer_outputs(params, config, rows.tokens, rows.positions, rows.segment_ids)
+    outputs = row_outputs(params, config, rows)
     return last_token_scores(outputs[:, :, 0], rows.segment_ids > 0)
 
 
@@ -56,7 +56,7 @@ def ensemble_rows(
 
 def step_logits(params: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T 2"]:
     """A process reward model's logits (wrong, right) after reading each token."""
-    return scorer_outputs(params, config, rows.tokens, rows.positions, rows.segment_ids)
+    return row_outputs(params, config, rows)
 
 
 def step_probabilities(

@@ -19,6 +19,9 @@ from research.sampling.controls import Controls, control_logits, mark_seen
 from research.sampling.methods import sample_token
 from research.sampling.types import SamplerScalars, SamplerSpec
 
+_STRETCH = 4
+"""Decode steps between two looks at which rows go on: a look makes all devices wait for each other."""
+
 
 class Slots(flax.struct.PyTreeNode):
     """Everything between two decode steps.
@@ -97,7 +100,7 @@ def decode(
     config: ModelConfig,
     spec: SamplerSpec,
 ) -> tuple[Slots, Chunk]:
-    """Up to `until_step` tokens a row; ends sooner when no row goes on, or when `until_free` rows do not.
+    """Up to `until_step` tokens a row; ends soon after no row goes on, or `until_free` rows do not.
 
     Args:
       params: as `models.fused.decode_params` lays them out, or as trained.
@@ -181,5 +184,9 @@ def decode(
         )
         return t + 1, slots, chunk
 
-    _, slots, chunk = jax.lax.while_loop(goes_on, step, (jnp.int32(0), slots, empty))
+    def stretch(carry: tuple[Array, Slots, Chunk]) -> tuple[Array, Slots, Chunk]:
+        end = jnp.minimum(carry[0] + _STRETCH, jnp.minimum(until_step, steps))
+        return jax.lax.while_loop(lambda inner: inner[0] < end, step, carry)
+
+    _, slots, chunk = jax.lax.while_loop(goes_on, stretch, (jnp.int32(0), slots, empty))
     return slots, chunk

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.cache import init_cache, repeat_rows
+from models.cache import init_cache
 from models.config import ModelConfig
 from models.transformer import forward, forward_cached, unstack_layers
 from tests.models.tiny import CONFIG, left_padded, make_params, make_tokens
@@ -72,15 +72,3 @@ def test_mask_counts_from_the_write_position() -> None:
     cache = init_cache(CONFIG, 1, 5).replace(segment_ids=jnp.array([[0, 1, 1, 1, 0]]), length=jnp.int32(2))
     found = cache.mask(2, jnp.array([[1, 1]]))[0].astype(int)
     np.testing.assert_array_equal(found, [[0, 1, 1, 0, 0], [0, 1, 1, 1, 0]])
-
-
-def test_repeated_rows_are_adjacent() -> None:
-    cache = init_cache(CONFIG, 2, 3).replace(
-        segment_ids=jnp.array([[0, 1, 1], [1, 1, 1]]), length=jnp.int32(3)
-    )
-    marked = jax.tree.map(lambda x: x + jnp.arange(1.0, 3.0)[:, None, None, None], cache.layers)
-    repeated = repeat_rows(cache.replace(layers=marked), 3)
-    np.testing.assert_array_equal(repeated.segment_ids, [[0, 1, 1]] * 3 + [[1, 1, 1]] * 3)
-    for leaf in jax.tree.leaves(repeated.layers):
-        np.testing.assert_array_equal(leaf[:, 0, 0, 0], [1, 1, 1, 2, 2, 2])
-    assert repeat_rows(cache, 1) is cache
