@@ -19,9 +19,6 @@ from research.sampling.controls import Controls, control_logits, mark_seen
 from research.sampling.methods import sample_token
 from research.sampling.types import SamplerScalars, SamplerSpec
 
-_STRETCH = 4
-"""Decode steps between two looks at which rows go on: a look makes all devices wait for each other."""
-
 
 class Slots(flax.struct.PyTreeNode):
     """Everything between two decode steps.
@@ -99,8 +96,9 @@ def decode(
     steps: int,
     config: ModelConfig,
     spec: SamplerSpec,
+    stretch: int = 1,
 ) -> tuple[Slots, Chunk]:
-    """Up to `until_step` tokens a row; ends soon after no row goes on, or `until_free` rows do not.
+    """Up to `until_step` tokens a row; ends sooner when no row goes on, or when `until_free` rows do not.
 
     Args:
       params: as `models.fused.decode_params` lays them out, or as trained.
@@ -112,6 +110,7 @@ def decode(
       steps: C.
       config: of the model.
       spec: of the rollout.
+      stretch: steps between two looks at which rows go on, for which all devices wait for each other.
     """
     B = slots.last.shape[0]
     unembed_DV = unembedding(params, config)
@@ -184,9 +183,10 @@ def decode(
         )
         return t + 1, slots, chunk
 
-    def stretch(carry: tuple[Array, Slots, Chunk]) -> tuple[Array, Slots, Chunk]:
-        end = jnp.minimum(carry[0] + _STRETCH, jnp.minimum(until_step, steps))
+    def several(carry: tuple[Array, Slots, Chunk]) -> tuple[Array, Slots, Chunk]:
+        end = jnp.minimum(carry[0] + stretch, jnp.minimum(until_step, steps))
         return jax.lax.while_loop(lambda inner: inner[0] < end, step, carry)
 
-    _, slots, chunk = jax.lax.while_loop(goes_on, stretch, (jnp.int32(0), slots, empty))
+    body = step if stretch == 1 else several
+    _, slots, chunk = jax.lax.while_loop(goes_on, body, (jnp.int32(0), slots, empty))
     return slots, chunk

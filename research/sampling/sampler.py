@@ -20,6 +20,9 @@ from research.sampling.methods import row_keys
 from research.sampling.types import STOPPED, TRUNCATED, Completions, Prompts, SamplerScalars, SamplerSpec
 from research.sampling.weights import sampling_params
 
+_STRETCH = 4
+"""Decode steps between two looks at which rows go on."""
+
 
 @partial(jax.jit, static_argnames=("config", "spec"))
 def sample(
@@ -53,7 +56,16 @@ def sample(
         slots = slots.replace(cache=resize(slots.cache, slots.cache.slots + steps))
         never, all_steps = jnp.int32(slots.live.shape[0] + 1), jnp.int32(steps)
         slots, chunk = decode(
-            params, slots, scalars, never, all_steps, controls, steps=steps, config=config, spec=spec
+            params,
+            slots,
+            scalars,
+            never,
+            all_steps,
+            controls,
+            steps=steps,
+            config=config,
+            spec=spec,
+            stretch=_STRETCH,
         )
         chunks.append(chunk)
     return completions(chunks, spec)
