@@ -44,10 +44,11 @@ def self_attention(
     (`models.groups`), attention is that of the group's own rows.
     """
     if group is not None:
-        grouped = partial(_grouped, config=config, group=group)
-        whole = lambda *rows: fold(self_attention(*(unfold(x, group) for x in rows), config), group)  # noqa: E731
-        args = (q_BTHN, k_BTKN, v_BTKN, segment_ids_BT)
-        return jax.lax.platform_dependent(*args, cpu=grouped, default=whole)
+        folded = (q_BTHN, k_BTKN, v_BTKN, segment_ids_BT)
+        apart = partial(_apart, config=config, group=group)
+        return jax.lax.platform_dependent(
+            *folded, cpu=apart, default=partial(_whole, config=config, group=group)
+        )
     T, N = q_BTHN.shape[1], config.head_dim
     kernels: dict[str, Any] = {}
     if T % 128 == 0 and N % 64 == 0:
@@ -61,10 +62,16 @@ def self_attention(
     return jax.lax.platform_dependent(*args, **kernels, default=blocked_attention)
 
 
-def _grouped(q: Array, k: Array, v: Array, segments: Array, *, config: ModelConfig, group: Group) -> Array:
-    """`self_attention` of groups: a prompt's queries once a group, what follows against its own row's keys."""
+def _whole(q: Array, k: Array, v: Array, segments: Array, *, config: ModelConfig, group: Group) -> Array:
+    """`self_attention` of groups: of all of their rows, as the kernels take them; prompts' queries are repeated."""
+    q, k, v, segments = (unfold(x, group) for x in (q, k, v, segments))
+    return fold(self_attention(q, k, v, segments, config), group)
+
+
+def _apart(q: Array, k: Array, v: Array, segments: Array, *, config: ModelConfig, group: Group) -> Array:
+    """`self_attention` of groups: prompts' queries once a group, those of what follows against their row's keys."""
     L = group.prompt
-    prompts = self_attention(*(x[:, :L] for x in (q, k, v, segments)), config)
+    prompts = self_attention(q[:, :L], k[:, :L], v[:, :L], segments[:, :L], config)
     rest = q[:, L:].reshape(len(q) * group.size, -1, *q.shape[2:])
     rest = blocked_attention(rest, *(unfold(x, group) for x in (k, v, segments)))
     return jnp.concatenate([prompts, rest.reshape(len(q), -1, *q.shape[2:])], axis=1)

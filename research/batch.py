@@ -164,7 +164,7 @@ def rows_of(batch: Batch) -> list[SequenceBatch]:
     return [batch.sequences]
 
 
-def split_batch(batch: Batch, parts: int) -> Batch:
+def split_batch(batch: Batch, parts: int) -> Any:
     """Leaves `[parts, B / parts, ...]`: part j holds rows j, j + parts ..., so that each device keeps its own rows.
 
     Where rows share prompts, part j holds groups j, j + parts ...; rows that do not fall into whole groups on every

@@ -65,7 +65,11 @@ def _quick() -> Iterator[None]:
         yield
 
 
-LONG = {"objectives", "test_time_compute"}  # chains of seven and five stages, which other tests run in part
+LONG = {
+    "base",
+    "objectives",
+    "test_time_compute",
+}  # long chains, which the quickstart or other tests run in part
 
 
 @pytest.mark.usefixtures("_quick")

@@ -53,7 +53,10 @@ def test_groups_that_a_part_cannot_hold_stop_sharing() -> None:
         assert split_batch(numbered(4), 2).group is None
 
 
-@pytest.mark.parametrize(("devices", "micro_batches"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("devices", "micro_batches"),
+    [pytest.param(1, 1, marks=pytest.mark.slow), (1, 2), pytest.param(2, 1, marks=pytest.mark.slow), (2, 2)],
+)
 def test_a_step_on_groups_is_that_on_rows_apart(devices: int, micro_batches: int) -> None:
     algorithm = GRPO(group_size=2, max_new_tokens=8)
     batch = host_batch(algorithm)

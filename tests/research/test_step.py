@@ -97,7 +97,7 @@ def test_eight_devices_take_the_step_of_one(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    _each("next_token", "dpo", "grpo_sequence_mean"),
+    _each("next_token", "dpo"),  # GRPO: tests/research/test_batch.py
 )
 def test_micro_batches_take_the_step_of_the_whole_batch(name: str) -> None:
     """Rows have 2 to 12 tokens and weights from 0 to 2; one micro-batch of four has weight 0 altogether."""
