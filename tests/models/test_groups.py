@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models import attention
 from models.axes import MESH_AXES
 from models.config import ModelConfig
 from models.groups import Group, fold, groups_split, unfold
@@ -62,6 +63,20 @@ def test_log_probs_and_gradients_are_those_of_rows_apart(config: ModelConfig) ->
     assert np.abs(apart).max() > 1.0
     for found, expected in zip(jax.tree.leaves(gradient), jax.tree.leaves(apart_gradient), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def test_accelerators_attend_over_whole_rows_with_the_same_result() -> None:
+    segments = fold(grouped_rows(CONFIG)[2], GROUP)
+    rng = np.random.default_rng(3)
+    heads = (CONFIG.num_heads, CONFIG.num_kv_heads, CONFIG.num_kv_heads)
+    q, k, v = (
+        jnp.asarray(rng.standard_normal((*segments.shape, n, CONFIG.head_dim)), jnp.float32) for n in heads
+    )
+    whole, apart = (
+        way(q, k, v, segments, config=CONFIG, group=GROUP) for way in (attention._whole, attention._apart)
+    )
+    real = np.asarray(segments) > 0
+    np.testing.assert_allclose(apart[real], whole[real], atol=1e-5)
 
 
 def test_scores_are_those_of_rows_apart() -> None:
