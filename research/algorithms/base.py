@@ -313,7 +313,17 @@ def completion_rows(
 
     Drawn tokens (`mask`) and given ones are seen and have positions; only the drawn ones are targets. So many
     adjacent rows as `group_size` have the same prompt.
+
+    Raises:
+      ValueError: they have not.
     """
+    for name, prompts in (("prompt_tokens", prompt_tokens), ("prompt_mask", prompt_mask)):
+        other = (prompts != np.repeat(prompts[::group_size], group_size, axis=0)).any(axis=1)
+        if other.any():
+            raise ValueError(
+                f"{name}: row {int(other.argmax())} differs from the first of its group of {group_size}, expected one "
+                "prompt a group"
+            )
     real = np.concatenate([prompt_mask, mask if given is None else mask | given], axis=1)
     return SequenceBatch(
         tokens=np.concatenate([prompt_tokens, tokens], axis=1).astype(np.int32),

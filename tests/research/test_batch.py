@@ -6,6 +6,7 @@ import pytest
 
 from models.axes import MESH_AXES
 from models.groups import Group
+from research.algorithms.base import completion_rows
 from research.algorithms.grpo import GRPO
 from research.batch import RolloutBatch, SequenceBatch, split_batch
 from research.mesh import make_mesh, to_device
@@ -42,6 +43,14 @@ def test_parts_hold_whole_groups(group_size: int, parts: int, expected: list[lis
     np.testing.assert_array_equal(found.weights, expected)
     np.testing.assert_array_equal(found.tokens[0], numbered(group_size).tokens[expected[0]])
     assert found.group == (Group(group_size, PROMPT) if group_size > 1 else None)
+
+
+def test_a_group_has_one_prompt() -> None:
+    prompts, mask = np.array([[4, 5], [4, 5], [6, 7], [6, 8]], np.int32), np.ones((4, 2), bool)
+    completions, real = np.full((4, 3), 9, np.int32), np.ones((4, 3), bool)
+    completion_rows(prompts, mask, completions, real, np.ones(4))
+    with pytest.raises(ValueError, match="prompt_tokens: row 3 differs from the first of its group of 2"):
+        completion_rows(prompts, mask, completions, real, np.ones(4), group_size=2)
 
 
 def test_groups_that_a_part_cannot_hold_stop_sharing() -> None:

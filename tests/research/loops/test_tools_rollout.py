@@ -352,7 +352,9 @@ def with_results() -> Rollouts:
     mask = (at < lengths[:, None]) & ~given
     prompt_mask = np.array([[0, 1, 1], [0, 1, 1], [1, 1, 1], [1, 1, 1]], bool)
     return Rollouts(
-        prompt_tokens=np.where(prompt_mask, rng.integers(4, 24, (B, L)), 0).astype(np.int32),
+        prompt_tokens=np.where(prompt_mask, np.repeat(rng.integers(4, 24, (2, L)), 2, axis=0), 0).astype(
+            np.int32
+        ),
         prompt_mask=prompt_mask,
         tokens=np.where(mask | given, rng.integers(4, 24, (B, slots)), 0).astype(np.int32),
         mask=mask,
