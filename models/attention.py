@@ -150,13 +150,13 @@ def _blocked_bwd(kept: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, A
     # sum_s p_s dp_s, the term that the softmax subtracts, is the output times its cotangent.
     inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     dq_BKNGT, dks, dvs = jnp.zeros((B, K, N, G, T), jnp.float32), [], []
-    S = k.shape[2]
-    for start, end in _blocks(S):
-        first = max(start - (S - T), 0)  # of the queries that may see these keys
+    before = k.shape[2] - T
+    for start, end in _blocks(k.shape[2]):
+        first = max(start - before, 0)  # of the queries that may see these keys
         k_BKSN, v_BKSN = k[:, :, start:end], v[:, :, start:end]
         q_BKRN, d_out_BKRN = (x[:, :, :, first:].reshape(B, K, -1, N) for x in (q, d_out))
         normaliser_BK1R, inner_BK1R = (x[:, :, :, first:].reshape(B, K, 1, -1) for x in (normaliser, inner))
-        mask_BSQ = _mask(segments, S - T + first, S, start, end).swapaxes(1, 2)
+        mask_BSQ = _mask(segments, before + first, before + T, start, end).swapaxes(1, 2)
         mask_BSR = jnp.broadcast_to(mask_BSQ[:, :, None], (B, end - start, G, T - first)).reshape(
             B, end - start, -1
         )

@@ -3,9 +3,11 @@
 Every parameter and activation names its axes logically; the mesh (`data`, `fsdp`, `tensor`) appears here only.
 """
 
+import math
+
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from models.config import ModelConfig
 
@@ -43,6 +45,12 @@ def param_shardings(boxed: object, mesh: Mesh) -> object:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of an array whose first axis is the batch."""
     return NamedSharding(mesh, nn.logical_to_mesh_axes(("batch",), RULES) or PartitionSpec())
+
+
+def batch_ways(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts the batch is split; 1 where a mesh has no axes."""
+    (names,) = (names for name, names in RULES if name == "batch")
+    return math.prod(mesh.shape.get(axis, 1) for axis in names or ())
 
 
 def check_divisible(config: ModelConfig, mesh: Mesh) -> None:

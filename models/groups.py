@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-from models.axes import RULES
+from models.axes import batch_ways
 
 
 class Group(NamedTuple):
@@ -45,10 +45,4 @@ def unfold(folded: Shaped[Array, "P U ..."], group: Group) -> Shaped[Array, "B T
 
 def groups_split(rows: int, size: int) -> bool:
     """Whether `rows` are whole groups on every device of the mesh in use, so that no prompt is needed on two."""
-    axes = next(names for name, names in RULES if name == "batch")
-    assert isinstance(axes, tuple)
-    shape = jax.sharding.get_abstract_mesh().shape
-    ways = 1
-    for axis in axes:
-        ways *= shape.get(axis, 1)
-    return rows % (size * ways) == 0
+    return rows % (size * batch_ways(jax.sharding.get_abstract_mesh())) == 0

@@ -173,7 +173,7 @@ def split_batch(batch: Batch, parts: int) -> Any:
     [together] = {rows.group_size for rows in rows_of(batch)}
     if together > 1:
         B = rows_of(batch)[0].weights.shape[0]
-        if B % parts or not groups_split(B // parts, together):
+        if not groups_split(B // parts, together):
             together = 1
             batch = _ungrouped(batch)
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from models.axes import MESH_AXES, batch_sharding
+from models.axes import MESH_AXES, batch_sharding, batch_ways
 from research.errors import ConfigError
 
 
@@ -47,7 +47,7 @@ def to_device(mesh: Mesh, batch: Any) -> Any:
 
 def check_rows(mesh: Mesh, key: str, rows: int, micro_batches: int = 1) -> None:
     """Raises ConfigError where `rows` cannot be split over the mesh and the micro-batches."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"] * micro_batches
+    ways = batch_ways(mesh) * micro_batches
     if rows % ways:
         raise ConfigError(
             f"{key}: got {rows} rows, expected a multiple of {ways} because rows are split over mesh.data="

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from models.config import ModelConfig
 from models.heads import scorer_outputs
 from models.logprobs import TokenLogps, token_logps
-from models.transformer import Params
+from models.transformer import Params, forward
 from objectives.types import WeightedSum
 from research.batch import Batch, RolloutBatch, SequenceBatch
 from research.state import Layout
@@ -278,6 +278,11 @@ def batch_logps(
         first=rows.first_target,
         group=rows.group,
     )
+
+
+def row_states(params: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T D"]:
+    """Hidden states after reading each token of a SequenceBatch."""
+    return forward(params, config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)
 
 
 def row_outputs(scorer: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T O"]:

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from models.config import ModelConfig
 from models.logprobs import hidden_divergence
-from models.transformer import Params, forward, unembedding
+from models.transformer import Params, unembedding
 from objectives.distillation import Divergence, Tail, token_divergence, topk_distillation_loss
 from objectives.reduce import reduce_metrics, token_mean
 from research.algorithms.base import (
@@ -26,6 +26,7 @@ from research.algorithms.base import (
     Summed,
     choice,
     number,
+    row_states,
     sequence_rows,
     static_number,
     used_mask,
@@ -93,17 +94,8 @@ class Distill(Algorithm):
             return {"losses": out.losses, **metrics, **out.metrics}
 
         network = frozen.teacher
-        hidden = forward(
-            params, config, student.tokens, student.positions, student.segment_ids, group=student.group
-        )
-        seen = forward(
-            network.params,
-            network.config,
-            teacher.tokens,
-            teacher.positions,
-            teacher.segment_ids,
-            group=teacher.group,
-        )
+        hidden = row_states(params, config, student)
+        seen = row_states(network.params, network.config, teacher)
         # Column t of both speaks of the student's token t, so it holds the state before that token.
         before = jnp.maximum(batch.teacher_slots - 1, 0)
         compared = hidden_divergence(

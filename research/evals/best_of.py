@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from models.axes import batch_ways
 from research.algorithms.base import completion_rows
 from research.evals.draws import Values
 from research.evals.scorers import Scorer
@@ -30,10 +31,10 @@ def sample_scores(
       max_new_tokens: N.
       pad_id: fills rows.
     """
-    ways = scorer.mesh.shape["data"] * scorer.mesh.shape["fsdp"]
+    ways = batch_ways(scorer.mesh)
     at_once = -(-min(len(samples), _AT_ONCE) // ways) * ways
     count = -(-len(samples) // at_once) * at_once
-    filled = [*samples, *samples[:1] * (count - len(samples))]
+    filled = [*samples, *list(samples[:1]) * (count - len(samples))]
     tokens = np.full((count, max_new_tokens), pad_id, np.int32)
     real, drawn = np.zeros((2, count, max_new_tokens), bool)
     for i, row in enumerate(filled):

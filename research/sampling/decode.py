@@ -119,11 +119,12 @@ def decode(
     nothing = jnp.zeros((steps, B), bool)
     empty = Chunk(jnp.zeros((steps, B), jnp.int32), nothing, nothing, zeros, zeros)
     M = slots.given.shape[1]
+    most = jnp.minimum(until_step, steps)
 
     def goes_on(carry: tuple[Array, Slots, Chunk]) -> Array:
         t, slots, _ = carry
         free = B - jnp.sum(slots.live)
-        return (t < jnp.minimum(until_step, steps)) & (free < B) & (free < until_free)
+        return (t < most) & (free < B) & (free < until_free)
 
     def step(carry: tuple[Array, Slots, Chunk]) -> tuple[Array, Slots, Chunk]:
         t, slots, chunk = carry
@@ -184,7 +185,7 @@ def decode(
         return t + 1, slots, chunk
 
     def several(carry: tuple[Array, Slots, Chunk]) -> tuple[Array, Slots, Chunk]:
-        end = jnp.minimum(carry[0] + stretch, jnp.minimum(until_step, steps))
+        end = jnp.minimum(carry[0] + stretch, most)
         return jax.lax.while_loop(lambda inner: inner[0] < end, step, carry)
 
     body = step if stretch == 1 else several

@@ -65,11 +65,8 @@ def _quick() -> Iterator[None]:
         yield
 
 
-LONG = {
-    "base",
-    "objectives",
-    "test_time_compute",
-}  # long chains, which the quickstart or other tests run in part
+# Long chains, which the quickstart or other tests run in part.
+LONG = {"base", "objectives", "test_time_compute"}
 
 
 @pytest.mark.usefixtures("_quick")
