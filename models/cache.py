@@ -10,7 +10,8 @@ just before the next one.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -20,6 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 from models.axes import constrain
 from models.config import ModelConfig
 
+_HIDDEN = float(jnp.finfo(jnp.float32).min)
+_product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 _AXES = ("batch", "activation_kv_heads", "length", "head_dim")
 
 
@@ -27,56 +30,64 @@ class LayerCache(flax.struct.PyTreeNode):
     """Keys and values of one layer.
 
     Attributes:
-      keys, values: in the compute dtype, or int8.
+      keys, values: in the compute dtype, or int8; a single row may be kept without its batch axis (`KVCache.squeezed`).
       key_scales, value_scales: of an int8 cache, `[B, K, S]` float32: the largest magnitude of each head's vector
         in a slot, divided by 127. None where the cache is not quantized.
-      prefix_keys, prefix_values: `[K, C, N]`, of tokens that all rows share and see before their own; or None.
+      prefix_keys, prefix_values: `[P, K, C, N]`, of tokens that adjacent B/P rows share and see before their own; or
+        None.
     """
 
     keys: Float[Array, "B K S N"]
     values: Float[Array, "B K S N"]
     key_scales: Float[Array, "B K S"] | None = None
     value_scales: Float[Array, "B K S"] | None = None
-    prefix_keys: Float[Array, "K C N"] | None = None
-    prefix_values: Float[Array, "K C N"] | None = None
+    prefix_keys: Float[Array, "P K C N"] | None = None
+    prefix_values: Float[Array, "P K C N"] | None = None
 
     def write(
         self, keys: Float[Array, "B T K N"], values: Float[Array, "B T K N"], at: Int[Array, ""]
     ) -> "LayerCache":
         """Writes T new slots starting at slot `at`."""
-        return self.map_slots(
-            lambda x, new: jax.lax.dynamic_update_slice(x, new, (0, 0, at, 0)[: x.ndim]),
-            self.stored(keys.swapaxes(1, 2), values.swapaxes(1, 2)),
-        )
+        heads = self.keys.shape[:-2]  # B and K, or K alone
 
-    def attend(
-        self, q_BTHN: Float[Array, "B T H N"], mask_BTS: Bool[Array, "B T S"]
-    ) -> Float[Array, "B T H N"]:
-        """Attention of T queries to the shared prefix and to all slots that the mask names; float32 softmax.
+        def put(x: Array, new: Array) -> Array:
+            start: tuple[Any, ...] = (0,) * len(heads) + (at, 0)
+            return jax.lax.dynamic_update_slice(x, new.reshape(*heads, *new.shape[2:]), start[: x.ndim])
+
+        return self.map_slots(put, self.stored(keys.swapaxes(1, 2), values.swapaxes(1, 2)))
+
+    def attend(self, q_BTHN: Float[Array, "B T H N"], reach: "Reach") -> Float[Array, "B T H N"]:
+        """Attention of T queries to what they reach of the shared prefix and of their own row; float32 softmax.
 
         The scales of an int8 cache multiply scores and weights, which are fewer than keys and values.
         """
         B, T, H, N = q_BTHN.shape
-        K, compute = self.keys.shape[1], q_BTHN.dtype
-        q_BKGTN = (q_BTHN * N**-0.5).reshape(B, T, K, H // K, N).transpose(0, 2, 3, 1, 4)
-        scores = jnp.einsum(
-            "bkgtn,bksn->bkgts", q_BKGTN, self.keys.astype(compute), preferred_element_type=jnp.float32
-        )
+        (K, S), compute = self.keys.shape[-3:-1], q_BTHN.dtype
+        q_BKRN = (q_BTHN * N**-0.5).reshape(B, T, K, H // K, N).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, N)
+        keys, values = (x.reshape(B, K, S, N).astype(compute) for x in (self.keys, self.values))
+        scores = _product("bksn,bkrn->bksr", keys, q_BKRN).swapaxes(2, 3).reshape(B, K, H // K, T, S)
         if self.key_scales is not None:
-            scores = scores * self.key_scales[:, :, None, None, :]
-        scores = jnp.where(mask_BTS[:, None, None, :, :], scores, jnp.finfo(jnp.float32).min)
+            scores = scores * self.key_scales.reshape(B, K, 1, 1, S)
+        scores = jnp.where(reach.mask_BTS[:, None, None, :, :], scores, _HIDDEN)
+        top = jnp.max(scores, axis=-1, keepdims=True)
         if self.prefix_keys is not None:
-            shared = jnp.einsum(
-                "bkgtn,kcn->bkgtc", q_BKGTN, self.prefix_keys, preferred_element_type=jnp.float32
-            )
-            scores = jnp.concatenate([shared, scores], axis=-1)
-        weights = jax.nn.softmax(scores, axis=-1)
-        shared, weights = jnp.split(weights, [scores.shape[-1] - self.keys.shape[2]], axis=-1)
+            assert reach.prefix_PC is not None
+            P, C = reach.prefix_PC.shape
+            shared = _product("pkrn,pkcn->pkrc", _by_prefix(q_BKRN, P), self.prefix_keys)
+            shared = jnp.where(reach.prefix_PC[:, None, None, :], shared, _HIDDEN)
+            shared = _by_row(shared, B).reshape(B, K, H // K, T, C)
+            top = jnp.maximum(top, jnp.max(shared, axis=-1, keepdims=True))
+        weights = jnp.exp(scores - top)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
         if self.value_scales is not None:
-            weights = weights * self.value_scales[:, :, None, None, :]
-        out = jnp.einsum("bkgts,bksn->bkgtn", weights.astype(compute), self.values.astype(compute))
+            weights = weights * self.value_scales.reshape(B, K, 1, 1, S)
+        out = _product("bkrs,bksn->bkrn", weights.astype(compute).reshape(B, K, -1, S), values)
         if self.prefix_values is not None:
-            out = out + jnp.einsum("bkgtc,kcn->bkgtn", shared.astype(compute), self.prefix_values)
+            weights = jnp.exp(shared - top)
+            total = total + jnp.sum(weights, axis=-1, keepdims=True)
+            weights_PKRC = _by_prefix(weights.astype(compute).reshape(B, K, -1, C), P)
+            out = out + _by_row(_product("pkrc,pkcn->pkrn", weights_PKRC, self.prefix_values), B)
+        out = (out.reshape(B, K, H // K, T, N) / total).astype(compute)
         return out.transpose(0, 3, 1, 2, 4).reshape(B, T, H, N)
 
     def map_slots(self, fn: Callable[..., Array], *others: "LayerCache") -> "LayerCache":
@@ -94,11 +105,24 @@ class LayerCache(flax.struct.PyTreeNode):
         return LayerCache(keys, values, key_scales, value_scales)
 
 
+def _by_prefix(x_BKRX: Array, P: int) -> Array:
+    """`[P, K, B / P * R, X]`: the queries of all rows that share a prefix, beside each other."""
+    B, K, R, X = x_BKRX.shape
+    return x_BKRX.reshape(P, B // P, K, R, X).swapaxes(1, 2).reshape(P, K, -1, X)
+
+
+def _by_row(x_PKRX: Array, B: int) -> Array:
+    """Undoes `_by_prefix`."""
+    P, K, R, X = x_PKRX.shape
+    return x_PKRX.reshape(P, K, B // P, R * P // B, X).swapaxes(1, 2).reshape(B, K, -1, X)
+
+
 class Reach(NamedTuple):
     """Where the newest tokens go in a cache and what they see there; the same for all layers."""
 
     write_at: Int[Array, ""]
     mask_BTS: Bool[Array, "B T S"]
+    prefix_PC: Bool[Array, "P C"] | None
 
 
 class KVCache(flax.struct.PyTreeNode):
@@ -108,11 +132,13 @@ class KVCache(flax.struct.PyTreeNode):
       layers: one LayerCache per layer.
       segment_ids: `[B, S]` int32, 0 where a slot is empty or holds nothing of this row.
       length: int32 scalar, the next slot to write, the same for every row.
+      prefix: `[P, C]`, which slots of the layers' prefixes hold a real token; None without any.
     """
 
     layers: tuple[LayerCache, ...]
     segment_ids: Int[Array, "B S"]
     length: Int[Array, ""]
+    prefix: Bool[Array, "P C"] | None = None
 
     @property
     def slots(self) -> int:
@@ -126,6 +152,23 @@ class KVCache(flax.struct.PyTreeNode):
         causal = slot[None, :] <= query[:, None]
         same = segment_ids[:, :, None] == self.segment_ids[:, None, :]
         return causal[None] & same
+
+    def squeezed(self) -> "KVCache":
+        """One row's keys and values without the batch axis; the same cache if there are more rows.
+
+        What a loop carries should have no axis of size one: XLA's CPU backend drops it for the product, takes the
+        result for another array, and copies the cache at every step. `write` and `attend` take both.
+        """
+        return self._reshaped(lambda x: x[0])
+
+    def unsqueezed(self) -> "KVCache":
+        """Undoes `squeezed`."""
+        return self._reshaped(lambda x: x[None])
+
+    def _reshaped(self, fn: Callable[[Array], Array]) -> "KVCache":
+        if len(self.segment_ids) != 1:
+            return self
+        return self.replace(layers=tuple(layer.map_slots(fn) for layer in self.layers))
 
 
 def quantize(x: Float[Array, "B K T N"]) -> tuple[Int[Array, "B K T N"], Float[Array, "B K T"]]:
@@ -147,14 +190,14 @@ def init_cache(config: ModelConfig, batch: int, slots: int, *, int8: bool = Fals
 
 
 def with_prefix(cache: KVCache, prefix: KVCache | None) -> KVCache:
-    """The cache with the tokens of a filled one-row cache before those of every row."""
+    """The cache with the tokens of P rows of a filled one, not quantized, each before those of B/P adjacent rows."""
     if prefix is None:
         return cache
     layers = tuple(
-        layer.replace(prefix_keys=shared.keys[0], prefix_values=shared.values[0])
+        layer.replace(prefix_keys=shared.keys, prefix_values=shared.values)
         for layer, shared in zip(cache.layers, prefix.layers, strict=True)
     )
-    return cache.replace(layers=layers)
+    return cache.replace(layers=layers, prefix=prefix.segment_ids > 0)
 
 
 def take_rows(cache: KVCache, rows: Int[Array, " R"]) -> KVCache:

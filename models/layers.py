@@ -16,6 +16,7 @@ from models.axes import constrain
 from models.cache import LayerCache, Reach
 from models.config import ModelConfig
 from models.groups import Group
+from models.products import matrix_product
 
 Initializer = Callable[..., Any]
 
@@ -39,10 +40,9 @@ def dense(
         # steps, and keep them in the large dtype beside the small one.
         flat, matrix = jax.lax.optimization_barrier((flat, matrix))
     matrix = matrix.astype(x.dtype)
-    if scale is None:
-        out = flat @ matrix
-    else:
-        out = jnp.matmul(flat, matrix, preferred_element_type=jnp.float32) * scale.reshape(1, -1)
+    out = matrix_product(flat, matrix, x.dtype if scale is None else jnp.float32)
+    if scale is not None:
+        out = out * scale.reshape(1, -1)
     return out.astype(x.dtype).reshape(*x.shape[:-1], *w.shape[1:])
 
 
@@ -116,7 +116,7 @@ class Attention(nn.Module):
         else:
             assert reach is not None
             cache = cache.write(k_BTKN, v_BTKN, reach.write_at)
-            out_BTHN = cache.attend(q_BTHN, reach.mask_BTS)
+            out_BTHN = cache.attend(q_BTHN, reach)
         D, H, N = c.d_model, c.num_heads, c.head_dim
         out_std = (H * N) ** -0.5 * (2 * c.num_layers) ** -0.5
         init = scaled_normal(out_std, "heads", "head_dim", "embed")

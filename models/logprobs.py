@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from models.axes import constrain
 from models.config import ModelConfig
 from models.groups import Group
+from models.products import matrix_product
 from models.transformer import Params, forward, unembedding
 
 _KEPT_BYTES = 2**28
@@ -45,7 +46,7 @@ def compute_logits(
     """Float32 logits; the product runs in the compute dtype."""
     compute = jnp.dtype(config.compute_dtype)
     flat = hidden.astype(compute).reshape(-1, hidden.shape[-1])
-    logits = jnp.matmul(flat, unembed_DV.astype(compute), preferred_element_type=jnp.float32)
+    logits = matrix_product(flat, unembed_DV.astype(compute), jnp.float32)
     return logits.reshape(*hidden.shape[:-1], -1)
 
 
@@ -265,7 +266,7 @@ def token_logps(
     first = max(first, 1)
     scored = hidden_logps(
         hidden[:, first - 1 : -1],
-        unembedding(params, config),
+        unembedding(params),
         tokens_BT[:, first:],
         config,
         temperature=temperature,

@@ -118,9 +118,14 @@ def forward_cached(
     return out
 
 
-def unembedding(params: Params, config: ModelConfig) -> Float[Array, "D V"]:
-    """The read-out matrix."""
-    return params["embed"].T if config.tie_embeddings else params["unembed"]
+def unembedding(params: Params) -> Float[Array, "D V"]:
+    """The read-out matrix; the embedding's, where the model has none of its own."""
+    return params["unembed"] if "unembed" in params else params["embed"].T
+
+
+def with_unembedding(params: Params) -> Params:
+    """The same parameters beside a tied read-out of their own: a loop that is given them does not turn it each time."""
+    return {**params, "unembed": unembedding(params)}
 
 
 def unstack_layers(params: Params, config: ModelConfig) -> Params:
@@ -181,7 +186,7 @@ def _run_cached(
     T = x_BTD.shape[1]
     seen = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids_BT, (0, cache.length))
     cache = cache.replace(segment_ids=seen)
-    reach = Reach(cache.length, cache.mask(T, segment_ids_BT))
+    reach = Reach(cache.length, cache.mask(T, segment_ids_BT), cache.prefix)
     written = []
     unstacked = layers if isinstance(layers, tuple) else _unstack(layers, c.num_layers)
     for layer, layer_cache in zip(unstacked, cache.layers, strict=True):

@@ -100,10 +100,10 @@ class Distill(Algorithm):
         before = jnp.maximum(batch.teacher_slots - 1, 0)
         compared = hidden_divergence(
             jnp.roll(hidden, 1, axis=1),
-            unembedding(params, config),
+            unembedding(params),
             config,
             jnp.take_along_axis(seen, before[:, :, None], axis=1),
-            unembedding(network.params, network.config),
+            unembedding(network.params),
             network.config,
             compare,
         )

@@ -113,7 +113,7 @@ def decode(
       stretch: steps between two looks at which rows go on, for which all devices wait for each other.
     """
     B = slots.last.shape[0]
-    unembed_DV = unembedding(params, config)
+    unembed_DV = unembedding(params)
     stops = jnp.asarray(spec.stop_tokens, jnp.int32)
     zeros = jnp.zeros((steps, B), jnp.float32)
     nothing = jnp.zeros((steps, B), bool)
@@ -189,5 +189,6 @@ def decode(
         return jax.lax.while_loop(lambda inner: inner[0] < end, step, carry)
 
     body = step if stretch == 1 else several
+    slots = slots.replace(cache=slots.cache.squeezed())
     _, slots, chunk = jax.lax.while_loop(goes_on, body, (jnp.int32(0), slots, empty))
-    return slots, chunk
+    return slots.replace(cache=slots.cache.unsqueezed()), chunk

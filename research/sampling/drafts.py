@@ -72,7 +72,7 @@ def propose_by_model(
     Returns:
       The proposals and the cache with all of them but the last.
     """
-    unembed_DV = unembedding(params, config)
+    unembed_DV = unembedding(params)
     before_B1 = jax.lax.dynamic_slice_in_dim(cache.segment_ids, cache.length - 1, 1, axis=1)
     cache = cache.replace(length=cache.length - 1)
     tokens, positions = newest_B2, jnp.stack([positions_B - 1, positions_B], axis=1)

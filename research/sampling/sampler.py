@@ -11,8 +11,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from models.cache import init_cache, insert_rows, resize
+from models.cache import init_cache, insert_rows, resize, with_prefix
 from models.config import ModelConfig
+from models.groups import groups_split
 from models.transformer import Params
 from research.sampling.controls import Controls, seen_tokens
 from research.sampling.decode import Chunk, Slots, decode, prefill
@@ -20,7 +21,7 @@ from research.sampling.methods import row_keys
 from research.sampling.types import STOPPED, TRUNCATED, Completions, Prompts, SamplerScalars, SamplerSpec
 from research.sampling.weights import sampling_params
 
-_STRETCH = 4
+_STRETCH = 8
 """Decode steps between two looks at which rows go on."""
 
 
@@ -48,7 +49,7 @@ def sample(
       Completions of P * G rows, the G of one prompt adjacent.
     """
     params = sampling_params(params, config, spec.weights)
-    slots = start(params, prompts, scalars, config=config, spec=spec)
+    slots = start(params, prompts, scalars, config=config, spec=spec, share=spec.samples_per_prompt > 1)
     chunks, N = [], spec.max_new_tokens
     # A new row's cache ends before its last token, so N slots hold that one and all of the completion but its end.
     for done in range(0, N, spec.cache_bucket):
@@ -72,17 +73,33 @@ def sample(
 
 
 def start(
-    params: Params, prompts: Prompts, scalars: SamplerScalars, *, config: ModelConfig, spec: SamplerSpec
+    params: Params,
+    prompts: Prompts,
+    scalars: SamplerScalars,
+    *,
+    config: ModelConfig,
+    spec: SamplerSpec,
+    share: bool = False,
 ) -> Slots:
-    """All rows of a rollout in slots, nothing drawn yet; the cache is full."""
+    """All rows of a rollout in slots, nothing drawn yet; the cache is full.
+
+    Args:
+      params, prompts, scalars, config, spec: as `sample` takes them.
+      share: keep a prompt once for all rows of its group, where no group is on two devices: all of them read it in one
+        product at every step.
+    """
     P, L = prompts.tokens.shape
     G = spec.samples_per_prompt
     B = P * G
     filled = prefill(params, prompts.tokens[:, :-1], prompts.mask[:, :-1], config)
-    cache = init_cache(config, B, L - 1, int8=spec.int8_cache).replace(length=jnp.int32(L - 1))
     rows = jnp.arange(B, dtype=jnp.int32)
+    if share and groups_split(B, G):
+        cache = with_prefix(init_cache(config, B, 0, int8=spec.int8_cache), filled)
+    else:
+        cache = init_cache(config, B, L - 1, int8=spec.int8_cache).replace(length=jnp.int32(L - 1))
+        cache = insert_rows(cache, filled, rows, rows // G)
     return Slots(
-        cache=insert_rows(cache, filled, rows, rows // G),
+        cache=cache,
         last=jnp.repeat(prompts.tokens[:, -1], G),
         positions=jnp.repeat(jnp.sum(prompts.mask, axis=1, dtype=jnp.int32) - 1, G),
         drawn=jnp.zeros((B,), jnp.int32),

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from models.cache import KVCache, LayerCache, resize
 from models.config import ModelConfig
 from models.logprobs import compute_logits
-from models.transformer import Params, forward_cached, unembedding
+from models.transformer import Params, forward_cached, unembedding, with_unembedding
 from research.errors import ConfigError
 from research.sampling.decode import Slots
 from research.sampling.drafts import NGramDraft, judge, propose_by_model, propose_by_ngram
@@ -158,11 +158,11 @@ def sample_speculative(
         prompts = prompts.replace(
             tokens=jnp.pad(prompts.tokens, ((0, 0), (1, 0))), mask=jnp.pad(prompts.mask, ((0, 0), (1, 0)))
         )
-    params = sampling_params(params, config, spec.weights)
+    params = with_unembedding(sampling_params(params, config, spec.weights))
     slots = start(params, prompts, scalars, config=config, spec=spec)
     draft_layers: tuple[LayerCache, ...] = ()
     if isinstance(draft, ModelConfig):
-        draft_params = sampling_params(draft_params, draft, spec.weights)
+        draft_params = with_unembedding(sampling_params(draft_params, draft, spec.weights))
         plain = dataclasses.replace(spec, int8_cache=False)
         draft_layers = start(draft_params, prompts, scalars, config=draft, spec=plain).cache.layers
     (B,), L = slots.last.shape, prompts.tokens.shape[1]
@@ -216,7 +216,8 @@ def _rounds(state: _State, step: Any, until: Int[Array, ""], k: int) -> _State:
         return jnp.any(slots.live) & (jnp.max(jnp.where(slots.live, slots.drawn, 0)) < until)
 
     if state.slots.live.shape[0] == 1:  # one row leaves no gaps
-        return jax.lax.while_loop(goes_on, step, state)
+        state = _caches(state, KVCache.squeezed)
+        return _caches(jax.lax.while_loop(goes_on, step, state), KVCache.unsqueezed)
 
     def has_room(state: _State) -> Array:
         cache = state.slots.cache
@@ -252,7 +253,7 @@ def _round(
         newest_B2 = jnp.take_along_axis(state.text, last_B[:, None] + jnp.array([[-1, 0]]), axis=1)
         proposals, read = propose_by_model(
             draft_params,
-            KVCache(draft_layers, cache.segment_ids, cache.length),
+            cache.replace(layers=draft_layers),
             newest_B2,
             slots.positions,
             slots.live,
@@ -273,7 +274,7 @@ def _round(
         live_BT.astype(jnp.int32),
         cache,
     )
-    logits_BTV = compute_logits(hidden, unembedding(params, config), config)
+    logits_BTV = compute_logits(hidden, unembedding(params), config)
     V = logits_BTV.shape[-1]
     logps_BTV = sampling_logps(
         logits_BTV.reshape(-1, V), spec.method, scalars.temperature, scalars.top_p

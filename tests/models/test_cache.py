@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.cache import init_cache
+from models.cache import init_cache, take_rows, with_prefix
 from models.config import ModelConfig
 from models.transformer import forward, forward_cached, unstack_layers
 from tests.models.tiny import CONFIG, left_padded, make_params, make_tokens
@@ -72,3 +72,45 @@ def test_mask_counts_from_the_write_position() -> None:
     cache = init_cache(CONFIG, 1, 5).replace(segment_ids=jnp.array([[0, 1, 1, 1, 0]]), length=jnp.int32(2))
     found = cache.mask(2, jnp.array([[1, 1]]))[0].astype(int)
     np.testing.assert_array_equal(found, [[0, 1, 1, 0, 0], [0, 1, 1, 1, 0]])
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_one_row_without_its_batch_axis(int8: bool) -> None:
+    """The axis comes and goes, and tokens read and write the same."""
+    params, (tokens, positions, segments) = make_params(CONFIG), left_padded(PROMPTS[:1], 9)
+    cache = init_cache(CONFIG, 1, 11, int8=int8)
+    first = step(params, CONFIG, tokens[:, :6], positions[:, :6], segments[:, :6], cache)[1]
+    parts = tuple(x[:, 6:8] for x in (tokens, positions, segments))
+    expected, plain = step(params, CONFIG, *parts, first)
+    squeezed = first.squeezed()
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(squeezed.layers)} == {CONFIG.num_kv_heads}
+    found, squeezed = step(params, CONFIG, *parts, squeezed)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    for one, two in zip(jax.tree.leaves(squeezed.unsqueezed()), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+def test_more_rows_keep_their_batch_axis() -> None:
+    cache = init_cache(CONFIG, 2, 5)
+    assert cache.squeezed() is cache and cache.unsqueezed() is cache
+
+
+def test_a_prefix_of_each_group_is_as_if_every_row_held_it() -> None:
+    """Two prompts of different lengths, three rows each, three tokens a row at once."""
+    params, (tokens, positions, segments) = make_params(CONFIG), left_padded(PROMPTS[:2], 9)
+    prompts = step(params, CONFIG, tokens, positions, segments, init_cache(CONFIG, 2, 9))[1]
+    rest = make_tokens(CONFIG, 6, 3, seed=7)
+    places = np.repeat(positions[:, -1:] + 1, 3, axis=0) + np.arange(3)
+    ones = np.ones((6, 3), np.int32)
+
+    held = take_rows(prompts, np.repeat([0, 1], 3))
+    pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 3), (0, 0)))  # noqa: E731
+    held = held.replace(
+        layers=tuple(layer.map_slots(pad) for layer in held.layers),
+        segment_ids=jnp.pad(held.segment_ids, ((0, 0), (0, 3))),
+    )
+    expected, _ = step(params, CONFIG, rest, places, ones, held)
+    shared = with_prefix(init_cache(CONFIG, 6, 3), prompts)
+    found, written = step(params, CONFIG, rest, places, ones, shared)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert written.layers[0].keys.shape[2] == 3 and int(written.length) == 3

@@ -35,7 +35,7 @@ def outputs_of(params: Params, config: ModelConfig) -> tuple[jax.Array, jax.Arra
     """Hidden states, logits and log-probs of the same eight rows."""
     batch = plain(make_tokens(config, 8, 10))
     hidden = forward(params, config, *batch)
-    logits = compute_logits(hidden, unembedding(params, config), config)
+    logits = compute_logits(hidden, unembedding(params), config)
     return hidden, logits, token_logps(params, config, *batch).logps
 
 

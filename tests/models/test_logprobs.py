@@ -98,7 +98,7 @@ def test_is_aligned_with_the_tokens() -> None:
     found = jax.jit(token_logps, static_argnames="config")(params, config, *batch, temperature=0.7)
     hidden = jax.jit(forward, static_argnames="config")(params, config, *batch)
     targets = batch[0][:, 1:]
-    expected = unchunked(hidden[:, :-1], unembedding(params, config), targets, 0.7)
+    expected = unchunked(hidden[:, :-1], unembedding(params), targets, 0.7)
     for name, value, target in zip(TokenLogps._fields, found, expected, strict=True):
         np.testing.assert_array_equal(value[:, 0], 0.0)
         np.testing.assert_allclose(value[:, 1:], target, atol=2e-5, err_msg=name)

@@ -44,7 +44,10 @@ def test_kept_memory_is_not_cleared_again() -> None:
 def test_an_accelerator_is_guessed_before_jax_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert not cpu.may_have_accelerator()
-    assert set(cpu.training_options()) == {"xla_cpu_experimental_ynn_fusion_type"}
+    assert set(cpu.training_options()) == {
+        "xla_cpu_experimental_ynn_fusion_type",
+        "xla_cpu_prefer_vector_width",
+    }
     for platforms in ("tpu", "cuda,cpu"):
         monkeypatch.setenv("JAX_PLATFORMS", platforms)
         assert cpu.may_have_accelerator() and cpu.training_options() == {}

@@ -17,7 +17,7 @@ from tests.research.algorithms.toy import MODEL
 @partial(jax.jit, static_argnums=1)
 def _logits(params: Any, model: ModelConfig, rows: SequenceBatch) -> jax.Array:
     hidden = forward(params, model, rows.tokens, rows.positions, rows.segment_ids)
-    return compute_logits(hidden, unembedding(params, model), model)
+    return compute_logits(hidden, unembedding(params), model)
 
 
 @partial(jax.jit, static_argnums=1)

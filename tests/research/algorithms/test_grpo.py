@@ -52,7 +52,7 @@ def params():
 @jax.jit
 def _logits(params, rows: SequenceBatch) -> jax.Array:
     hidden = forward(params, MODEL, rows.tokens, rows.positions, rows.segment_ids)
-    return compute_logits(hidden, unembedding(params, MODEL), MODEL)
+    return compute_logits(hidden, unembedding(params), MODEL)
 
 
 def numpy_logps(params, batch: RolloutBatch, temperature: float) -> np.ndarray:

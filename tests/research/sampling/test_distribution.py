@@ -133,7 +133,7 @@ def test_sampler_logps_are_those_of_the_renormalised_distribution(name: str) -> 
     hidden = jax.jit(forward, static_argnames="config")(
         params, SMALL, tokens, positions, mask.astype(np.int32)
     )
-    logits = np.asarray(hidden[:, WIDTH - 1 : -1] @ unembedding(params, SMALL), np.float64)
+    logits = np.asarray(hidden[:, WIDTH - 1 : -1] @ unembedding(params), np.float64)
     expected = np.array([
         [np.log(numpy_distribution(logits[row, t], case.method, case.temperature, case.top_p)[token])
          for t, token in enumerate(completion)]

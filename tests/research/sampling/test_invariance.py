@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from models.axes import param_shardings
+from models.cache import resize
 from models.transformer import init_params
 from research.mesh import make_mesh, to_device
+from research.sampling.decode import decode
 from research.sampling.methods import SamplingMethod
 from research.sampling.sampler import sample, start
 from research.sampling.types import Completions, Prompts
@@ -84,6 +86,36 @@ def test_groups_are_adjacent_and_share_one_prefill() -> None:
     keys = jax.random.key_data(shared.keys)
     np.testing.assert_array_equal(keys[::2], jax.random.key_data(copies.keys)[::2])
     assert not np.array_equal(keys[1::2], jax.random.key_data(copies.keys)[1::2])
+
+
+def test_a_prompt_kept_once_a_group_is_not_copied_into_its_rows() -> None:
+    begin = jax.jit(start, static_argnames=("config", "spec", "share"))
+    slots = begin(
+        make_params(CONFIG), make_prompts(TEXTS, 8, IDS), scalars(5, 3), config=CONFIG, spec=SPEC, share=True
+    )
+    assert slots.cache.slots == 0 and slots.cache.prefix.shape == (len(TEXTS), 7)
+    np.testing.assert_array_equal(slots.cache.prefix.sum(axis=1), [len(text) - 1 for text in TEXTS])
+
+
+def test_a_prompt_kept_once_a_group_draws_what_its_copies_draw() -> None:
+    """Against rows whose caches hold the prompt, in the same decode steps."""
+    numbers, N = scalars(5, 3, 1.2, 0.95), SPEC.max_new_tokens
+
+    @partial(jax.jit, static_argnames="share")
+    def run(share: bool) -> Any:
+        prompts = make_prompts(TEXTS, 8, IDS)
+        slots = start(make_params(CONFIG), prompts, numbers, config=CONFIG, spec=SPEC, share=share)
+        slots = slots.replace(cache=resize(slots.cache, slots.cache.slots + N))
+        return decode(
+            make_params(CONFIG), slots, numbers, np.int32(99), np.int32(N), steps=N, config=CONFIG, spec=SPEC
+        )[1]
+
+    shared, apart = run(True), run(False)
+    np.testing.assert_array_equal(shared.active, apart.active)
+    np.testing.assert_array_equal(shared.tokens[shared.active], apart.tokens[apart.active])
+    np.testing.assert_allclose(
+        shared.policy_logps[shared.active], apart.policy_logps[apart.active], atol=1e-5
+    )
 
 
 def test_a_cache_that_grows_draws_the_same() -> None:

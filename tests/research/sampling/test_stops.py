@@ -101,7 +101,7 @@ def test_greedy_equals_greedy_without_a_cache() -> None:
     for _ in range(N):
         hidden = run(params, CONFIG, *right_padded([np.array(text) for text in texts], WIDTH + N))
         for row, text in enumerate(texts):
-            text.append(int(np.argmax(hidden[row, len(text) - 1] @ unembedding(params, CONFIG))))
+            text.append(int(np.argmax(hidden[row, len(text) - 1] @ unembedding(params))))
     for row, text in enumerate(texts):
         assert out.tokens[row].tolist() == text[sizes[row] :]
     assert len({tuple(tokens) for tokens in out.tokens.tolist()}) == 3

@@ -67,7 +67,7 @@ def first_probs(params: Params) -> np.ndarray:
     """The distribution of the first token."""
     at = np.arange(len(PROMPT), dtype=np.int32)[None]
     hidden = jax.jit(forward, static_argnames="config")(params, SMALL, PROMPT[None], at, np.ones_like(at))
-    logits = np.asarray(hidden[0, -1] @ unembedding(params, SMALL), np.float64) / TEMPERATURE
+    logits = np.asarray(hidden[0, -1] @ unembedding(params), np.float64) / TEMPERATURE
     return np.exp(logits) / np.exp(logits).sum()
 
 
