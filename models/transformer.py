@@ -123,11 +123,6 @@ def unembedding(params: Params) -> Float[Array, "D V"]:
     return params["unembed"] if "unembed" in params else params["embed"].T
 
 
-def with_unembedding(params: Params) -> Params:
-    """The same parameters beside a tied read-out of their own: a loop that is given them does not turn it each time."""
-    return {**params, "unembed": unembedding(params)}
-
-
 def unstack_layers(params: Params, config: ModelConfig) -> Params:
     """The same parameters with `layers` as a tuple of L trees: done once before a decode loop."""
     if isinstance(params["layers"], tuple):

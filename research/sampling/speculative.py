@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from models.cache import KVCache, LayerCache, resize
 from models.config import ModelConfig
 from models.logprobs import compute_logits
-from models.transformer import Params, forward_cached, unembedding, with_unembedding
+from models.transformer import Params, forward_cached, unembedding
 from research.errors import ConfigError
 from research.sampling.decode import Slots
 from research.sampling.drafts import NGramDraft, judge, propose_by_model, propose_by_ngram
@@ -158,11 +158,11 @@ def sample_speculative(
         prompts = prompts.replace(
             tokens=jnp.pad(prompts.tokens, ((0, 0), (1, 0))), mask=jnp.pad(prompts.mask, ((0, 0), (1, 0)))
         )
-    params = with_unembedding(sampling_params(params, config, spec.weights))
+    params = sampling_params(params, config, spec.weights)
     slots = start(params, prompts, scalars, config=config, spec=spec)
     draft_layers: tuple[LayerCache, ...] = ()
     if isinstance(draft, ModelConfig):
-        draft_params = with_unembedding(sampling_params(draft_params, draft, spec.weights))
+        draft_params = sampling_params(draft_params, draft, spec.weights)
         plain = dataclasses.replace(spec, int8_cache=False)
         draft_layers = start(draft_params, prompts, scalars, config=draft, spec=plain).cache.layers
     (B,), L = slots.last.shape, prompts.tokens.shape[1]

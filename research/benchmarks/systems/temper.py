@@ -27,6 +27,7 @@ from research.mesh import make_mesh, to_device
 from research.optim import OptimizerScalars
 from research.sampling.engine import Engine, Request
 from research.sampling.methods import SamplingMethod
+from research.sampling.programs import layout_program
 from research.sampling.sampler import sample
 from research.sampling.types import EngineSpec, Prompts, SamplerScalars, SamplerSpec
 from research.state import TrainState, init_state
@@ -84,7 +85,8 @@ def rollout(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> L
         engine=EngineSpec(work["batch_size"], work["sampler"]["chunk"], work["sampler"]["admit"]),
     )
     draw = _draw_fixed if (lengths == work["max_new_tokens"]).all() else _draw_lengths
-    params, steps = state.params, count()
+    # Laid out once for all that one policy draws, as the trainer's sampler does.
+    params, steps = layout_program(state.params, config=config, weights=spec.weights), count()
 
     def lap() -> dict[str, float]:
         scalars = _sampler_scalars(work["seed"], next(steps))
