@@ -291,7 +291,9 @@ def objectives() -> dict[str, dict[str, object]]:
         "grpo": policy_gradient(),
         "dr_grpo": policy_gradient(aggregation="constant", normalization="none"),
         "dapo": policy_gradient(aggregation="token_mean", clip_eps_high=0.28),
-        "rloo": policy_gradient(baseline="leave_one_out", normalization="none", kl_in="reward"),
+        "rloo": policy_gradient(
+            aggregation="constant", baseline="leave_one_out", normalization="none", kl_in="reward"
+        ),
         "reinforce_pp": policy_gradient(advantage="reinforce_pp", aggregation="token_mean", kl_in="reward"),
         "gspo": policy_gradient(ratio_level="sequence", clip_eps_low=3e-4, clip_eps_high=4e-4),
         "cispo": policy_gradient(surrogate="cispo", aggregation="token_mean"),
@@ -300,7 +302,7 @@ def objectives() -> dict[str, dict[str, object]]:
 
 
 def policy_gradient(**changes: object) -> dict[str, object]:
-    """The options of GRPO's family; each member has its paper's own defaults.
+    """The options of GRPO's family; each member has its paper's own defaults, save that the KL is off (`beta`).
 
     DAPO's other parts belong to the stage: `rollout.resample_rounds`, `reward.overlong_buffer`.
     """

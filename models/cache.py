@@ -1,8 +1,8 @@
 """The KV cache: an explicit pytree, laid out for the attention product and written in place.
 
-Shapes: B batch, T new tokens, R rows to insert, K kv heads, S slots, C slots of a common prefix, N head_dim,
-L layers. Keys and values are `[B, K, S, N]`, so that the products over slots are batched matrix products without
-a transpose; layers are separate arrays, because a stacked cache would be copied whole at every decode step.
+Shapes: B batch, T new tokens, R rows to insert, K kv heads, S slots, P prefixes of C slots, N head_dim, L layers. Keys
+and values are `[B, K, S, N]`, so that the products over slots are batched matrix products without a transpose; layers
+are separate arrays, because a stacked cache would be copied whole at every decode step.
 
 All rows write at one slot, the same for all, so that a write is one slice update; which slots of a row hold its
 tokens is said by `segment_ids`, and they need not be adjacent. A row that enters late is written to the slots
@@ -191,7 +191,7 @@ def init_cache(config: ModelConfig, batch: int, slots: int, *, int8: bool = Fals
 
 def with_prefix(cache: KVCache, prefix: KVCache | None) -> KVCache:
     """The cache with the tokens of P rows of a filled one, not quantized, each before those of B/P adjacent rows."""
-    if prefix is None:
+    if prefix is None or not prefix.slots:
         return cache
     layers = tuple(
         layer.replace(prefix_keys=shared.keys, prefix_values=shared.values)
@@ -201,7 +201,8 @@ def with_prefix(cache: KVCache, prefix: KVCache | None) -> KVCache:
 
 
 def take_rows(cache: KVCache, rows: Int[Array, " R"]) -> KVCache:
-    """Only these rows, in this order."""
+    """Only these rows, in this order; of a cache with one prefix at most: a row's place says which is its own."""
+    assert cache.prefix is None or len(cache.prefix) == 1
     take = lambda x: jnp.take(x, rows, axis=0)  # noqa: E731
     layers = tuple(layer.map_slots(take) for layer in cache.layers)
     return cache.replace(layers=layers, segment_ids=take(cache.segment_ids))

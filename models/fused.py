@@ -39,7 +39,8 @@ def decode_params(
       dtype: what the matrices are kept in; None is the compute dtype.
       quantize: of each matrix in a layer, from its trained values; beside `wqkv` there is then `wqkv_scale`
         `[K, G + 2, N]`, one scale of each output, and so on. The embedding and the read-out are look-ups and
-        logits, where an error is not averaged over a layer: they stay in `dtype`, tied or not.
+        logits, where an error is not averaged over a layer: they stay in `dtype`, tied or not. On a CPU a tied model
+        has an `unembed` of its own too.
     """
     if isinstance(params["layers"], tuple) and "wqkv" in params["layers"][0]["attention"]:
         return params

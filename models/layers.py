@@ -29,7 +29,7 @@ def scaled_normal(stddev: float, *names: str) -> Initializer:
 def dense(
     x: Float[Array, "... I"], w: Float[Array, "I ..."], scale: Float[Array, "..."] | None = None
 ) -> Float[Array, "..."]:
-    """`x @ w` as one flat matrix product: XLA's CPU backend runs the gradients of batched ones 3x slower.
+    """`x @ w` as one flat `matrix_product`: XLA's CPU backend runs the gradients of batched ones 3x slower.
 
     With a `scale` of each output (of int8 weights, see `models.fused`) it is `(x @ w) * scale`: the weights are
     whole numbers that bfloat16 holds exactly, so that only the sum, in float32, is scaled and rounded.

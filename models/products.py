@@ -27,7 +27,7 @@ def matrix_product(
     """
     plain = partial(jnp.matmul, preferred_element_type=dtype)
     parts = 2 ** min(os.cpu_count() or 1, _MOST_PARTS).bit_length() // 2
-    if x_RI.shape[0] > 1 or w_IO.size < _LEAST_ENTRIES or x_RI.shape[1] % parts:
+    if x_RI.shape[0] > 1 or parts == 1 or w_IO.size < _LEAST_ENTRIES or x_RI.shape[1] % parts:
         return plain(x_RI, w_IO)
     return jax.lax.platform_dependent(x_RI, w_IO, cpu=partial(_by_parts, parts, dtype), default=plain)
 

@@ -118,7 +118,7 @@ def topk_distillation_loss(
 
     Args:
       student_topk_logps: log-probs under the full softmax, nats, of the teacher's top-k tokens; carries the
-        gradient.
+        gradient. Where the teacher gave fewer than K they are not read.
       teacher_topk_logps: log-probs under the full softmax, nats, of the same tokens; -inf where the teacher
         gave fewer than K. No gradient passes.
       mask: True on the tokens that count.
@@ -138,6 +138,7 @@ def topk_distillation_loss(
     chex.assert_shape(student_topk_logps, (*mask.shape, None))
     student, teacher = (_masked_rows(x, mask) for x in (student_topk_logps, teacher_topk_logps))
     teacher = jax.lax.stop_gradient(teacher)
+    student = jnp.where(teacher > -jnp.inf, student, -jnp.inf)
     metrics = {
         "teacher_topk_mass": jnp.exp(_mass(teacher)),
         "student_topk_mass": jnp.exp(_mass(student)),

@@ -98,7 +98,7 @@ def dpo_loss(
     Source: sigmoid, Rafailov et al. 2023, Eq. 7; label smoothing, Mitchell 2023, "A note on DPO with noisy
     preferences"; sigmoid_norm, Lambert et al. 2024 (Tulu 3); hinge, Liu et al. 2023 (RSO), Zhao
     et al. 2023 (SLiC-HF); ipo, Azar et al. 2023, Eq. 17; robust, Chowdhury et al. 2024 (rDPO); exo_pair,
-    Ji et al. 2024, Eq. 16; nca_pair, Chen et al. 2024 (NCA), with K = 2 and rewards 1 and 0; bco_pair, Jung et
+    Ji et al. 2024, Eq. 16; nca_pair, Chen et al. 2024 (NCA), with K = 2, weights 1 and 0; bco_pair, Jung et
     al. 2024; sppo_hard, Wu et al. 2024, Eq. 4.7 with P = 1 and 0; aot, Melnyk et al. 2024; apo, D'Oosterlinck
     et al. 2024, Eq. 7 and 8; discopop, Lu et al. 2024, Eq. 5; f_divergence, Wang et al. 2023; rpo, Pang et al.
     2024, Eq. 1; pair weights, Zhou et al. 2024 (WPO), Eq. 2.
@@ -113,7 +113,7 @@ def dpo_loss(
       ref_rejected_logps: `[B]`, nats, likewise.
       beta: b, inverse temperature, > 0; 0.1 is common (the `tau` of IPO, `1 / eta` of SPPO; per token and so
         larger in sigmoid_norm).
-      label_smoothing: e in [0, 0.5), the assumed probability that a label is flipped; > 0 in exo_pair.
+      label_smoothing: e in [0, 0.5), the assumed probability that a label is flipped; in exo_pair in (0, 1).
       loss_type: see above; `OPTIONS[loss_type]` names the options it reads.
       f_divergence: see `f_divergence_score`; anything but reverse_kl only with a loss of D that is not aot.
       alpha_divergence_coef: a; with f_divergence alpha.
@@ -123,7 +123,7 @@ def dpo_loss(
       pair_weights: `[B]`, factor of each pair's contrast (not of its NLL), as from `wpo_weights`. No gradient.
       weights: `[B]`, the row weights of the reduction; with aot and aot_unpaired, where rows of weight 0 take
         no rank. The losses are not multiplied by them.
-      bco_delta: delta, nats, the running mean of `bco_delta_statistic`; None means 0. With bco_pair.
+      bco_delta: delta, nats, a mean of `bco_delta_statistic` over pairs; None means 0. With bco_pair.
       discopop_tau: temperature of the blend, > 0; None means 0.05. With discopop.
 
     Returns:

@@ -172,7 +172,7 @@ def adaptive_kl_coef(
       kl_coef: the coefficient in force, reward units per nat, > 0.
       observed_kl: nats per completion, the mean over the batch of `sum_t kl_t`.
       target_kl: nats per completion, > 0.
-      horizon: completions over which an error of 100% would double the coefficient.
+      horizon: completions over which the largest error that counts, 20%, multiplies the coefficient by e^0.2.
       batch_size: completions in the batch.
 
     Returns:

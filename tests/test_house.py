@@ -1,4 +1,4 @@
-"""The rules of ARCHITECTURE.md that can be read from the sources, so that a review need not look for them."""
+"""The rules of the house that can be read from the sources, so that a review need not look for them."""
 
 import ast
 import re

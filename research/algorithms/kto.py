@@ -33,7 +33,7 @@ from research.batch import SequenceBatch, UnpairedBatch
 
 @dataclasses.dataclass(frozen=True)
 class KTO(Algorithm):
-    """A value function around a reference point (Ethayarajh et al. 2024, eq. 8).
+    """A value function around a reference point (Ethayarajh et al. 2024, Eq. 7).
 
     The reference point is computed once on the global batch, so micro-batches share it.
 

@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from models.axes import batch_ways
 from models.cache import init_cache, insert_rows, resize, with_prefix
 from models.config import ModelConfig
 from models.groups import groups_split
@@ -22,7 +23,7 @@ from research.sampling.types import STOPPED, TRUNCATED, Completions, Prompts, Sa
 from research.sampling.weights import sampling_params
 
 _STRETCH = 8
-"""Decode steps between two looks at which rows go on."""
+"""Decode steps between two looks at which rows go on, where the rows are on several devices."""
 
 
 @partial(jax.jit, static_argnames=("config", "spec"))
@@ -51,6 +52,7 @@ def sample(
     params = sampling_params(params, config, spec.weights)
     slots = start(params, prompts, scalars, config=config, spec=spec, share=spec.samples_per_prompt > 1)
     chunks, N = [], spec.max_new_tokens
+    stretch = _STRETCH if batch_ways(jax.sharding.get_abstract_mesh()) > 1 else 1
     # A new row's cache ends before its last token, so N slots hold that one and all of the completion but its end.
     for done in range(0, N, spec.cache_bucket):
         steps = min(spec.cache_bucket, N - done)
@@ -66,7 +68,7 @@ def sample(
             steps=steps,
             config=config,
             spec=spec,
-            stretch=_STRETCH,
+            stretch=stretch,
         )
         chunks.append(chunk)
     return completions(chunks, spec)
@@ -85,15 +87,15 @@ def start(
 
     Args:
       params, prompts, scalars, config, spec: as `sample` takes them.
-      share: keep a prompt once for all rows of its group, where no group is on two devices: all of them read it in one
-        product at every step.
+      share: keep a prompt once for all rows of its group, which then read it in one product at every step: where no
+        group is on two devices, and not in an int8 cache, which keeps each row's own.
     """
     P, L = prompts.tokens.shape
     G = spec.samples_per_prompt
     B = P * G
     filled = prefill(params, prompts.tokens[:, :-1], prompts.mask[:, :-1], config)
     rows = jnp.arange(B, dtype=jnp.int32)
-    if share and groups_split(B, G):
+    if share and not spec.int8_cache and groups_split(B, G):
         cache = with_prefix(init_cache(config, B, 0, int8=spec.int8_cache), filled)
     else:
         cache = init_cache(config, B, L - 1, int8=spec.int8_cache).replace(length=jnp.int32(L - 1))

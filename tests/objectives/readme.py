@@ -45,7 +45,7 @@ FAMILY = """## Members of the GRPO family
 | GRPO | defaults | `sequence_mean` | `beta` > 0 |
 | Dr. GRPO | `normalization="none"` | `constant` | `beta` 0 |
 | DAPO | defaults | `token_mean` | clip 0.2 / 0.28, `beta` 0; dynamic sampling and overlong penalty are elsewhere |
-| RLOO (clipped) | `baseline="leave_one_out"`, `normalization="none"` | any | KL in the reward |
+| RLOO (clipped) | `baseline="leave_one_out"`, `normalization="none"` | `constant` | clip by token; KL in the reward |
 | GSPO | defaults | `sequence_mean` | `ratio_level="sequence"`, clip 3e-4 / 4e-4, `beta` 0 |
 | CISPO | defaults | `token_mean` | `surrogate="cispo"` |
 | SAPO | defaults | `sequence_mean` | `surrogate="sapo"` |
@@ -65,6 +65,10 @@ also padding is skipped; ours reads the last token of the mask.
 
 Bounds = dict[str, tuple[str, str]]
 """By variant: the printed bounds of the loss's and the gradient's difference."""
+
+
+_CALLED_AS = {"distillation_loss": "token_divergence"}
+"""Objectives whose body an algorithm calls, because it masks by itself."""
 
 
 class Use(NamedTuple):
@@ -271,7 +275,8 @@ def options(function: Callable[..., Any]) -> str:
             continue
         name = f"`{parameter.name}`"
         if get_origin(parameter.annotation) is Literal:
-            found.append(f"{name} {', '.join(map(str, get_args(parameter.annotation)))}")
+            given = "" if parameter.default is inspect.Parameter.empty else f" = {parameter.default}"
+            found.append(f"{name}{given} ({', '.join(map(str, get_args(parameter.annotation)))})")
         elif parameter.default is inspect.Parameter.empty:
             found.append(name)
         else:
@@ -304,7 +309,8 @@ def is_scalar(annotation: Any) -> bool:
 
 def declared_use(function_name: str) -> Use | None:
     """Batch and roles of the algorithms that call an objective; None where no class does so itself."""
-    found = [use for use in algorithm_uses() if function_name in use[0]]
+    called = _CALLED_AS.get(function_name, function_name)
+    found = [use for use in algorithm_uses() if called in use[0]]
     if not found:
         return None
     batches = {f"`{batch}`": None for _, use in found for batch in use.batch.split()}
@@ -313,7 +319,8 @@ def declared_use(function_name: str) -> Use | None:
 
 @cache
 def algorithm_uses() -> tuple[tuple[frozenset[str], Use], ...]:
-    """For each algorithm class: the names it loads, its batches and its roles; read from the sources."""
+    """For each algorithm class, from the sources: the names it loads, its batches (or its base's), its roles."""
+    batches_of: dict[str, list[str]] = {}
     trained = {"scorer": "reward model", "step_scorer": "step scorer", "actor_critic": "policy, value"}
     found = []
     for path in sorted(Path(research.algorithms.__path__[0]).glob("*.py")):
@@ -322,6 +329,9 @@ def algorithm_uses() -> tuple[tuple[frozenset[str], Use], ...]:
                 continue
             names = frozenset(x.id for x in ast.walk(node) if isinstance(x, ast.Name))
             batches = sorted(name for name in names if name.endswith("Batch") and name != "Batch")
+            bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+            batches = batches or [name for base in bases for name in batches_of.get(base, [])]
+            batches_of[node.name] = batches
             layout, frozen = "policy", ""
             for member in node.body:
                 if isinstance(member, ast.Assign) and getattr(member.targets[0], "id", "") == "layout":

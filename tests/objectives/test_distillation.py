@@ -1,13 +1,14 @@
 """Distillation against explicit loops, its limits, and the top-k approximations against the full sum."""
 
 import functools
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from objectives.distillation import distillation_loss, token_divergence, topk_distillation_loss
+from objectives.distillation import Divergence, distillation_loss, token_divergence, topk_distillation_loss
 from tests.objectives.cases import SEEDS, SHAPES, fill, random_mask
 
 V = 7  # vocabulary
@@ -233,13 +234,17 @@ def test_the_bucket_is_a_lower_bound_and_the_renormalised_sum_is_blind_to_lost_m
     np.testing.assert_allclose(blind, np.zeros(mask.shape), atol=1e-5)
 
 
+@pytest.mark.parametrize("padding", [-np.inf, -1.0])
+@pytest.mark.parametrize("divergence", get_args(Divergence))
 @pytest.mark.parametrize("tail", ["renormalize", "bucket"])
-def test_fewer_than_k_teacher_tokens_are_padded_by_minus_infinity(tail):
+def test_fewer_than_k_teacher_tokens_are_padded_by_minus_infinity(tail, divergence, padding):
+    """Whatever the student says of the token in that place."""
     student, teacher, _ = random_case(4)
     mask = np.ones(student.shape[:2], bool)
     student_logps, teacher_logps = (jnp.asarray(x, jnp.float32) for x in topk(student, teacher, 3))
     padded = [
-        jnp.pad(x, [(0, 0), (0, 0), (0, 1)], constant_values=-jnp.inf) for x in (student_logps, teacher_logps)
+        jnp.pad(x, [(0, 0), (0, 0), (0, 1)], constant_values=value)
+        for x, value in ((student_logps, padding), (teacher_logps, -np.inf))
     ]
 
     def total(student, teacher):
@@ -247,7 +252,7 @@ def test_fewer_than_k_teacher_tokens_are_padded_by_minus_infinity(tail):
             student_topk_logps=student,
             teacher_topk_logps=teacher,
             mask=mask,
-            divergence="forward_kl",
+            divergence=divergence,
             tail=tail,
         )
         return out.losses.sum()

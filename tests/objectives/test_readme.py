@@ -69,12 +69,13 @@ def test_reading_a_docstring(doc, equation, source, variant):
 
 def test_variants_options_and_shapes_come_from_the_signature():
     def function(
-        *, x: Float[Array, "B T"], y: Float[Array, " B"] | None, kind: Literal["a", "b"], c: Scalar = 0.5
-    ):
-        del x, y, kind, c
+        *, x: Float[Array, "B T"], y: Float[Array, " B"] | None, kind: Literal["a", "b"], c: Scalar = 0.5,
+        other: Literal["c", "d"] = "d",
+    ):  # fmt: skip
+        del x, y, kind, c, other
 
-    assert list(readme.variants(function)) == [("kind", "a"), ("kind", "b")]
-    assert readme.options(function) == "`kind` a, b; `c` = 0.5"
+    assert list(readme.variants(function)) == [("kind", "a"), ("kind", "b"), ("other", "c"), ("other", "d")]
+    assert readme.options(function) == "`kind` (a, b); `c` = 0.5; `other` = d (c, d)"
     assert readme.shapes(function) == "`[B,T]`, `[B]`"
 
 
@@ -88,6 +89,8 @@ def test_batch_and_roles_come_from_the_algorithms():
     assert readme.declared_use("dpo_loss") == readme.Use("`PreferenceBatch`", "policy, reference")
     assert readme.declared_use("bradley_terry_loss") == readme.Use("`PreferenceBatch`", "reward model")
     assert readme.declared_use("kl_estimate_of_nobody") is None
+    assert readme.declared_use("simpo_loss") == readme.Use("`PreferenceBatch`", "policy")  # its base's
+    assert readme.declared_use("distillation_loss").roles == "policy, teacher"
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def rollout(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> L
         engine=EngineSpec(work["batch_size"], work["sampler"]["chunk"], work["sampler"]["admit"]),
     )
     draw = _draw_fixed if (lengths == work["max_new_tokens"]).all() else _draw_lengths
-    # Laid out once for all that one policy draws, as the trainer's sampler does.
+    # Before the clock starts: it belongs to an update of the policy, where `grpo` below pays for it.
     params, steps = layout_program(state.params, config=config, weights=spec.weights), count()
 
     def lap() -> dict[str, float]:

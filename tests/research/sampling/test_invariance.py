@@ -118,6 +118,24 @@ def test_a_prompt_kept_once_a_group_draws_what_its_copies_draw() -> None:
     )
 
 
+def test_prompts_of_one_token_leave_nothing_to_share() -> None:
+    """Their only token is the first to be fed."""
+    shortest = make_prompts([TEXTS[0][:1], TEXTS[1][:1]], 1, IDS[:2])
+    wider = make_prompts([TEXTS[0][:1], TEXTS[1][:1]], 4, IDS[:2])
+    found, expected = draw(shortest), draw(wider)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.policy_logps, expected.policy_logps, atol=1e-5)
+
+
+def test_an_int8_cache_keeps_each_row_s_own_prompt() -> None:
+    """So that other samplers, which fill rows one by one, draw the same."""
+    spec = dataclasses.replace(SPEC, int8_cache=True)
+    begin = jax.jit(start, static_argnames=("config", "spec", "share"))
+    prompts = make_prompts(TEXTS, 8, IDS)
+    slots = begin(make_params(CONFIG), prompts, scalars(5, 3), config=CONFIG, spec=spec, share=True)
+    assert slots.cache.prefix is None and slots.cache.slots == 7
+
+
 def test_a_cache_that_grows_draws_the_same() -> None:
     for bucket in (1, 4):
         spec = dataclasses.replace(SPEC, cache_bucket=bucket)
