@@ -59,11 +59,13 @@ def grpo_loss(
     `loss_t = -w_t min(ratio_t A_t, clip(ratio_t, 1 - eps_low, 1 + eps_high) A_t) + beta * k_t`,
     `ratio_t = exp(l_t - l_old_t)`, `w_t = 1` without importance weights
 
+    By kl_correction, the last term is: none `beta * k_t`; ratio `beta * ratio_t * k_t`.
+
     Source: Shao et al. 2024 (DeepSeekMath), Eq. 3 and 4. The caller picks the member of the family:
       GRPO: `group_advantages` as it is, reduced by `sequence_mean`.
       Dr. GRPO: `group_advantages(normalization="none")`, reduced by `constant`, beta 0.
       DAPO: `clip_eps_high=0.28`, reduced by `token_mean`, beta 0; its sampling and penalty are elsewhere.
-      Clipped RLOO: `group_advantages(baseline="leave_one_out", normalization="none")`.
+      Clipped RLOO: `group_advantages(baseline="leave_one_out", normalization="none")`, reduced by `constant`.
       GSPO (Zheng et al. 2025, Eq. 5 and 7): `ratio_level="sequence"`, `ratio = exp(mean_t (l_t - l_old_t))`,
         clip 3e-4 / 4e-4, `sequence_mean`, beta 0. With advantages per token, GSPO-token (Eq. 13 and 14):
         `ratio_level="sequence_token"`, same value, each token the gradient of its own log-prob.
