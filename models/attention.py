@@ -15,12 +15,14 @@ from jaxtyping import Array, Float, Int
 from models.axes import RULES, nn
 from models.config import ModelConfig
 from models.groups import Group, fold, unfold
+from models.products import einsum_float32
 
 _LEAST_BLOCK = 128
 _MOST_BLOCKS = 8
 """Products over fewer queries lose more than the masked half costs; more blocks only lengthen the program."""
 
-_HIDDEN = float(jnp.finfo(jnp.float32).min)
+HIDDEN = float(jnp.finfo(jnp.float32).min)
+"""The score of what a query does not see: finite, so that a query that sees nothing is no NaN."""
 
 
 def self_attention(
@@ -118,14 +120,14 @@ def _forward(q: Array, k: Array, v: Array, segments: Array) -> tuple[Array, Arra
     for start, stop in _blocks(T):
         end = before + stop
         q_BKRN = q[:, :, :, start:stop].reshape(B, K, -1, N)
-        s = jnp.einsum("bkrn,bksn->bkrs", q_BKRN, k[:, :, :end], preferred_element_type=jnp.float32)
+        s = einsum_float32("bkrn,bksn->bkrs", q_BKRN, k[:, :, :end])
         mask_BQS = _mask(segments, before + start, end, 0, end)
-        s = jnp.where(mask_BQS[:, None, None], s.reshape(B, K, G, -1, end) * N**-0.5, _HIDDEN)
+        s = jnp.where(mask_BQS[:, None, None], s.reshape(B, K, G, -1, end) * N**-0.5, HIDDEN)
         top = jnp.max(s, axis=-1, keepdims=True)
         p = jnp.exp(s - top)
         total = jnp.sum(p, axis=-1, keepdims=True)
         p_BKRS = p.astype(q.dtype).reshape(B, K, -1, end)
-        out = jnp.einsum("bkrs,bksn->bkrn", p_BKRS, v[:, :, :end], preferred_element_type=jnp.float32)
+        out = einsum_float32("bkrs,bksn->bkrn", p_BKRS, v[:, :, :end])
         outs.append((out.reshape(B, K, G, stop - start, N) / total).astype(q.dtype))
         normalisers.append((top + jnp.log(total))[..., 0])
     return jnp.concatenate(outs, axis=3), jnp.concatenate(normalisers, axis=3)
@@ -146,7 +148,6 @@ def _blocked_bwd(kept: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, A
     """By blocks of keys, with scores `[S, R]`: no product has to turn them, at which XLA's CPU backend is slow."""
     q, k, v, segments, out, normaliser = kept
     B, K, G, T, N = q.shape
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     # sum_s p_s dp_s, the term that the softmax subtracts, is the output times its cotangent.
     inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     dq_BKNGT, dks, dvs = jnp.zeros((B, K, N, G, T), jnp.float32), [], []
@@ -160,13 +161,13 @@ def _blocked_bwd(kept: tuple[Array, ...], d_out: Array) -> tuple[Array, Array, A
         mask_BSR = jnp.broadcast_to(mask_BSQ[:, :, None], (B, end - start, G, T - first)).reshape(
             B, end - start, -1
         )
-        s = product("bksn,bkrn->bksr", k_BKSN, q_BKRN) * N**-0.5
+        s = einsum_float32("bksn,bkrn->bksr", k_BKSN, q_BKRN) * N**-0.5
         p = jnp.where(mask_BSR[:, None], jnp.exp(s - normaliser_BK1R), 0.0)
-        dp = product("bksn,bkrn->bksr", v_BKSN, d_out_BKRN)
+        dp = einsum_float32("bksn,bkrn->bksr", v_BKSN, d_out_BKRN)
         ds = (p * (dp - inner_BK1R) * N**-0.5).astype(q.dtype)
-        dvs.append(product("bksr,bkrn->bksn", p.astype(q.dtype), d_out_BKRN))
-        dks.append(product("bksr,bkrn->bksn", ds, q_BKRN))
-        dq_block = product("bkns,bksr->bknr", k_BKSN.swapaxes(2, 3), ds).reshape(B, K, N, G, T - first)
+        dvs.append(einsum_float32("bksr,bkrn->bksn", p.astype(q.dtype), d_out_BKRN))
+        dks.append(einsum_float32("bksr,bkrn->bksn", ds, q_BKRN))
+        dq_block = einsum_float32("bkns,bksr->bknr", k_BKSN.swapaxes(2, 3), ds).reshape(B, K, N, G, T - first)
         dq_BKNGT = dq_BKNGT + jnp.pad(dq_block, ((0, 0),) * 4 + ((first, 0),))
     dk, dv = (jnp.concatenate(x, axis=2) for x in (dks, dvs))
     dq = dq_BKNGT.transpose(0, 1, 3, 4, 2)

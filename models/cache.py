@@ -10,7 +10,6 @@ just before the next one.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -18,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from models.attention import HIDDEN
 from models.axes import constrain
 from models.config import ModelConfig
+from models.products import einsum_float32
 
-_HIDDEN = float(jnp.finfo(jnp.float32).min)
-_product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 _AXES = ("batch", "activation_kv_heads", "length", "head_dim")
 
 
@@ -65,28 +64,28 @@ class LayerCache(flax.struct.PyTreeNode):
         (K, S), compute = self.keys.shape[-3:-1], q_BTHN.dtype
         q_BKRN = (q_BTHN * N**-0.5).reshape(B, T, K, H // K, N).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, N)
         keys, values = (x.reshape(B, K, S, N).astype(compute) for x in (self.keys, self.values))
-        scores = _product("bksn,bkrn->bksr", keys, q_BKRN).swapaxes(2, 3).reshape(B, K, H // K, T, S)
+        scores = einsum_float32("bksn,bkrn->bksr", keys, q_BKRN).swapaxes(2, 3).reshape(B, K, H // K, T, S)
         if self.key_scales is not None:
             scores = scores * self.key_scales.reshape(B, K, 1, 1, S)
-        scores = jnp.where(reach.mask_BTS[:, None, None, :, :], scores, _HIDDEN)
+        scores = jnp.where(reach.mask_BTS[:, None, None, :, :], scores, HIDDEN)
         top = jnp.max(scores, axis=-1, keepdims=True)
         if self.prefix_keys is not None:
             assert reach.prefix_PC is not None
             P, C = reach.prefix_PC.shape
-            shared = _product("pkrn,pkcn->pkrc", _by_prefix(q_BKRN, P), self.prefix_keys)
-            shared = jnp.where(reach.prefix_PC[:, None, None, :], shared, _HIDDEN)
+            shared = einsum_float32("pkrn,pkcn->pkrc", _by_prefix(q_BKRN, P), self.prefix_keys)
+            shared = jnp.where(reach.prefix_PC[:, None, None, :], shared, HIDDEN)
             shared = _by_row(shared, B).reshape(B, K, H // K, T, C)
             top = jnp.maximum(top, jnp.max(shared, axis=-1, keepdims=True))
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         if self.value_scales is not None:
             weights = weights * self.value_scales.reshape(B, K, 1, 1, S)
-        out = _product("bkrs,bksn->bkrn", weights.astype(compute).reshape(B, K, -1, S), values)
+        out = einsum_float32("bkrs,bksn->bkrn", weights.astype(compute).reshape(B, K, -1, S), values)
         if self.prefix_values is not None:
             weights = jnp.exp(shared - top)
             total = total + jnp.sum(weights, axis=-1, keepdims=True)
             weights_PKRC = _by_prefix(weights.astype(compute).reshape(B, K, -1, C), P)
-            out = out + _by_row(_product("pkrc,pkcn->pkrn", weights_PKRC, self.prefix_values), B)
+            out = out + _by_row(einsum_float32("pkrc,pkcn->pkrn", weights_PKRC, self.prefix_values), B)
         out = (out.reshape(B, K, H // K, T, N) / total).astype(compute)
         return out.transpose(0, 3, 1, 2, 4).reshape(B, T, H, N)
 

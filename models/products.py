@@ -1,4 +1,4 @@
-"""The product of rows and a matrix, for XLA's CPU backend where there is one row.
+"""Products that are summed in float32, and that of one row with a matrix as XLA's CPU backend runs it on all cores.
 
 Shapes: R rows, I inputs, O outputs, S parts of the inputs.
 """
@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+einsum_float32 = partial(jnp.einsum, preferred_element_type=jnp.float32)
+"""Sums and result in float32, whatever the operands' dtype."""
 
 _LEAST_ENTRIES = 2**16
 """Of a matrix: below, all cores take longer to meet than one to finish."""
@@ -32,10 +35,6 @@ def matrix_product(
     return jax.lax.platform_dependent(x_RI, w_IO, cpu=partial(_by_parts, parts, dtype), default=plain)
 
 
-def _by_parts(parts: int, dtype: DTypeLike, x_RI: Array, w_IO: Array) -> Array:
-    (R, I), O = x_RI.shape, w_IO.shape[1]
-    x_SRI = x_RI.reshape(R, parts, I // parts).swapaxes(0, 1)
-    w_SIO = w_IO.reshape(parts, I // parts, O)
-    return jnp.sum(
-        jnp.einsum("sri,sio->sro", x_SRI, w_SIO, preferred_element_type=jnp.float32), axis=0
-    ).astype(dtype)
+def _by_parts(parts: int, dtype: DTypeLike, x_1I: Array, w_IO: Array) -> Array:
+    x_S1I, w_SIO = x_1I.reshape(parts, 1, -1), w_IO.reshape(parts, -1, w_IO.shape[1])
+    return jnp.sum(einsum_float32("sri,sio->sro", x_S1I, w_SIO), axis=0).astype(dtype)

@@ -50,7 +50,7 @@ def sample(
       Completions of P * G rows, the G of one prompt adjacent.
     """
     params = sampling_params(params, config, spec.weights)
-    slots = start(params, prompts, scalars, config=config, spec=spec, share=spec.samples_per_prompt > 1)
+    slots = start(params, prompts, scalars, config=config, spec=spec, share=True)
     chunks, N = [], spec.max_new_tokens
     stretch = _STRETCH if batch_ways(jax.sharding.get_abstract_mesh()) > 1 else 1
     # A new row's cache ends before its last token, so N slots hold that one and all of the completion but its end.
@@ -87,16 +87,16 @@ def start(
 
     Args:
       params, prompts, scalars, config, spec: as `sample` takes them.
-      share: keep a prompt once for all rows of its group, which then read it in one product at every step: where no
-        group is on two devices, and not in an int8 cache, which keeps each row's own.
+      share: keep a prompt once for all rows of its group, which then read it in one product at every step: where a
+        group has several, none is on two devices, and not in an int8 cache, which keeps each row's own.
     """
     P, L = prompts.tokens.shape
     G = spec.samples_per_prompt
     B = P * G
     filled = prefill(params, prompts.tokens[:, :-1], prompts.mask[:, :-1], config)
     rows = jnp.arange(B, dtype=jnp.int32)
-    if share and not spec.int8_cache and groups_split(B, G):
-        cache = with_prefix(init_cache(config, B, 0, int8=spec.int8_cache), filled)
+    if share and G > 1 and not spec.int8_cache and groups_split(B, G):
+        cache = with_prefix(init_cache(config, B, 0), filled)
     else:
         cache = init_cache(config, B, L - 1, int8=spec.int8_cache).replace(length=jnp.int32(L - 1))
         cache = insert_rows(cache, filled, rows, rows // G)
