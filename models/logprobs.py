@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from models.axes import constrain
 from models.config import ModelConfig
@@ -20,6 +20,9 @@ from models.transformer import Params, forward, unembedding
 
 _KEPT_BYTES = 2**28
 """Logits of so much memory are kept for the backward pass, where all positions are one chunk."""
+
+_MOST_CHUNKS, _LEAST_CHUNK = 8, 64
+"""How finely rows are split so that chunks without a needed position can be left out."""
 
 
 class TokenLogps(NamedTuple):
@@ -57,6 +60,7 @@ def hidden_logps(
     config: ModelConfig,
     *,
     temperature: float | Float[Array, ""] = 1.0,
+    needed_BT: Bool[Array, "B T"] | None = None,
 ) -> TokenLogps:
     """Log-probs of `targets[b, t]` under the logits at hidden state `[b, t]` divided by `temperature`.
 
@@ -66,21 +70,44 @@ def hidden_logps(
       targets_BT: int32 token to score at each state.
       config: gives the chunk length and the compute dtype.
       temperature: divides the logits, exactly as it did when sampling; traced.
+      needed_BT: where False, all quantities are 0. In long rows those positions come last, and chunks that hold
+        nothing else are not computed.
     """
     B, T, _ = hidden_BTD.shape
     chunk = min(config.logprob_chunk, T)
+    keep = chunk == T and B * T * config.vocab_size * 4 <= _KEPT_BYTES
     temperature = jnp.asarray(temperature, jnp.float32)
+
+    def score(hidden: Array, targets: Array, used: Array | None = None) -> TokenLogps:
+        return _score(hidden, unembed_DV, targets, temperature, used, config, keep)
+
+    if needed_BT is None:
+        return _over_chunks(score, chunk, hidden_BTD, targets_BT)
+    finer = max(_LEAST_CHUNK, -(-T // _MOST_CHUNKS))
+    if chunk <= finer:
+        scored = _over_chunks(score, chunk, hidden_BTD, targets_BT)
+    else:
+        keep = False
+        order_BT = jnp.argsort(~needed_BT, axis=1)
+        moved = [jnp.take_along_axis(hidden_BTD, order_BT[:, :, None], axis=1)]
+        moved.append(jnp.take_along_axis(targets_BT, order_BT, axis=1))
+        used = jnp.max(jnp.sum(needed_BT, axis=1)) > jnp.arange(0, T, finer)
+        scored = _over_chunks(score, finer, *moved, each=used)
+        back_BT = jnp.argsort(order_BT, axis=1)
+        scored = TokenLogps(*(jnp.take_along_axis(x, back_BT, axis=1) for x in scored))
+    return TokenLogps(*(jnp.where(needed_BT, x, 0.0) for x in scored))
+
+
+def _over_chunks(
+    score: Callable[..., TokenLogps], chunk: int, *arrays: Array, each: Array | None = None
+) -> TokenLogps:
+    """`score` of arrays `[B, T, ...]`, so many positions at a time, with its entry of `each` `[n]`."""
+    T = arrays[0].shape[1]
     if chunk == T:
-        keep = B * T * config.vocab_size * 4 <= _KEPT_BYTES
-        return _score(hidden_BTD, unembed_DV, targets_BT, temperature, config, keep=keep)
-    padded = -T % chunk
-    hidden_BTD = jnp.pad(hidden_BTD, ((0, 0), (0, padded), (0, 0)))
-    targets_BT = jnp.pad(targets_BT, ((0, 0), (0, padded)))
-    chunks = jax.lax.map(
-        lambda args: _score(args[0], unembed_DV, args[1], temperature, config, keep=False),
-        (_split(hidden_BTD, chunk), _split(targets_BT, chunk)),
-    )
-    return TokenLogps(*(_join(x, T) for x in chunks))
+        return score(*arrays)
+    padded = [jnp.pad(x, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (x.ndim - 2)) for x in arrays]
+    parts = [_split(x, chunk) for x in padded] + ([] if each is None else [each])
+    return TokenLogps(*(_join(x, T) for x in jax.lax.map(lambda part: score(*part), parts)))
 
 
 @partial(jax.custom_vjp, nondiff_argnames=("config", "keep"))
@@ -89,8 +116,9 @@ def _score(
     unembed_DV: Array,
     targets: Array,
     temperature: Array,
+    used: Array | None,
     config: ModelConfig,
-    keep: bool,  # noqa: ARG001 - of the backward pass
+    keep: bool,
 ) -> TokenLogps:
     """One chunk. Its backward pass is written by hand: one pass over the logits for all five cotangents.
 
@@ -99,10 +127,11 @@ def _score(
       unembed_DV: read-out matrix.
       targets: `[B, C]` int32.
       temperature: scalar.
+      used: scalar; where False nothing is computed, and all quantities and gradients are 0.
       config: static model description.
       keep: whether the logits are kept for the backward pass; else it computes them again.
     """
-    return _score_logits(_scaled_logits(hidden, unembed_DV, temperature, config), targets)
+    return _score_fwd(hidden, unembed_DV, targets, temperature, used, config, keep)[0]
 
 
 def _scaled_logits(hidden: Array, unembed_DV: Array, temperature: Array, config: ModelConfig) -> Array:
@@ -139,25 +168,59 @@ def _hits(logits: Array, targets: Array) -> Array:
 
 
 def _score_fwd(
-    hidden: Array, unembed_DV: Array, targets: Array, temperature: Array, config: ModelConfig, keep: bool
+    hidden: Array,
+    unembed_DV: Array,
+    targets: Array,
+    temperature: Array,
+    used: Array | None,
+    config: ModelConfig,
+    keep: bool,
 ) -> tuple[TokenLogps, tuple[Any, ...]]:
-    logits = _scaled_logits(hidden, unembed_DV, temperature, config)
-    out = _score_logits(logits, targets)
-    return out, (hidden, unembed_DV, targets, temperature, out, logits if keep else None)
+    def compute() -> tuple[TokenLogps, Array | None]:
+        logits = _scaled_logits(hidden, unembed_DV, temperature, config)
+        return _score_logits(logits, targets), logits if keep else None
+
+    out, logits = _if_used(used, compute)
+    return out, (hidden, unembed_DV, targets, temperature, used, out, logits)
 
 
 def _score_bwd(
     config: ModelConfig, keep: bool, kept: tuple[Any, ...], d: TokenLogps
-) -> tuple[Array, Array, None, Array]:
+) -> tuple[Array, Array, None, Array, None]:
     """With p = softmax(l), of each output's gradient with respect to the logits l_v:
 
     logps `1[v = target] - p`, entropy `-p (l - (logsumexp - entropy))`, logsumexp `p`, mean_logps `1 / V - p`,
     log_collision `2 p (p / sum p^2 - 1)`.
     """
-    hidden, unembed_DV, targets, temperature, out, logits = kept
+    hidden, unembed_DV, targets, temperature, used, out, logits = kept
+
+    def compute() -> tuple[Array, Array, Array]:
+        found = logits if keep else _scaled_logits(hidden, unembed_DV, temperature, config)
+        return _gradients(hidden, unembed_DV, targets, temperature, config, out, found, d)
+
+    d_hidden, d_unembed, d_temperature = _if_used(used, compute)
+    return d_hidden, d_unembed, None, d_temperature, None
+
+
+def _if_used(used: Array | None, compute: Callable[[], Any]) -> Any:
+    """`compute()`, or zeros of its shape where `used` is False."""
+    if used is None:
+        return compute()
+    shapes = jax.eval_shape(compute)
+    return jax.lax.cond(used, compute, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+
+
+def _gradients(
+    hidden: Array,
+    unembed_DV: Array,
+    targets: Array,
+    temperature: Array,
+    config: ModelConfig,
+    out: TokenLogps,
+    logits: Array,
+    d: TokenLogps,
+) -> tuple[Array, Array, Array]:
     compute = jnp.dtype(config.compute_dtype)
-    if not keep:
-        logits = _scaled_logits(hidden, unembed_DV, temperature, config)
     wide = lambda x: x[:, :, None]  # noqa: E731
     probs = jnp.exp(logits - wide(out.logsumexp))
     mean = out.logsumexp - out.entropy
@@ -173,7 +236,6 @@ def _score_bwd(
     return (
         d_hidden.reshape(hidden.shape).astype(hidden.dtype),
         d_unembed.astype(unembed_DV.dtype),
-        None,
         d_temperature,
     )
 
@@ -255,12 +317,13 @@ def token_logps(
     *,
     temperature: float | Float[Array, ""] = 1.0,
     first: int = 1,
+    needed_BT: Bool[Array, "B T"] | None = None,
     group: Group | None = None,
 ) -> TokenLogps:
     """Teacher-forced log-probs of every token from slot `first` on, aligned with the tokens.
 
-    `first` is static; slots before it hold 0 and cost no logits. Nothing predicts slot 0. The prompt of a
-    `group` of adjacent rows is computed once for all of them.
+    `first` is static; slots before it hold 0 and cost no logits. Nothing predicts slot 0. Slots that are not `needed`
+    hold 0 too. The prompt of a `group` of adjacent rows is computed once for all of them.
     """
     hidden = forward(params, config, tokens_BT, positions_BT, segment_ids_BT, group=group)
     first = max(first, 1)
@@ -270,5 +333,6 @@ def token_logps(
         tokens_BT[:, first:],
         config,
         temperature=temperature,
+        needed_BT=None if needed_BT is None else needed_BT[:, first:],
     )
     return TokenLogps(*(jnp.pad(x, ((0, 0), (first, 0))) for x in scored))

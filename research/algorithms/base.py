@@ -267,7 +267,7 @@ class Objective:
 def batch_logps(
     params: Params, config: ModelConfig, rows: SequenceBatch, temperature: float | Array = 1.0
 ) -> TokenLogps:
-    """Teacher-forced log-probs of a SequenceBatch; 0 before `rows.first_target`."""
+    """Teacher-forced log-probs of a SequenceBatch's targets; 0 elsewhere."""
     return token_logps(
         params,
         config,
@@ -276,6 +276,7 @@ def batch_logps(
         rows.segment_ids,
         temperature=temperature,
         first=rows.first_target,
+        needed_BT=rows.loss_mask,
         group=rows.group,
     )
 
