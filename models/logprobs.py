@@ -74,8 +74,9 @@ def hidden_logps(
         nothing else are not computed.
     """
     B, T, _ = hidden_BTD.shape
-    chunk = min(config.logprob_chunk, T)
-    keep = chunk == T and B * T * config.vocab_size * 4 <= _KEPT_BYTES
+    chunk, finer = min(config.logprob_chunk, T), max(_LEAST_CHUNK, -(-T // _MOST_CHUNKS))
+    reorder = needed_BT is not None and finer < chunk
+    keep = not reorder and chunk == T and B * T * config.vocab_size * 4 <= _KEPT_BYTES
     temperature = jnp.asarray(temperature, jnp.float32)
 
     def score(hidden: Array, targets: Array, used: Array | None = None) -> TokenLogps:
@@ -83,18 +84,16 @@ def hidden_logps(
 
     if needed_BT is None:
         return _over_chunks(score, chunk, hidden_BTD, targets_BT)
-    finer = max(_LEAST_CHUNK, -(-T // _MOST_CHUNKS))
-    if chunk <= finer:
-        scored = _over_chunks(score, chunk, hidden_BTD, targets_BT)
-    else:
-        keep = False
+    if reorder:
         order_BT = jnp.argsort(~needed_BT, axis=1)
-        moved = [jnp.take_along_axis(hidden_BTD, order_BT[:, :, None], axis=1)]
-        moved.append(jnp.take_along_axis(targets_BT, order_BT, axis=1))
+        hidden_BTD = jnp.take_along_axis(hidden_BTD, order_BT[:, :, None], axis=1)
+        targets_BT = jnp.take_along_axis(targets_BT, order_BT, axis=1)
         used = jnp.max(jnp.sum(needed_BT, axis=1)) > jnp.arange(0, T, finer)
-        scored = _over_chunks(score, finer, *moved, each=used)
+        scored = _over_chunks(score, finer, hidden_BTD, targets_BT, each=used)
         back_BT = jnp.argsort(order_BT, axis=1)
         scored = TokenLogps(*(jnp.take_along_axis(x, back_BT, axis=1) for x in scored))
+    else:
+        scored = _over_chunks(score, chunk, hidden_BTD, targets_BT)
     return TokenLogps(*(jnp.where(needed_BT, x, 0.0) for x in scored))
 
 

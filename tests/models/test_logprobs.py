@@ -1,14 +1,17 @@
 """Token log-probs: against the whole softmax, and without ever holding it."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from models import logprobs
+from models.axes import MESH_AXES
 from models.config import ModelConfig
 from models.logprobs import TokenLogps, compute_logits, hidden_divergence, hidden_logps, token_logps
 from models.transformer import forward, unembedding
@@ -91,6 +94,85 @@ def test_only_few_logits_are_kept_for_the_backward_pass(monkeypatch: pytest.Monk
     test_gradient_equals_the_unchunked(T)
 
 
+class TestNeeded:
+    """Only some positions are asked for: of long rows, chunks without any are left out."""
+
+    ROWS, LENGTH, NEEDED = 4, 150, (128, 40, 0, 97)  # of each row; chunks of 64: two are needed, one is not
+
+    def arrays(self) -> tuple[jax.Array, ...]:
+        rng = np.random.default_rng(2)
+        shape = (self.ROWS, self.LENGTH)
+        needed = np.zeros(shape, bool)
+        for row, count in zip(needed, self.NEEDED, strict=True):
+            row[rng.choice(self.LENGTH, count, replace=False)] = True
+        hidden = jnp.asarray(rng.standard_normal((*shape, 32)), jnp.float32)
+        unembed = jnp.asarray(0.35 * rng.standard_normal((32, V)), jnp.float32)
+        return hidden, unembed, jnp.asarray(rng.integers(0, V, shape), jnp.int32), jnp.asarray(needed)
+
+    def total(self, scored: TokenLogps) -> jax.Array:
+        weights = jnp.asarray(np.random.default_rng(3).standard_normal((5, self.ROWS, self.LENGTH)))
+        return sum(jnp.sum(w * value) for w, value in zip(weights, scored, strict=True))
+
+    def value_and_grad(self, hidden: jax.Array, chunk: int) -> tuple[TokenLogps, tuple[jax.Array, ...]]:
+        _, unembed, targets, needed = self.arrays()
+
+        def loss(hidden: jax.Array, unembed: jax.Array, temperature: jax.Array) -> Any:
+            scored = hidden_logps(
+                hidden, unembed, targets, with_chunk(chunk), temperature=temperature, needed_BT=needed
+            )
+            return self.total(scored), scored
+
+        grad = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+        gradients, scored = grad(hidden, unembed, jnp.float32(0.7))
+        return scored, gradients
+
+    @pytest.mark.parametrize("chunk", [40, 64, 128, 150])
+    def test_they_and_their_gradients_equal_the_unchunked(self, chunk: int) -> None:
+        hidden, unembed, targets, needed = self.arrays()
+        scored, gradients = self.value_and_grad(hidden, chunk)
+
+        def plain_loss(hidden: jax.Array, unembed: jax.Array, temperature: jax.Array) -> jax.Array:
+            plain = unchunked(hidden, unembed, targets, temperature)
+            return self.total(TokenLogps(*(jnp.where(needed, x, 0.0) for x in plain)))
+
+        expected = unchunked(hidden, unembed, targets, 0.7)
+        for name, value, target in zip(TokenLogps._fields, scored, expected, strict=True):
+            np.testing.assert_allclose(value, jnp.where(needed, target, 0.0), atol=1e-5, err_msg=name)
+        exact = jax.jit(jax.grad(plain_loss, argnums=(0, 1, 2)))(hidden, unembed, jnp.float32(0.7))
+        for value, target in zip(gradients, exact, strict=True):
+            np.testing.assert_allclose(value, target, atol=2e-5 * np.abs(target).max())
+
+    @pytest.mark.parametrize(("chunk", "computed"), [(128, False), (60, True)])
+    def test_a_chunk_without_any_is_not_computed(self, chunk: int, computed: bool) -> None:
+        """128 of a row are needed: NaN in the states of the 22 others is read where rows keep their order."""
+        hidden, unembed, targets, _ = self.arrays()
+        first = jnp.broadcast_to(jnp.arange(self.LENGTH) < 128, targets.shape)
+        poisoned = jnp.where(first[:, :, None], hidden, jnp.nan)
+        loss = lambda w: jnp.sum(  # noqa: E731
+            hidden_logps(poisoned, w, targets, with_chunk(chunk), needed_BT=first).logps
+        )
+        assert bool(np.isnan(jax.jit(jax.grad(loss))(unembed)).any()) == computed
+
+    def test_none_at_all(self) -> None:
+        hidden, unembed, targets, needed = self.arrays()
+        loss = lambda h: self.total(  # noqa: E731
+            hidden_logps(h, unembed, targets, with_chunk(128), needed_BT=needed & False)
+        )
+        value, gradient = jax.jit(jax.value_and_grad(loss))(hidden)
+        assert value == 0 and not np.asarray(gradient).any()
+
+    def test_rows_over_devices(self) -> None:
+        """The same on a mesh that splits rows and vocabulary; all devices leave out the same chunks."""
+        mesh = jax.make_mesh((4, 1, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+        hidden = self.arrays()[0]
+        alone = self.value_and_grad(hidden, 128)
+        with jax.set_mesh(mesh):
+            spread = self.value_and_grad(
+                jax.device_put(hidden, NamedSharding(mesh, PartitionSpec("data"))), 128
+            )
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), spread, alone)
+
+
 def test_is_aligned_with_the_tokens() -> None:
     """Column t speaks of token t given those before it; column 0 of nothing."""
     config = UNTIED
@@ -118,6 +200,15 @@ def test_slots_before_the_first_target_are_0_and_cost_no_logits(first: int) -> N
     assert {shape for shape in shapes if len(shape) == 3 and shape[0] == B and shape[-1] == V} == {
         (B, T - first, V)
     }
+
+
+def test_slots_that_are_not_needed_are_0() -> None:
+    params, batch = make_params(CONFIG), plain(make_tokens(CONFIG, B, T))
+    needed = jnp.asarray(np.random.default_rng(4).random((B, T)) < 0.5)
+    run = jax.jit(token_logps, static_argnames=("config", "first"))
+    whole, some = (run(params, CONFIG, *batch, first=3, needed_BT=x) for x in (None, needed))
+    for value, target in zip(some, whole, strict=True):
+        np.testing.assert_allclose(value, jnp.where(needed, target, 0.0), atol=1e-6)
 
 
 def test_temperature_is_traced() -> None:
