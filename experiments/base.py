@@ -171,7 +171,7 @@ def stage(objective: str) -> ConfigDict:
                 "problems_weight": 0.0,  # ... and from worked problems, written as plain text
                 "limit": 0,  # only the first so many training problems; 0 is all
                 "packing": True,  # sft: several examples a row
-                "terse_fraction": 0.0,  # sft, prm on generated problems: share of answers without their steps
+                "terse_fraction": 0.0,  # of generated answers, pairs' sides or solutions, the share without steps
                 "context": "",  # distill: a system turn that only the teacher sees
             },
             "objective": {"name": objective, **objectives()},

@@ -12,6 +12,7 @@ from research.rewards.shaping import Shaping
 _GIVEN_KEYS: Mapping[str, tuple[str, ...]] = {
     "text": ("text_weight", "problems_weight", "limit"),
     "chat": ("limit", "packing", "terse_fraction"),
+    "preferences": ("terse_fraction",),
     "steps": ("terse_fraction",),
 }
 """Keys of a stage's data section that given data of a kind read."""

@@ -227,7 +227,9 @@ def _check_stage(stage: Stage, tree: Tree) -> None:
             f"{name}.rollout.curriculum_low: got {rollout.curriculum_low}, expected less than curriculum_high="
             f"{rollout.curriculum_high}"
         )
-    terse_data = {"chat": "problems", "steps": "steps"}.get(stage.objective.given or "")
+    terse_data = {"chat": "problems", "preferences": "preferences", "steps": "steps"}.get(
+        stage.objective.given or ""
+    )
     if (
         terse_data
         and not stage.online

@@ -205,21 +205,34 @@ def worked_text(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def terse(fraction: float) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    """Leaves the steps out of this share of generated problems, chosen by content: only the final line stays.
+    """Leaves the steps out of this share of generated answers, chosen by content: only the final line stays.
 
-    Demonstrations that mix worked and bare answers, as real ones do: a model fine-tuned on them does both. Of
-    labelled steps {steps, labels} the last one stays with its label: a scorer must know bare answers too, or it
-    takes one short step for a safe one.
+    Demonstrations that mix worked and bare answers, as real ones do: a model fine-tuned on them does both. A scorer
+    must know bare answers too, or it takes them for safe ones: of labelled steps {steps, labels} the last one stays
+    with its label; each side of a pair {chosen, rejected} is drawn for itself (a pair stays whole that would have equal
+    sides).
     """
 
+    def drawn(content: str) -> bool:
+        draw = int.from_bytes(hashlib.sha256(f"terse {content}".encode()).digest()[:8], "big") / 2**64
+        return draw < fraction
+
+    def bare(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        *before, last = messages
+        return [*before, {**last, "content": last["content"].splitlines()[-1]}]
+
     def change(record: Mapping[str, Any]) -> Mapping[str, Any]:
-        lines = "completion" if "completion" in record else "steps"
-        content = f"terse {record['prompt']}{record['steps'] if lines == 'steps' else ''}"
-        draw = int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") / 2**64
-        if draw >= fraction:
-            return record
-        if lines == "steps":
+        if "chosen" in record:
+            sides = ("chosen", "rejected")
+            short = {key: bare(record[key]) for key in sides if drawn(f"{record['prompt']}{record[key]}")}
+            changed = {**record, **short}
+            return record if changed["chosen"] == changed["rejected"] else changed
+        if "steps" in record:
+            if not drawn(f"{record['prompt']}{record['steps']}"):
+                return record
             return {**record, "steps": record["steps"][-1:], "labels": record["labels"][-1:]}
+        if not drawn(record["prompt"]):
+            return record
         return {**record, "completion": record["completion"].splitlines()[-1]}
 
     return change

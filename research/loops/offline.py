@@ -113,7 +113,7 @@ def _judged_batches(stage: Stage, sources: Sources, *, train: bool) -> Pipeline:
     kind = str(stage.objective.given)
     found = sources.prepared(kind)
     records: Records = found.train if train else found.validation
-    if kind == "steps" and stage.data.terse_fraction:
+    if kind in ("preferences", "steps") and stage.data.terse_fraction:
         records = View(records, 0, terse(stage.data.terse_fraction))
     shape: dict[str, Any] = {"length": stage.length, "name": stage.name}
     if train:

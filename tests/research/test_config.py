@@ -249,6 +249,7 @@ def with_judges(objective: str, **changes: Any) -> ConfigDict:
     config.stages = ("pretrain", "sft", "teacher", "reward", "prm", "rl")
     config.rl.roles.teacher = "teacher"
     config.rl.objective.dpo.label_smoothing = 0.1  # exo_pair takes its log
+    config.data.preferences.kind = "arithmetic"  # only generated pairs have steps to leave out
     for key, value in changes.items():
         assign(config, key.replace("__", "."), value)
     return config

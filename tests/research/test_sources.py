@@ -111,3 +111,21 @@ def test_a_terse_solution_keeps_its_last_step_and_label() -> None:
     assert 140 < len(short) < 260 and terse(0.0)(records[0]) == records[0]
     for before, after in short:
         assert after["steps"] == before["steps"][-1:] and after["labels"] == before["labels"][-1:]
+
+
+def test_terse_draws_each_side_of_a_pair_for_itself() -> None:
+    def side(*lines: str) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": "\n".join(lines)}]
+
+    pairs = [
+        {"prompt": f"{i}", "chosen": side("a", f"#### {i}"), "rejected": side("b", "#### wrong")}
+        for i in range(400)
+    ]
+    changed = [terse(0.5)(pair) for pair in pairs]
+    bare = [
+        [pair[key][0]["content"].startswith("####") for key in ("chosen", "rejected")] for pair in changed
+    ]
+    assert all(60 < bare.count([a, b]) < 140 for a in (True, False) for b in (True, False))
+    assert terse(0.0)(pairs[0]) == pairs[0]
+    same = {"prompt": "1", "chosen": side("a", "#### 1"), "rejected": side("b", "#### 1")}
+    assert terse(1.0)(same) == same
