@@ -227,13 +227,13 @@ def terse(fraction: float) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
             short = {key: bare(record[key]) for key in sides if drawn(f"{record['prompt']}{record[key]}")}
             changed = {**record, **short}
             return record if changed["chosen"] == changed["rejected"] else changed
-        if "steps" in record:
-            if not drawn(f"{record['prompt']}{record['steps']}"):
+        if "completion" in record:
+            if not drawn(record["prompt"]):
                 return record
-            return {**record, "steps": record["steps"][-1:], "labels": record["labels"][-1:]}
-        if not drawn(record["prompt"]):
+            return {**record, "completion": record["completion"].splitlines()[-1]}
+        if not drawn(f"{record['prompt']}{record['steps']}"):
             return record
-        return {**record, "completion": record["completion"].splitlines()[-1]}
+        return {**record, "steps": record["steps"][-1:], "labels": record["labels"][-1:]}
 
     return change
 
