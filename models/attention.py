@@ -5,6 +5,7 @@ of one block, R = G * Q of them over a group.
 """
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -183,7 +184,7 @@ def _sum_of_ends(parts: list[tuple[int, Array]], length: int) -> Array:
     edges = sorted({first for first, _ in parts}) + [length]
     slices = [
         sum(x[..., start - first : end - first] for first, x in parts if first <= start)
-        for start, end in zip(edges, edges[1:], strict=False)
+        for start, end in pairwise(edges)
     ]
     found: Array = jax.lax.optimization_barrier(jnp.concatenate(slices, axis=-1))
     return found

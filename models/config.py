@@ -26,7 +26,7 @@ class ModelConfig:
       remat: what the backward pass recomputes: nothing, all but matrix products, or each whole block.
       param_dtype: dtype of the stored parameters.
       compute_dtype: dtype of matrix products; norms, softmax and logits are float32 regardless.
-      logprob_chunk: time positions whose logits exist at once in the log-prob function.
+      logprob_chunk: time positions whose logits exist at once in the log-prob function, at most.
     """
 
     vocab_size: int

@@ -21,8 +21,8 @@ from models.transformer import Params, forward, unembedding
 _KEPT_BYTES = 2**28
 """Logits of so much memory are kept for the backward pass, where all positions are one chunk."""
 
-_MOST_CHUNKS, _LEAST_CHUNK = 8, 64
-"""How finely rows are split so that chunks without a needed position can be left out."""
+_CHUNKS, _LEAST_CHUNK = 8, 64
+"""How finely a row is split so that chunks without a needed position can be left out."""
 
 
 class TokenLogps(NamedTuple):
@@ -70,30 +70,33 @@ def hidden_logps(
       targets_BT: int32 token to score at each state.
       config: gives the chunk length and the compute dtype.
       temperature: divides the logits, exactly as it did when sampling; traced.
-      needed_BT: where False, all quantities are 0. In long rows those positions come last, and chunks that hold
-        nothing else are not computed.
+      needed_BT: where False, all quantities are 0. In rows of more than 64 positions those come last, and chunks that
+        hold nothing else are not computed.
     """
     B, T, _ = hidden_BTD.shape
-    chunk, finer = min(config.logprob_chunk, T), max(_LEAST_CHUNK, -(-T // _MOST_CHUNKS))
-    reorder = needed_BT is not None and finer < chunk
-    keep = not reorder and chunk == T and B * T * config.vocab_size * 4 <= _KEPT_BYTES
+    chunk = min(config.logprob_chunk, T)
+    if needed_BT is not None:
+        chunk = min(chunk, max(_LEAST_CHUNK, -(-T // _CHUNKS)))
+    keep = chunk == T and B * T * config.vocab_size * 4 <= _KEPT_BYTES
     temperature = jnp.asarray(temperature, jnp.float32)
+    # Gathered over fsdp once, not in each chunk.
+    unembed_DV = constrain(unembed_DV, "activation_embed", "vocab")
 
     def score(hidden: Array, targets: Array, used: Array | None = None) -> TokenLogps:
         return _score(hidden, unembed_DV, targets, temperature, used, config, keep)
 
     if needed_BT is None:
         return _over_chunks(score, chunk, hidden_BTD, targets_BT)
-    if reorder:
+    if chunk == T:
+        scored = score(hidden_BTD, targets_BT)
+    else:
         order_BT = jnp.argsort(~needed_BT, axis=1)
         hidden_BTD = jnp.take_along_axis(hidden_BTD, order_BT[:, :, None], axis=1)
         targets_BT = jnp.take_along_axis(targets_BT, order_BT, axis=1)
-        used = jnp.max(jnp.sum(needed_BT, axis=1)) > jnp.arange(0, T, finer)
-        scored = _over_chunks(score, finer, hidden_BTD, targets_BT, each=used)
+        used = jnp.max(jnp.sum(needed_BT, axis=1)) > jnp.arange(0, T, chunk)
+        scored = _over_chunks(score, chunk, hidden_BTD, targets_BT, each=used)
         back_BT = jnp.argsort(order_BT, axis=1)
         scored = TokenLogps(*(jnp.take_along_axis(x, back_BT, axis=1) for x in scored))
-    else:
-        scored = _over_chunks(score, chunk, hidden_BTD, targets_BT)
     return TokenLogps(*(jnp.where(needed_BT, x, 0.0) for x in scored))
 
 
@@ -126,7 +129,7 @@ def _score(
       unembed_DV: read-out matrix.
       targets: `[B, C]` int32.
       temperature: scalar.
-      used: scalar; where False nothing is computed, and all quantities and gradients are 0.
+      used: scalar; where False nothing is computed, and all quantities and gradients are 0. None is True.
       config: static model description.
       keep: whether the logits are kept for the backward pass; else it computes them again.
     """

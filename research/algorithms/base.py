@@ -265,9 +265,17 @@ class Objective:
 
 
 def batch_logps(
-    params: Params, config: ModelConfig, rows: SequenceBatch, temperature: float | Array = 1.0
+    params: Params,
+    config: ModelConfig,
+    rows: SequenceBatch,
+    temperature: float | Array = 1.0,
+    *,
+    all_targets: bool = False,
 ) -> TokenLogps:
-    """Teacher-forced log-probs of a SequenceBatch's targets; 0 elsewhere."""
+    """Teacher-forced log-probs of a SequenceBatch's targets; 0 elsewhere.
+
+    Where (nearly) `all_targets` of the rows count, it costs more to look for the others than to score them.
+    """
     return token_logps(
         params,
         config,
@@ -276,7 +284,7 @@ def batch_logps(
         rows.segment_ids,
         temperature=temperature,
         first=rows.first_target,
-        needed_BT=rows.loss_mask,
+        needed_BT=None if all_targets else rows.loss_mask,
         group=rows.group,
     )
 

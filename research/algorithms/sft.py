@@ -13,7 +13,6 @@ from research.algorithms.base import (
     Frozen,
     Objective,
     Scalars,
-    Setting,
     Summed,
     batch_logps,
     number,
@@ -25,8 +24,13 @@ from research.batch import SequenceBatch
 class NextToken(Algorithm):
     """`next_token` (every token of packed text) and `sft` (response tokens of chat examples).
 
+    Attributes:
+      every_token: whether all tokens of the rows are targets.
+
     Scalars: `label_smoothing`, `z_loss_coef`.
     """
+
+    every_token: bool = False
 
     def loss(
         self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
@@ -34,7 +38,7 @@ class NextToken(Algorithm):
         """Mean over all target tokens of the global batch, rows weighted."""
         del frozen
         assert isinstance(batch, SequenceBatch)
-        scored = batch_logps(params, config, batch)
+        scored = batch_logps(params, config, batch, all_targets=self.every_token)
         out = next_token_loss(
             token_logps=scored.logps,
             mask=batch.loss_mask,
@@ -57,13 +61,11 @@ NEXT_TOKEN_OPTIONS = {
 }
 
 
-def _make(setting: Setting) -> Algorithm:
-    del setting
-    return NextToken()
+def _objective(name: str, given: DataKind, algorithm: NextToken) -> Objective:
+    return Objective(name, lambda _setting: algorithm, NEXT_TOKEN_OPTIONS, given=given)
 
 
-def _objective(name: str, given: DataKind) -> Objective:
-    return Objective(name, _make, NEXT_TOKEN_OPTIONS, given=given)
-
-
-OBJECTIVES = (_objective("next_token", "text"), _objective("sft", "chat"))
+OBJECTIVES = (
+    _objective("next_token", "text", NextToken(every_token=True)),
+    _objective("sft", "chat", NextToken()),
+)

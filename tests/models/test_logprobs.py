@@ -142,16 +142,25 @@ class TestNeeded:
         for value, target in zip(gradients, exact, strict=True):
             np.testing.assert_allclose(value, target, atol=2e-5 * np.abs(target).max())
 
-    @pytest.mark.parametrize(("chunk", "computed"), [(128, False), (60, True)])
-    def test_a_chunk_without_any_is_not_computed(self, chunk: int, computed: bool) -> None:
-        """128 of a row are needed: NaN in the states of the 22 others is read where rows keep their order."""
+    @pytest.mark.parametrize(("needed", "computed"), [(128, False), (127, True)])
+    @pytest.mark.parametrize("chunk", [64, 128])
+    @pytest.mark.parametrize("devices", [1, 4])
+    def test_a_chunk_without_any_is_not_computed(
+        self, chunk: int, needed: int, computed: bool, devices: int
+    ) -> None:
+        """NaN in the states that are not needed is read only where one of them shares a chunk with one that is."""
         hidden, unembed, targets, _ = self.arrays()
-        first = jnp.broadcast_to(jnp.arange(self.LENGTH) < 128, targets.shape)
-        poisoned = jnp.where(first[:, :, None], hidden, jnp.nan)
-        loss = lambda w: jnp.sum(  # noqa: E731
-            hidden_logps(poisoned, w, targets, with_chunk(chunk), needed_BT=first).logps
+        slots = jnp.arange(self.LENGTH)
+        poisoned = jnp.where((slots < needed)[:, None], hidden, jnp.nan)
+        asked = jnp.broadcast_to(slots < needed, targets.shape)
+        loss = lambda h, w: jnp.sum(  # noqa: E731
+            hidden_logps(h, w, targets, with_chunk(chunk), needed_BT=asked).logps
         )
-        assert bool(np.isnan(jax.jit(jax.grad(loss))(unembed)).any()) == computed
+        mesh = jax.make_mesh((devices, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(poisoned, NamedSharding(mesh, PartitionSpec("data")))
+            gradient = jax.jit(jax.grad(loss, argnums=1))(placed, unembed)
+        assert bool(np.isnan(gradient).any()) == computed
 
     def test_none_at_all(self) -> None:
         hidden, unembed, targets, needed = self.arrays()
@@ -162,7 +171,7 @@ class TestNeeded:
         assert value == 0 and not np.asarray(gradient).any()
 
     def test_rows_over_devices(self) -> None:
-        """The same on a mesh that splits rows and vocabulary; all devices leave out the same chunks."""
+        """The same on a mesh that splits rows and vocabulary."""
         mesh = jax.make_mesh((4, 1, 2), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
         hidden = self.arrays()[0]
         alone = self.value_and_grad(hidden, 128)

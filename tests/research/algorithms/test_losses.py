@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from research.algorithms.base import batch_logps
 from research.algorithms.sft import NextToken
 from research.batch import SequenceBatch
 from research.data.packing import assemble_row, empty_row
@@ -38,3 +39,22 @@ def test_packing_does_not_change_the_loss() -> None:
     assert one["loss"].count == other["loss"].count == sum(m[1:].sum() for m in masks)
     for key in ("loss", "nll", "entropy", "z_loss"):
         assert other[key].total == pytest.approx(one[key].total, rel=1e-5), key
+
+
+@pytest.mark.parametrize("every_token", [False, True])
+def test_long_rows_give_the_loss_of_their_targets_however_these_are_found(every_token: bool) -> None:
+    """Rows of several chunks of the read-out, of which the targets fill one."""
+    rng = np.random.default_rng(1)
+    tokens = [rng.integers(4, MODEL.vocab_size, 150).astype(np.int32) for _ in range(2)]
+    masks = [
+        np.isin(np.arange(150), rng.choice(np.arange(1, 150), count, replace=False)) for count in (50, 7)
+    ]
+    batch = as_batch([assemble_row([t], [m], 160, 0) for t, m in zip(tokens, masks, strict=True)])
+    scored = jax.jit(batch_logps, static_argnames=("config", "all_targets"))(
+        host_params(), MODEL, batch, all_targets=every_token
+    )
+    assert (scored.logps != 0)[~batch.loss_mask].any() == every_token  # others are not asked for
+    algorithm = NextToken(every_token=every_token)
+    found = eval_step(host_params(), batch, objective_scalars(algorithm), algorithm=algorithm, config=MODEL)
+    assert found["nll"].count == 57
+    assert found["nll"].total == pytest.approx(-float(scored.logps[batch.loss_mask].sum()), rel=1e-5)
