@@ -5,7 +5,7 @@ Varies: the objective of the last stage (and what pays or teaches it), all from 
 Command: python -m launch.ablate --config=experiments/objectives.py:toy --workdir=runs/objectives
 Hardware: 2 CPU cores (toy); 64 TPU v5p chips (pod, with data.problems.path and data.tokenizer.path set).
 Time: toy 58 minutes beside test suites on the same cores; pod not run.
-Result: every arm that samples ends far above the control (experiments/LOG.md).
+Result: every arm that the verifier pays ends far above the control; learned scorers pay less (experiments/LOG.md).
 """
 
 from ml_collections import ConfigDict
