@@ -144,7 +144,8 @@ def _batches(prompts: Prompts, size: int) -> Iterator[Prompts]:
 
 def train(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Lap:
     """Takes optimizer steps: on full rows of random tokens, or on packed examples."""
-    algorithm, scalars = objective_of(work, "sft", {"label_smoothing": 0.0, "z_loss_coef": 0.0})
+    name = "sft" if work["examples"] else "next_token"
+    algorithm, scalars = objective_of(work, name, {"label_smoothing": 0.0, "z_loss_coef": 0.0})
     batches, steps = packed(work) if work["examples"] else (full(work, config), work["steps"])
     kept = [state]
 
