@@ -1,11 +1,13 @@
 """Which objective makes the most of one SFT checkpoint and the same number of samples?
 
 Varies: the objective of the last stage (and what pays or teaches it), all from one SFT checkpoint. Those that
-  sample draw the same number of completions; those that learn from given data see as many rows.
+  sample draw at most 4,096 completions; sft, dpo_given and prm_rerank learn from given data in as many updates.
 Command: python -m launch.ablate --config=experiments/objectives.py:toy --workdir=runs/objectives
-Hardware: 2 CPU cores (toy); 64 TPU v5p chips (pod, with data.problems.path and data.tokenizer.path set).
+Hardware: 2 CPU cores (toy); 64 TPU v5p chips (pod, with data.tokenizer.path and the paths of data.problems,
+  data.preferences and data.steps set).
 Time: toy 58 minutes beside test suites on the same cores; pod not run.
-Result: every arm that the verifier pays ends far above the control; learned scorers pay less (experiments/LOG.md).
+Result: arms that learn from the verifier or the teacher end far above the control, those of learned scorers between
+  (experiments/LOG.md).
 """
 
 from ml_collections import ConfigDict
@@ -43,7 +45,7 @@ ARMS = {
         "rl.data.limit=2000",
         "rl.data.terse_fraction=0.5",
         "rl.final_answer=prm",
-        "rl.prm_score=mean",  # min, prod and last choose the student's bare answers: one step, and no doubt in it
+        "rl.prm_score=mean",  # min, prod and last chose bare answers in an earlier run: one step, and no doubt in it
         "rl.roles.prm=prm",
     ),
     "prm_dense": ("rl.reward.step_coef=0.25", "rl.roles.prm=prm"),

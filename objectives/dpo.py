@@ -97,9 +97,9 @@ def dpo_loss(
 
     Source: sigmoid, Rafailov et al. 2023, Eq. 7; label smoothing, Mitchell 2023, "A note on DPO with noisy
     preferences"; sigmoid_norm, Lambert et al. 2024 (Tulu 3); hinge, Liu et al. 2023 (RSO), Zhao
-    et al. 2023 (SLiC-HF); ipo, Azar et al. 2023, Eq. 17; robust, Chowdhury et al. 2024 (rDPO); exo_pair,
-    Ji et al. 2024, Eq. 16; nca_pair, Chen et al. 2024 (NCA), with K = 2, weights 1 and 0; bco_pair, Jung et
-    al. 2024; sppo_hard, Wu et al. 2024, Eq. 4.7 with P = 1 and 0; aot, Melnyk et al. 2024; apo, D'Oosterlinck
+    et al. 2023 (SLiC-HF); ipo_unnormalized, Azar et al. 2023, Eq. 17, and ipo the same per token, as TRL;
+    robust, Chowdhury et al. 2024 (rDPO); exo_pair, Ji et al. 2024, Eq. 16; nca_pair, Chen et al. 2024 (NCA),
+    with K = 2, weights 1 and 0; bco_pair, Jung et al. 2024; sppo_hard, Wu et al. 2024, Eq. 4.7 with P = 1 and 0; aot, Melnyk et al. 2024; apo, D'Oosterlinck
     et al. 2024, Eq. 7 and 8; discopop, Lu et al. 2024, Eq. 5; f_divergence, Wang et al. 2023; rpo, Pang et al.
     2024, Eq. 1; pair weights, Zhou et al. 2024 (WPO), Eq. 2.
 

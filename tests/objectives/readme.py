@@ -35,6 +35,9 @@ Arrays in, unreduced float32 losses and metrics out (`ObjectiveOutput`); `reduce
 advantage; `b` is beta, `e` a label smoothing, `s` the sigmoid; `n_b` the unmasked tokens of row b. Shapes: B rows or
 pairs, N = P * G completions of P prompts, T tokens, V vocabulary, K candidates, S steps, E models.
 
+Options are arguments of the function; what a config may set, and its defaults, are in `objectives()` of
+`experiments/base.py` (the KL of the GRPO family is off there).
+
 This file is generated from the code; write it anew with `{UPDATE}`.
 """
 
@@ -52,8 +55,8 @@ FAMILY = """## Members of the GRPO family
 | REINFORCE++ | `reinforce_pp_advantages` | `token_mean` | KL (k1) in the reward |
 """
 
-ABSENT = """TRL 1.16 ships no trainer for PPO, process reward models, rankings, step-DPO or REINFORCE++: those are held
-to NumPy loops only. Of TRL's, we have none of: DFT (SFT), VESPO, GMPO, off-policy sequence masks and entropy
+ABSENT = """TRL 1.16 ships no trainer for PPO (its GRPO has the entropy bonus), process reward models, rankings, step-DPO
+or REINFORCE++: those are held to NumPy loops only. Of TRL's, we have none of: DFT (SFT), VESPO, GMPO, off-policy sequence masks and entropy
 quantile masks (GRPO), AlphaPO, TPO, top-1 mixed distillation. `tests/parity/` trains both sides for three optimizer
 steps on the same tokens (SFT, DPO, GRPO, reward model; step scorer against transformers): parameters agree within
 1e-4.
