@@ -96,12 +96,12 @@ def dpo_loss(
     and then `loss * pair_weight + rpo_alpha * (-l_c / |c|)`.
 
     Source: sigmoid, Rafailov et al. 2023, Eq. 7; label smoothing, Mitchell 2023, "A note on DPO with noisy
-    preferences"; sigmoid_norm, Lambert et al. 2024 (Tulu 3); hinge, Liu et al. 2023 (RSO), Zhao
-    et al. 2023 (SLiC-HF); ipo_unnormalized, Azar et al. 2023, Eq. 17, and ipo the same per token, as TRL;
-    robust, Chowdhury et al. 2024 (rDPO); exo_pair, Ji et al. 2024, Eq. 16; nca_pair, Chen et al. 2024 (NCA),
-    with K = 2, weights 1 and 0; bco_pair, Jung et al. 2024; sppo_hard, Wu et al. 2024, Eq. 4.7 with P = 1 and 0; aot, Melnyk et al. 2024; apo, D'Oosterlinck
-    et al. 2024, Eq. 7 and 8; discopop, Lu et al. 2024, Eq. 5; f_divergence, Wang et al. 2023; rpo, Pang et al.
-    2024, Eq. 1; pair weights, Zhou et al. 2024 (WPO), Eq. 2.
+    preferences"; sigmoid_norm, Lambert et al. 2024 (Tulu 3); hinge, Liu et al. 2023 (RSO), Zhao et al. 2023
+    (SLiC-HF); ipo_unnormalized, Azar et al. 2023, Eq. 17, and ipo the same per token, as TRL; robust, Chowdhury
+    et al. 2024 (rDPO); exo_pair, Ji et al. 2024, Eq. 16; nca_pair, Chen et al. 2024 (NCA), with K = 2, weights
+    1 and 0; bco_pair, Jung et al. 2024; sppo_hard, Wu et al. 2024, Eq. 4.7 with P = 1 and 0; aot, Melnyk et al.
+    2024; apo, D'Oosterlinck et al. 2024, Eq. 7 and 8; discopop, Lu et al. 2024, Eq. 5; f_divergence, Wang et
+    al. 2023; rpo, Pang et al. 2024, Eq. 1; pair weights, Zhou et al. 2024 (WPO), Eq. 2.
 
     aot and aot_unpaired are *batch-coupled*: a row's loss depends on the other rows, so micro-batches are not
     one batch, and rows that only pad must be named in `weights`.

@@ -55,11 +55,11 @@ FAMILY = """## Members of the GRPO family
 | REINFORCE++ | `reinforce_pp_advantages` | `token_mean` | KL (k1) in the reward |
 """
 
-ABSENT = """TRL 1.16 ships no trainer for PPO (its GRPO has the entropy bonus), process reward models, rankings, step-DPO
-or REINFORCE++: those are held to NumPy loops only. Of TRL's, we have none of: DFT (SFT), VESPO, GMPO, off-policy sequence masks and entropy
-quantile masks (GRPO), AlphaPO, TPO, top-1 mixed distillation. `tests/parity/` trains both sides for three optimizer
-steps on the same tokens (SFT, DPO, GRPO, reward model; step scorer against transformers): parameters agree within
-1e-4.
+ABSENT = """TRL 1.16 ships no trainer for PPO (its GRPO has the entropy bonus), process reward models, rankings,
+step-DPO or REINFORCE++: those are held to NumPy loops only. Of TRL's, we have none of: DFT (SFT), VESPO,
+GMPO, off-policy sequence masks and entropy quantile masks (GRPO), AlphaPO, TPO, top-1 mixed
+distillation. `tests/parity/` trains both sides for three optimizer steps on the same tokens (SFT, DPO,
+GRPO, reward model; step scorer against transformers): parameters agree within 1e-4.
 
 Defaults that differ: TRL's `GRPOConfig` multiplies the KL by the ratio (`use_bias_correction_kl`), ours is
 `kl_correction="none"`. A reward model of transformers finds a row's end by token id, so that an end token that is
