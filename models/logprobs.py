@@ -100,16 +100,14 @@ def hidden_logps(
     return TokenLogps(*(jnp.where(needed_BT, x, 0.0) for x in scored))
 
 
-def _over_chunks(
-    score: Callable[..., TokenLogps], chunk: int, *arrays: Array, each: Array | None = None
-) -> TokenLogps:
-    """`score` of arrays `[B, T, ...]`, so many positions at a time, with its entry of `each` `[n]`."""
+def _over_chunks(fn: Callable[..., Any], chunk: int, *arrays: Array, each: Array | None = None) -> Any:
+    """`fn` of arrays `[B, T, ...]`, so many positions at a time, with its entry of `each` `[n]`: a tree of `[B, T]`."""
     T = arrays[0].shape[1]
     if chunk == T:
-        return score(*arrays)
+        return fn(*arrays)
     padded = [jnp.pad(x, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (x.ndim - 2)) for x in arrays]
     parts = [_split(x, chunk) for x in padded] + ([] if each is None else [each])
-    return TokenLogps(*(_join(x, T) for x in jax.lax.map(lambda part: score(*part), parts)))
+    return jax.tree.map(lambda x: _join(x, T), jax.lax.map(lambda part: fn(*part), parts))
 
 
 @partial(jax.custom_vjp, nondiff_argnames=("config", "keep"))
@@ -194,11 +192,30 @@ def _score_bwd(
     logps `1[v = target] - p`, entropy `-p (l - (logsumexp - entropy))`, logsumexp `p`, mean_logps `1 / V - p`,
     log_collision `2 p (p / sum p^2 - 1)`.
     """
-    hidden, unembed_DV, targets, temperature, used, out, logits = kept
+    hidden, unembed_DV, targets, temperature, used, out, kept_logits = kept
+    dtype = jnp.dtype(config.compute_dtype)
+    wide = lambda x: x[:, :, None]  # noqa: E731
 
     def compute() -> tuple[Array, Array, Array]:
-        found = logits if keep else _scaled_logits(hidden, unembed_DV, temperature, config)
-        return _gradients(hidden, unembed_DV, targets, temperature, config, out, found, d)
+        logits = kept_logits if keep else _scaled_logits(hidden, unembed_DV, temperature, config)
+        probs = jnp.exp(logits - wide(out.logsumexp))
+        mean = out.logsumexp - out.entropy
+        constant = d.logsumexp + d.entropy * mean - d.logps - d.mean_logps - 2.0 * d.log_collision
+        squared = 2.0 * d.log_collision * jnp.exp(-out.log_collision)
+        d_logits = probs * (wide(constant) - wide(d.entropy) * logits + wide(squared) * probs)
+        d_logits += (
+            jnp.where(_hits(logits, targets), wide(d.logps), 0.0) + wide(d.mean_logps) / logits.shape[-1]
+        )
+        d_temperature = -jnp.sum(d_logits * logits) / temperature
+        flat = (d_logits / temperature).astype(dtype).reshape(-1, logits.shape[-1])
+        rows = hidden.astype(dtype).reshape(-1, hidden.shape[-1])
+        d_hidden = jnp.matmul(flat, unembed_DV.astype(dtype).T, preferred_element_type=jnp.float32)
+        d_unembed = jnp.matmul(rows.T, flat, preferred_element_type=jnp.float32)
+        return (
+            d_hidden.reshape(hidden.shape).astype(hidden.dtype),
+            d_unembed.astype(unembed_DV.dtype),
+            d_temperature,
+        )
 
     d_hidden, d_unembed, d_temperature = _if_used(used, compute)
     return d_hidden, d_unembed, None, d_temperature, None
@@ -210,36 +227,6 @@ def _if_used(used: Array | None, compute: Callable[[], Any]) -> Any:
         return compute()
     shapes = jax.eval_shape(compute)
     return jax.lax.cond(used, compute, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
-
-
-def _gradients(
-    hidden: Array,
-    unembed_DV: Array,
-    targets: Array,
-    temperature: Array,
-    config: ModelConfig,
-    out: TokenLogps,
-    logits: Array,
-    d: TokenLogps,
-) -> tuple[Array, Array, Array]:
-    compute = jnp.dtype(config.compute_dtype)
-    wide = lambda x: x[:, :, None]  # noqa: E731
-    probs = jnp.exp(logits - wide(out.logsumexp))
-    mean = out.logsumexp - out.entropy
-    constant = d.logsumexp + d.entropy * mean - d.logps - d.mean_logps - 2.0 * d.log_collision
-    squared = 2.0 * d.log_collision * jnp.exp(-out.log_collision)
-    d_logits = probs * (wide(constant) - wide(d.entropy) * logits + wide(squared) * probs)
-    d_logits += jnp.where(_hits(logits, targets), wide(d.logps), 0.0) + wide(d.mean_logps) / logits.shape[-1]
-    d_temperature = -jnp.sum(d_logits * logits) / temperature
-    flat = (d_logits / temperature).astype(compute).reshape(-1, logits.shape[-1])
-    rows = hidden.astype(compute).reshape(-1, hidden.shape[-1])
-    d_hidden = jnp.matmul(flat, unembed_DV.astype(compute).T, preferred_element_type=jnp.float32)
-    d_unembed = jnp.matmul(rows.T, flat, preferred_element_type=jnp.float32)
-    return (
-        d_hidden.reshape(hidden.shape).astype(hidden.dtype),
-        d_unembed.astype(unembed_DV.dtype),
-        d_temperature,
-    )
 
 
 _score.defvjp(_score_fwd, _score_bwd)
@@ -278,11 +265,8 @@ def hidden_divergence(
             f"teacher: got a vocabulary of {teacher_config.vocab_size} tokens, expected the student's "
             f"{student_config.vocab_size} because their distributions are compared token by token"
         )
-    T = student_BTD.shape[1]
-    chunk = min(student_config.logprob_chunk, T)
-    pad = ((0, 0), (0, -T % chunk), (0, 0))
-    student_BTD = jnp.pad(student_BTD, pad)
-    teacher_BTE, teacher_unembed_EV = jax.lax.stop_gradient((jnp.pad(teacher_BTE, pad), teacher_unembed_EV))
+    chunk = min(student_config.logprob_chunk, student_BTD.shape[1])
+    teacher_BTE, teacher_unembed_EV = jax.lax.stop_gradient((teacher_BTE, teacher_unembed_EV))
 
     @jax.checkpoint
     def compare(student: Array, teacher: Array) -> Any:
@@ -292,12 +276,7 @@ def hidden_divergence(
             *(constrain(x, "batch", "length", "activation_vocab") for x in (student_logits, teacher_logits))
         )
 
-    if chunk == T:
-        return compare(student_BTD, teacher_BTE)
-    chunks = jax.lax.map(
-        lambda args: compare(*args), (_split(student_BTD, chunk), _split(teacher_BTE, chunk))
-    )
-    return jax.tree.map(lambda x: _join(x, T), chunks)
+    return _over_chunks(compare, chunk, student_BTD, teacher_BTE)
 
 
 def _split(x: Array, chunk: int) -> Array:
