@@ -10,15 +10,24 @@ _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1  # names of glibc's malloc.h
 
 
 def training_options() -> dict[str, str | int]:
-    """Compiler options of programs over whole rows; empty where there may be an accelerator, or an option is unknown.
+    """Compiler options of programs over whole rows: those of `decoding_options`, and matrix products by Eigen.
 
-    - Matrix products by Eigen, where jaxlib 0.10 to 0.12 picks YNNPACK: its large products take a quarter to a half
-      longer; its small ones, of decoding, are the faster ones.
-    - Vectors as wide as the cores have them, where XLA prefers 256 bits: what is not a product is a quarter of a step.
+    jaxlib 0.10 to 0.12 picks YNNPACK, whose large products take a quarter to a half longer; its small ones, of
+    decoding, are the faster ones.
+    """
+    options = decoding_options()
+    return {**options, "xla_cpu_experimental_ynn_fusion_type": ""} if options else options
+
+
+def decoding_options() -> dict[str, str | int]:
+    """Compiler options of programs that decode; empty where there may be an accelerator, or an option is unknown.
+
+    Vectors as wide as the cores have them, where XLA prefers 256 bits: what is not a product is a quarter of a
+    training step, and more of a decode step.
     """
     if may_have_accelerator() or _version() >= (0, 13):
         return {}
-    return {"xla_cpu_experimental_ynn_fusion_type": "", "xla_cpu_prefer_vector_width": 512}
+    return {"xla_cpu_prefer_vector_width": 512}
 
 
 def _version() -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from models.cache import init_cache, insert_rows, resize, with_prefix
 from models.config import ModelConfig
 from models.groups import groups_split
 from models.transformer import Params
+from research.cpu import decoding_options
 from research.sampling.controls import Controls, seen_tokens
 from research.sampling.decode import Chunk, Slots, decode, prefill
 from research.sampling.methods import row_keys
@@ -26,7 +27,7 @@ _STRETCH = 8
 """Decode steps between two looks at which rows go on, where the rows are on several devices."""
 
 
-@partial(jax.jit, static_argnames=("config", "spec"))
+@partial(jax.jit, static_argnames=("config", "spec"), compiler_options=decoding_options())
 def sample(
     params: Params,
     prompts: Prompts,

@@ -23,6 +23,7 @@ from models.cache import KVCache, LayerCache, resize
 from models.config import ModelConfig
 from models.logprobs import compute_logits
 from models.transformer import Params, forward_cached, unembedding
+from research.cpu import decoding_options
 from research.errors import ConfigError
 from research.sampling.decode import Slots
 from research.sampling.drafts import NGramDraft, judge, propose_by_model, propose_by_ngram
@@ -115,7 +116,7 @@ class _State(flax.struct.PyTreeNode):
     stats: SpeculativeStats
 
 
-@partial(jax.jit, static_argnames=("config", "spec", "speculative"))
+@partial(jax.jit, static_argnames=("config", "spec", "speculative"), compiler_options=decoding_options())
 def sample_speculative(
     params: Params,
     draft_params: Params | None,

@@ -44,13 +44,11 @@ def test_kept_memory_is_not_cleared_again() -> None:
 def test_an_accelerator_is_guessed_before_jax_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert not cpu.may_have_accelerator()
-    assert set(cpu.training_options()) == {
-        "xla_cpu_experimental_ynn_fusion_type",
-        "xla_cpu_prefer_vector_width",
-    }
+    assert set(cpu.decoding_options()) == {"xla_cpu_prefer_vector_width"}
+    assert set(cpu.training_options()) == {"xla_cpu_experimental_ynn_fusion_type", *cpu.decoding_options()}
     for platforms in ("tpu", "cuda,cpu"):
         monkeypatch.setenv("JAX_PLATFORMS", platforms)
-        assert cpu.may_have_accelerator() and cpu.training_options() == {}
+        assert cpu.may_have_accelerator() and cpu.training_options() == cpu.decoding_options() == {}
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
     assert cpu.may_have_accelerator()
@@ -58,7 +56,7 @@ def test_an_accelerator_is_guessed_before_jax_starts(monkeypatch: pytest.MonkeyP
 
 def test_an_unknown_version_gets_no_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu.importlib.metadata, "version", lambda _: "0.13.0")
-    assert cpu.training_options() == {}
+    assert cpu.training_options() == cpu.decoding_options() == {}
 
 
 def test_jax_takes_the_options() -> None:
