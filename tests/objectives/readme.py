@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import objectives
 import research.algorithms
+from research.algorithms import registry
 from tests.objectives.golden import ours
 from tests.objectives.golden.inputs import CASES
 from tests.objectives.golden.store import load
@@ -32,8 +33,9 @@ INTRODUCTION = f"""# Objectives
 
 Arrays in, unreduced float32 losses and metrics out (`ObjectiveOutput`); `reduce.py` turns them into `WeightedSum`s.
 `l` is the log-prob of a token (of a sequence where the batch is pairs) in nats, `l_ref` and `l_old` likewise; `A` an
-advantage; `b` is beta, `e` a label smoothing, `s` the sigmoid; `n_b` the unmasked tokens of row b. Shapes: B rows or
-pairs, N = P * G completions of P prompts, T tokens, V vocabulary, K candidates, S steps, E models.
+advantage; `b` without an index is beta, `e` a label smoothing, `s` as a function the sigmoid; `n_b` the unmasked tokens
+of row b. Shapes: B rows or pairs, N = P * G completions of P prompts, T tokens, V vocabulary, K candidates, S steps,
+E models.
 
 Options are arguments of the function; what a config may set, and its defaults, are in `objectives()` of
 `experiments/base.py` (the KL of the GRPO family is off there).
@@ -97,9 +99,32 @@ def main() -> None:
 def text(bounds: Bounds) -> str:
     """The whole file."""
     return "\n".join(
-        [INTRODUCTION, "## Objectives\n", objective_table(), "## Reductions\n", reduction_table()]
+        [INTRODUCTION, "## Names in configs\n", name_table()]
+        + ["## Objectives\n", objective_table(), "## Reductions\n", reduction_table()]
         + [FAMILY, "## Parity with TRL\n", parity_text(), parity_table(bounds), ABSENT]
     )
+
+
+def name_table() -> str:
+    """One row a module of `research/algorithms/`: what a config may call its objective, and what the module calls."""
+    named: dict[str, list[str]] = {}
+    for objective in registry.objectives().values():
+        named.setdefault(objective.make.__module__, []).append(f"`{objective.name}`")
+    rows = []
+    for module, names in named.items():
+        path = f"{module.replace('.', '/')}.py"
+        loaded = {
+            x.id for x in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))) if isinstance(x, ast.Name)
+        }
+        calls = [x.__name__ for x in public_functions() if _CALLED_AS.get(x.__name__, x.__name__) in loaded]
+        rows.append(
+            [
+                ", ".join(names),
+                f"`{path}`",
+                ", ".join(f"`{name}`" for name in calls) or "what its base class does",
+            ]
+        )
+    return table(["`objective`", "Algorithm", "Calls"], rows)
 
 
 def objective_table() -> str:
