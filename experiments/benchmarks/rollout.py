@@ -4,6 +4,10 @@ Varies: the system (Temper, transformers' generate, Tunix's sampler), the batch 
 Command: python -m launch.benchmark --config=experiments/benchmarks/rollout.py --workdir=runs/benchmarks \
     --peers=transformers=TORCHENV/bin/python,tunix=TUNIXENV/bin/python
 On a GPU: --config=experiments/benchmarks/rollout.py:gpu
+Hardware: 2 CPU cores, or a GPU.
+Time: with both peers, 1.5 minutes for `greedy`, 6.5 for two repetitions of `lengths`.
+Result: 2.3x transformers and 3.8x Tunix at 64 rows of equal length, 4.6x and 7.5x where lengths differ, 3.4x and 2.1x
+  with one row, whose weights are read at 66% of the bandwidth (experiments/LOG.md).
 """
 
 from experiments.benchmarks.base import rollout_case, sized
