@@ -78,6 +78,7 @@ def check(finished: list[Finished], logs: tuple[str, ...]) -> None:
         np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     ]
     assert not any(same), "nothing was learned"
+    assert load_policy(done.folder.path, (1, 1, 1)).mesh.size == 1 < load_policy(done.folder.path).mesh.size
 
 
 @pytest.mark.parametrize(
