@@ -70,7 +70,7 @@ def load_draft(name: str, policy: Policy, draft_tokens: int) -> Draft:
     """
     if name == NGRAM:
         return Draft(None, SpeculativeSpec(NGramDraft(), draft_tokens))
-    draft = load_policy(Path(name).resolve(), tuple(policy.mesh.devices.shape))
+    draft = load_policy(Path(name).resolve(), policy.mesh)
     if draft.tokenizer.pieces != policy.tokenizer.pieces:
         raise ConfigError(f"--draft: {name}: has another tokenizer, expected the policy's")
     return Draft(draft.params, SpeculativeSpec(draft.model, draft_tokens))

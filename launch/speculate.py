@@ -26,6 +26,7 @@ from research.errors import ConfigError
 from research.files import make_folder
 from research.loops.chain import load_policy
 from research.loops.problems import sampler_scalars
+from research.mesh import make_mesh
 from research.progress import Progress
 from research.sampling.methods import SamplingMethod
 from research.sampling.speculative import Draft
@@ -60,7 +61,7 @@ def main() -> None:
     """Prints the table; the rest is in --output."""
     counts, temperatures = _numbers("draft_tokens", int, 1), _numbers("temperature", float, 0.0)
     folder, output = Path(_STAGE.value).resolve(), make_folder(Path(_OUTPUT.value))
-    policy = load_policy(folder, (1, 1, 1))
+    policy = load_policy(folder, make_mesh(1, 1, 1, devices=jax.devices()[:1]))
     longest = _PROMPT_TOKENS.value + _TOKENS.value
     if longest > policy.max_length:
         raise ConfigError(

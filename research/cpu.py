@@ -10,7 +10,7 @@ _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1  # names of glibc's malloc.h
 
 
 def training_options() -> dict[str, str | int]:
-    """Compiler options of programs over whole rows: those of `decoding_options`, and matrix products by Eigen.
+    """Compiler options of programs over whole rows: those of `decoding_options` and, if any, products by Eigen.
 
     jaxlib 0.10 to 0.12 picks YNNPACK, whose large products take a quarter to a half longer; its small ones, of
     decoding, are the faster ones.

@@ -1,7 +1,6 @@
 """A chain of stages, each addressed by content: finished ones are read, unfinished ones go on, new ones start."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -239,8 +238,8 @@ def load_stage(folder: Path) -> TrainedStage:
     )
 
 
-def load_policy(folder: Path, mesh_shape: tuple[int, int, int] = (-1, 1, 1)) -> Policy:
-    """Loads the newest parameters of a policy's stage, onto the first devices where the shape takes fewer than all.
+def load_policy(folder: Path, mesh: Mesh | None = None) -> Policy:
+    """Loads the newest parameters of a policy's stage; without a mesh, all devices are replicas.
 
     Raises:
       WorkdirError: the folder is not a stage's, or holds no policy.
@@ -250,9 +249,7 @@ def load_policy(folder: Path, mesh_shape: tuple[int, int, int] = (-1, 1, 1)) -> 
     layout = stage.algorithm.layout
     if not is_policy(stage.algorithm):
         raise WorkdirError(f"{folder}: holds a {layout}, expected a policy, which can be sampled")
-    mesh = make_mesh(
-        *mesh_shape, devices=None if -1 in mesh_shape else jax.devices()[: math.prod(mesh_shape)]
-    )
+    mesh = mesh or make_mesh(-1, 1, 1)
     params = policy_of(stage.params(mesh), layout)
     return Policy(params, stage.model, stage.tokenizer, mesh, stage.experiment, stage.max_length)
 

@@ -13,8 +13,7 @@ from jaxtyping import Array, Bool, Int
 from models.cache import KVCache, init_cache, insert_rows, resize, take_rows, with_prefix
 from models.config import ModelConfig
 from models.transformer import Params
-from research.cpu import decoding_options
-from research.sampling.decode import Slots, decode, prefill
+from research.sampling.decode import COMPILER_OPTIONS, Slots, decode, prefill
 from research.sampling.methods import row_keys
 from research.sampling.types import SamplerScalars, SamplerSpec
 from research.sampling.weights import Weights, sampling_params
@@ -42,7 +41,7 @@ def layout_program(params: Params, *, config: ModelConfig, weights: Weights) -> 
     return sampling_params(params, config, weights)
 
 
-@partial(jax.jit, static_argnames="config", compiler_options=decoding_options())
+@partial(jax.jit, static_argnames="config", compiler_options=COMPILER_OPTIONS)
 def prefill_program(
     params: Params,
     tokens: Int[Array, "R L"],
@@ -124,6 +123,6 @@ decode_program = jax.jit(
     decode,
     static_argnames=("steps", "config", "spec"),
     donate_argnames="slots",
-    compiler_options=decoding_options(),
+    compiler_options=COMPILER_OPTIONS,
 )
 """`decode.decode`, the slots updated in place."""

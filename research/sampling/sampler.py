@@ -16,9 +16,8 @@ from models.cache import init_cache, insert_rows, resize, with_prefix
 from models.config import ModelConfig
 from models.groups import groups_split
 from models.transformer import Params
-from research.cpu import decoding_options
 from research.sampling.controls import Controls, seen_tokens
-from research.sampling.decode import Chunk, Slots, decode, prefill
+from research.sampling.decode import COMPILER_OPTIONS, Chunk, Slots, decode, prefill
 from research.sampling.methods import row_keys
 from research.sampling.types import STOPPED, TRUNCATED, Completions, Prompts, SamplerScalars, SamplerSpec
 from research.sampling.weights import sampling_params
@@ -27,7 +26,7 @@ _STRETCH = 8
 """Decode steps between two looks at which rows go on, where the rows are on several devices."""
 
 
-@partial(jax.jit, static_argnames=("config", "spec"), compiler_options=decoding_options())
+@partial(jax.jit, static_argnames=("config", "spec"), compiler_options=COMPILER_OPTIONS)
 def sample(
     params: Params,
     prompts: Prompts,

@@ -23,9 +23,8 @@ from models.cache import KVCache, LayerCache, resize
 from models.config import ModelConfig
 from models.logprobs import compute_logits
 from models.transformer import Params, forward_cached, unembedding
-from research.cpu import decoding_options
 from research.errors import ConfigError
-from research.sampling.decode import Slots
+from research.sampling.decode import COMPILER_OPTIONS, Slots
 from research.sampling.drafts import NGramDraft, judge, propose_by_model, propose_by_ngram
 from research.sampling.methods import sampling_logps
 from research.sampling.programs import layout_program
@@ -116,7 +115,7 @@ class _State(flax.struct.PyTreeNode):
     stats: SpeculativeStats
 
 
-@partial(jax.jit, static_argnames=("config", "spec", "speculative"), compiler_options=decoding_options())
+@partial(jax.jit, static_argnames=("config", "spec", "speculative"), compiler_options=COMPILER_OPTIONS)
 def sample_speculative(
     params: Params,
     draft_params: Params | None,

@@ -54,7 +54,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def one_device() -> Iterator[None]:
     """Programs for eight devices take longer to compile; this command's users have one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chain, "make_mesh", lambda *_, **__: make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+        patch.setattr(chain, "make_mesh", lambda *_: make_mesh(1, 1, 1, devices=jax.devices()[:1]))
         yield
 
 

@@ -113,9 +113,7 @@ def name_table() -> str:
     rows = []
     for module, names in named.items():
         path = f"{module.replace('.', '/')}.py"
-        loaded = {
-            x.id for x in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))) if isinstance(x, ast.Name)
-        }
+        loaded = names_in(ast.parse((ROOT / path).read_text("utf-8")))
         calls = [x.__name__ for x in public_functions() if _CALLED_AS.get(x.__name__, x.__name__) in loaded]
         rows.append(
             [
@@ -355,7 +353,7 @@ def algorithm_uses() -> tuple[tuple[frozenset[str], Use], ...]:
         for node in ast.parse(path.read_text("utf-8")).body:
             if not isinstance(node, ast.ClassDef) or path.name == "base.py":
                 continue
-            names = frozenset(x.id for x in ast.walk(node) if isinstance(x, ast.Name))
+            names = names_in(node)
             batches = sorted(name for name in names if name.endswith("Batch") and name != "Batch")
             bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
             batches = batches or [name for base in bases for name in batches_of.get(base, [])]
@@ -372,6 +370,11 @@ def algorithm_uses() -> tuple[tuple[frozenset[str], Use], ...]:
                     frozen = "".join(f", {x}" if always else f", ({x})" for x in dict.fromkeys(needed))
             found.append((names, Use(" ".join(batches), trained.get(layout, layout) + frozen)))
     return tuple(found)
+
+
+def names_in(tree: ast.AST) -> frozenset[str]:
+    """The names that code loads or binds."""
+    return frozenset(x.id for x in ast.walk(tree) if isinstance(x, ast.Name))
 
 
 def is_docstring(node: ast.stmt) -> bool:
