@@ -47,7 +47,7 @@ def keep_memory() -> None:
     if mallopt is not None:
         mallopt(_ARENA_MAX, 1)
         mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_TRIM_THRESHOLD, -1)  # never trims; any number ends at 2 GiB, and large steps free more
 
 
 def may_have_accelerator() -> bool:

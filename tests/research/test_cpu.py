@@ -15,7 +15,7 @@ import ctypes, resource, sys
 if sys.argv[1] == "keep":
     import launch
     assert not {"jax", "numpy"} & set(sys.modules)
-libc, size = ctypes.CDLL(None), 64 * 2**20
+libc, size = ctypes.CDLL(None), int(sys.argv[2]) * 2**20
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
 for _ in range(2):
@@ -30,15 +30,14 @@ print(found)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be told")
 def test_kept_memory_is_not_cleared_again() -> None:
-    """Page faults of a block that was freed and is allocated again."""
+    """Page faults of a block that was freed and is allocated again, a small one and one of more than 2 GiB."""
     faults = {}
-    for how in ("keep", "leave"):
+    for how, size in (("keep", 64), ("keep", 2200), ("leave", 64)):
         env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-        done = subprocess.run(
-            [sys.executable, "-c", FAULTS, how], env=env, capture_output=True, text=True, check=True
-        )
-        faults[how] = int(done.stdout)
-    assert faults["keep"] < 100 < faults["leave"], faults
+        command = [sys.executable, "-c", FAULTS, how, str(size)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        faults[how, size] = int(done.stdout)
+    assert max(faults["keep", 64], faults["keep", 2200]) < 100 < faults["leave", 64], faults
 
 
 def test_an_accelerator_is_guessed_before_jax_starts(monkeypatch: pytest.MonkeyPatch) -> None:
