@@ -14,7 +14,7 @@ from models.cache import KVCache
 from models.config import ModelConfig
 from models.logprobs import compute_logits
 from models.transformer import Params, forward_cached, unembedding
-from research.sampling.methods import SamplingMethod, draw, sampling_logps
+from research.sampling.methods import SamplingMethod, draw, draw_size, gumbel_noise, scaled_logits
 from research.sampling.types import SamplerScalars
 
 
@@ -29,16 +29,61 @@ class NGramDraft:
     longest: int = 3
 
 
+class Law(NamedTuple):
+    """Distributions over the vocabulary at T places of each row, not normalised: `logps = logits - mass`.
+
+    Attributes:
+      logits: `[B, T, V]` float32; -inf where a token cannot be drawn.
+      mass: `[B, T]` float32, their log-normalisers.
+    """
+
+    logits: Float[Array, "B T V"]
+    mass: Float[Array, "B T"]
+
+    def logps_of(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T"]:
+        """Of one token at each of the first places."""
+        T = tokens_BT.shape[1]
+        return (
+            jnp.take_along_axis(self.logits[:, :T], tokens_BT[:, :, None], axis=2)[:, :, 0] - self.mass[:, :T]
+        )
+
+    def logps_at(self, place_B: Int[Array, " B"]) -> Float[Array, "B V"]:
+        """Of all tokens at one place of each row."""
+        logits_BV = jnp.take_along_axis(self.logits, place_B[:, None, None], axis=1)[:, 0]
+        return logits_BV - jnp.take_along_axis(self.mass, place_B[:, None], axis=1)
+
+
 class Proposals(NamedTuple):
     """k tokens a row, guessed one after the other.
 
     Attributes:
       tokens: `[B, k]` int32.
-      logps: `[B, k, V]` float32, the distributions that they were drawn from; None: each was certain.
+      law: what they were drawn from; None: each was certain.
     """
 
     tokens: Int[Array, "B k"]
-    logps: Float[Array, "B k V"] | None
+    law: Law | None
+
+
+class Noise(NamedTuple):
+    """The random numbers of one round, all drawn at once: a CPU takes as long for a few as for hundreds.
+
+    Attributes:
+      draws: `[B, T, X]` standard Gumbel, for each proposal and for the token behind them.
+      accept: `[B, k]` logarithms of uniform numbers.
+    """
+
+    draws: Float[Array, "B T X"]
+    accept: Float[Array, "B k"]
+
+    @classmethod
+    def of(cls, keys_B: Array, *, draft_tokens: int, vocab_size: int) -> "Noise":
+        """Each row's from its own key."""
+        size = draw_size(vocab_size)
+        gumbel = gumbel_noise(keys_B, (draft_tokens + 1) * size + draft_tokens)
+        draws, accept = gumbel[:, :-draft_tokens], gumbel[:, -draft_tokens:]
+        # -log(-log u) is Gumbel noise.
+        return cls(draws.reshape(len(gumbel), draft_tokens + 1, size), -jnp.exp(-accept))
 
 
 def propose_by_model(
@@ -47,11 +92,12 @@ def propose_by_model(
     newest_B2: Int[Array, "B 2"],
     positions_B: Int[Array, " B"],
     live_B: Bool[Array, " B"],
-    keys_Bk: Array,
+    noise: Noise,
     scalars: SamplerScalars,
     *,
     config: ModelConfig,
     method: SamplingMethod,
+    count: int,
 ) -> tuple[Proposals, KVCache]:
     """A draft model's own k tokens, drawn as the target's would be.
 
@@ -64,10 +110,11 @@ def propose_by_model(
       newest_B2: the last two tokens of each row.
       positions_B: of the last token.
       live_B: rows that go on.
-      keys_Bk: a key a row and proposal.
+      noise: of this round; not read if the method is greedy.
       scalars: temperature and top_p.
       config: of the draft.
       method: how tokens are drawn.
+      count: k.
 
     Returns:
       The proposals and the cache with all of them but the last.
@@ -77,19 +124,20 @@ def propose_by_model(
     cache = cache.replace(length=cache.length - 1)
     tokens, positions = newest_B2, jnp.stack([positions_B - 1, positions_B], axis=1)
     segment_ids = jnp.concatenate([before_B1, live_B[:, None].astype(jnp.int32)], axis=1)
-    drawn, drawn_from = [], []
-    for i in range(keys_Bk.shape[1]):
+    drawn, drawn_from, masses = [], [], []
+    for i in range(count):
         hidden, cache = forward_cached(params, config, tokens, positions, segment_ids, cache)
         logits_BV = compute_logits(hidden[:, -1], unembed_DV, config)
         if method.greedy:
             token = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         else:
-            drawn_from.append(sampling_logps(logits_BV, method, scalars.temperature, scalars.top_p))
-            token = draw(keys_Bk[:, i], drawn_from[-1])
+            drawn_from.append(scaled_logits(logits_BV, method, scalars.temperature, scalars.top_p))
+            token, mass_B = draw(noise.draws[:, i], drawn_from[-1])
+            masses.append(mass_B)
         drawn.append(token)
         tokens, positions, segment_ids = token[:, None], positions[:, -1:] + 1, segment_ids[:, -1:]
-    logps = None if method.greedy else jnp.stack(drawn_from, axis=1)
-    return Proposals(jnp.stack(drawn, axis=1), logps), cache
+    law = None if method.greedy else Law(jnp.stack(drawn_from, axis=1), jnp.stack(masses, axis=1))
+    return Proposals(jnp.stack(drawn, axis=1), law), cache
 
 
 def propose_by_ngram(
@@ -124,43 +172,41 @@ def propose_by_ngram(
 
 
 def judge(
-    proposals: Proposals, logps_BTV: Float[Array, "B T V"], keys_B2: Array, *, greedy: bool
+    proposals: Proposals, law: Law, noise: Noise, *, greedy: bool
 ) -> tuple[Int[Array, " B"], Int[Array, "B T"]]:
     """Accepts a run of proposals and draws the token behind it.
 
     Args:
       proposals: k tokens a row and q.
-      logps_BTV: p at each proposal and behind the last, normalised.
-      keys_B2: two keys a row.
-      greedy: p and q are point masses.
+      law: p at each proposal and behind the last.
+      noise: of this round; not read if greedy.
+      greedy: p and q are point masses on the likeliest token.
 
     Returns:
       How many were accepted, `[B]`, and tokens `[B, T]`: those, then the one drawn, then rubbish.
     """
     k = proposals.tokens.shape[1]
     if greedy:
-        best_BT = jnp.argmax(logps_BTV, axis=-1).astype(jnp.int32)
+        best_BT = jnp.argmax(law.logits, axis=-1).astype(jnp.int32)
         return _run(best_BT[:, :k] == proposals.tokens), best_BT
-    token_Bk1 = proposals.tokens[:, :, None]
-    ratio_Bk = jnp.take_along_axis(logps_BTV[:, :k], token_Bk1, axis=2)[:, :, 0]
-    if proposals.logps is not None:
-        ratio_Bk = ratio_Bk - jnp.take_along_axis(proposals.logps, token_Bk1, axis=2)[:, :, 0]
-    uniform_Bk = jax.vmap(lambda key: jax.random.uniform(key, (k,)))(keys_B2[:, 0])
-    accepted_B = _run(jnp.log(uniform_Bk) < ratio_Bk)
+    ratio_Bk = law.logps_of(proposals.tokens)
+    if proposals.law is not None:
+        ratio_Bk = ratio_Bk - proposals.law.logps_of(proposals.tokens)
+    accepted_B = _run(noise.accept < ratio_Bk)
 
-    p_BV = jnp.take_along_axis(logps_BTV, accepted_B[:, None, None], axis=1)[:, 0]
+    p_BV = law.logps_at(accepted_B)
     rejected_B, at_B = accepted_B < k, jnp.minimum(accepted_B, k - 1)
-    if proposals.logps is None:
+    if proposals.law is None:
         rejected_token = jnp.take_along_axis(proposals.tokens, at_B[:, None], axis=1)
         left_BV = jnp.where(jnp.arange(p_BV.shape[1])[None, :] == rejected_token, -jnp.inf, p_BV)
     else:
-        q_BV = jnp.take_along_axis(proposals.logps, at_B[:, None, None], axis=1)[:, 0]
+        q_BV = proposals.law.logps_at(at_B)
         more = q_BV < p_BV
         # log(p - q) without the cancellation.
         left_BV = jnp.where(more, p_BV + jnp.log(-jnp.expm1(jnp.where(more, q_BV - p_BV, -1.0))), -jnp.inf)
     # Where p and q are one but for rounding, a rejection may leave nothing to draw.
     residual_B = rejected_B & jnp.any(left_BV > -jnp.inf, axis=1)
-    token_B = draw(keys_B2[:, 1], jnp.where(residual_B[:, None], left_BV, p_BV))
+    token_B, _ = draw(noise.draws[:, k], jnp.where(residual_B[:, None], left_BV, p_BV))
     padded_BT = jnp.pad(proposals.tokens, ((0, 0), (0, 1)))
     at_end = jnp.arange(k + 1)[None, :] == accepted_B[:, None]
     return accepted_B, jnp.where(at_end, token_B[:, None], padded_BT)

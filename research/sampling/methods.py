@@ -64,17 +64,26 @@ def sampling_logps(
     Removed tokens have -inf, all of them in a row whose logits are all -inf. Greedy gives a point mass at the
     first of the most likely tokens.
     """
+    left = scaled_logits(logits_BV, method, temperature, top_p)
+    return jnp.where(left == -jnp.inf, -jnp.inf, jax.nn.log_softmax(left, axis=-1))
+
+
+def scaled_logits(
+    logits_BV: Float[Array, "B V"],
+    method: SamplingMethod,
+    temperature: Float[Array, ""],
+    top_p: Float[Array, ""],
+) -> Float[Array, "B V"]:
+    """`sampling_logps` before they are normalised: in each row all of them and a constant, in fewer passes."""
     logits_BV = logits_BV.astype(jnp.float32)
     B, V = logits_BV.shape
     if method.greedy:
         best = jnp.argmax(logits_BV, axis=-1)
-        left = jnp.where(jnp.arange(V)[None, :] == best[:, None], logits_BV, -jnp.inf)
-    elif 0 < method.top_k < V:
+        return jnp.where(jnp.arange(V)[None, :] == best[:, None], logits_BV, -jnp.inf)
+    if 0 < method.top_k < V:
         scaled_BC, ids_BC = _candidates(logits_BV, method, temperature, top_p)
-        left = jnp.full((B, V), -jnp.inf).at[jnp.arange(B)[:, None], ids_BC].set(scaled_BC)
-    else:
-        left = _without_tail(logits_BV / temperature, method, top_p)
-    return jnp.where(left == -jnp.inf, -jnp.inf, jax.nn.log_softmax(left, axis=-1))
+        return jnp.full((B, V), -jnp.inf).at[jnp.arange(B)[:, None], ids_BC].set(scaled_BC)
+    return _without_tail(logits_BV / temperature, method, top_p)
 
 
 def sample_token(
@@ -109,31 +118,44 @@ def sample_token(
         sampler_logps = _relative(_pick(drawn_BV, tokens), _pick(drawn_BV, tokens))
     elif 0 < method.top_k < V:
         scaled_BC, ids_BC = _candidates(drawn_BV, method, temperature, top_p)
-        place = draw(keys_B, scaled_BC)
+        place, mass = draw(gumbel_noise(keys_B, draw_size(method.top_k)), scaled_BC)
         tokens = _pick(ids_BC, place)
-        sampler_logps = _relative(_pick(scaled_BC, place), jax.nn.logsumexp(scaled_BC, axis=-1))
+        sampler_logps = _relative(_pick(scaled_BC, place), mass)
     else:
         if method.nucleus:
             drawn_BV = _without_tail(drawn_BV / temperature, method, top_p)
             temperature = jnp.ones_like(temperature)
         blocks_BNK = _blocks(drawn_BV)
         scaled_BN, plain_BN = _block_masses(blocks_BNK, temperature)
-        tokens = _draw_in_blocks(keys_B, blocks_BNK, scaled_BN, temperature)
+        tokens = _draw_in_blocks(gumbel_noise(keys_B, draw_size(V)), blocks_BNK, scaled_BN, temperature)
         sampler_logps = _relative(_pick(drawn_BV, tokens) / temperature, jax.nn.logsumexp(scaled_BN, axis=-1))
         if not method.truncates and controlled_BV is None:
             policy_mass = jax.nn.logsumexp(plain_BN, axis=-1)
     return SampledTokens(tokens, sampler_logps, _pick(logits_BV, tokens) - policy_mass)
 
 
-def draw(keys_B: Array, logits_BV: Float[Array, "B V"]) -> Int[Array, " B"]:
-    """One token a row from the softmax of its logits, each row from its own key; 0 where all are -inf.
+def draw(
+    gumbel_BX: Float[Array, "B X"], logits_BV: Float[Array, "B V"]
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """One token a row from the softmax of its logits, 0 where all are -inf, and the rows' log-normalisers.
 
     Gumbel-max (Maddison et al. 2014) in two levels: a block of tokens by its mass, then a token in it, so that
     a row takes V / 128 + 128 random numbers and not V. There is no cumulative sum over the vocabulary, whose
     rounding would swallow the tokens below 1e-7, and -inf plus noise stays -inf.
+
+    Args:
+      gumbel_BX: `gumbel_noise` of each row, `draw_size(V)` numbers.
+      logits_BV: of the distribution, float32, up to a constant a row.
     """
-    blocks_BNK = _blocks(logits_BV.astype(jnp.float32))
-    return _draw_in_blocks(keys_B, blocks_BNK, jax.nn.logsumexp(blocks_BNK, axis=-1), jnp.float32(1.0))
+    blocks_BNK = _blocks(logits_BV)
+    mass_BN = jax.nn.logsumexp(blocks_BNK, axis=-1)
+    tokens_B = _draw_in_blocks(gumbel_BX, blocks_BNK, mass_BN, jnp.float32(1.0))
+    return tokens_B, jax.nn.logsumexp(mass_BN, axis=-1)
+
+
+def draw_size(vocab_size: int) -> int:
+    """How many random numbers `draw` takes a row: one a block and one a token of a block."""
+    return -(-vocab_size // _BLOCK) + min(vocab_size, _BLOCK)
 
 
 def gumbel_noise(keys_B: Array, count: int) -> Float[Array, "B count"]:
@@ -243,12 +265,11 @@ def _block_masses(
 
 
 def _draw_in_blocks(
-    keys_B: Array, blocks_BNK: Float[Array, "B N K"], mass_BN: Float[Array, "B N"], temperature: Array
+    gumbel_BX: Array, blocks_BNK: Float[Array, "B N K"], mass_BN: Float[Array, "B N"], temperature: Array
 ) -> Int[Array, " B"]:
     """See `draw`; `mass_BN` are the blocks' log-masses at this temperature."""
     _, N, K = blocks_BNK.shape
-    gumbel = gumbel_noise(keys_B, N + K)
-    block_B = jnp.argmax(mass_BN + gumbel[:, :N], axis=-1)
+    block_B = jnp.argmax(mass_BN + gumbel_BX[:, :N], axis=-1)
     block_BK = jnp.take_along_axis(blocks_BNK, block_B[:, None, None], axis=1)[:, 0]
-    place_B = jnp.argmax(block_BK / temperature + gumbel[:, N:], axis=-1)
+    place_B = jnp.argmax(block_BK / temperature + gumbel_BX[:, N:], axis=-1)
     return (block_B * K + place_B).astype(jnp.int32)

@@ -25,8 +25,8 @@ from models.logprobs import compute_logits
 from models.transformer import Params, forward_cached, unembedding
 from research.errors import ConfigError
 from research.sampling.decode import COMPILER_OPTIONS, Slots
-from research.sampling.drafts import NGramDraft, judge, propose_by_model, propose_by_ngram
-from research.sampling.methods import sampling_logps
+from research.sampling.drafts import Law, NGramDraft, Noise, judge, propose_by_model, propose_by_ngram
+from research.sampling.methods import scaled_logits
 from research.sampling.programs import layout_program
 from research.sampling.sampler import start
 from research.sampling.types import STOPPED, TRUNCATED, Completions, Prompts, SamplerScalars, SamplerSpec
@@ -244,7 +244,7 @@ def _round(
     N = state.sampler_logps.shape[1]
     last_B = state.text.shape[1] - N - 1 + slots.drawn  # the slot of the last token in the text
     keys_B = jax.vmap(jax.random.fold_in)(slots.keys, slots.drawn)
-    keys_BK = jax.vmap(lambda key: jax.random.split(key, k + 2))(keys_B)
+    noise = Noise.of(keys_B, draft_tokens=k, vocab_size=config.vocab_size)
     draft_layers = state.draft_layers
     if isinstance(speculative.draft, NGramDraft):
         longest = speculative.draft.longest
@@ -257,10 +257,11 @@ def _round(
             newest_B2,
             slots.positions,
             slots.live,
-            keys_BK[:, :k],
+            noise,
             scalars,
             config=speculative.draft,
             method=spec.method,
+            count=k,
         )
         draft_layers = read.layers
 
@@ -275,11 +276,15 @@ def _round(
         cache,
     )
     logits_BTV = compute_logits(hidden, unembedding(params), config)
-    V = logits_BTV.shape[-1]
-    logps_BTV = sampling_logps(
-        logits_BTV.reshape(-1, V), spec.method, scalars.temperature, scalars.top_p
-    ).reshape(logits_BTV.shape)
-    accepted_B, tokens_BT = judge(proposals, logps_BTV, keys_BK[:, k:], greedy=spec.method.greedy)
+    policy_law = Law(logits_BTV, jax.nn.logsumexp(logits_BTV, axis=-1))
+    law = policy_law
+    if not spec.method.greedy:
+        scaled_RV = scaled_logits(
+            logits_BTV.reshape(-1, config.vocab_size), spec.method, scalars.temperature, scalars.top_p
+        )
+        scaled_BTV = scaled_RV.reshape(logits_BTV.shape)
+        law = Law(scaled_BTV, jax.nn.logsumexp(scaled_BTV, axis=-1))
+    accepted_B, tokens_BT = judge(proposals, law, noise, greedy=spec.method.greedy)
 
     stops = jnp.asarray(spec.stop_tokens, jnp.int32)
     stop_BT = jnp.any(tokens_BT[:, :, None] == stops[None, None, :], axis=2)
@@ -294,8 +299,7 @@ def _round(
         segment_ids=jax.lax.dynamic_update_slice(written.segment_ids, kept_BT, (0, cache.length)),
         length=cache.length + jnp.max(jnp.where(live_B, accepted_B, 0)) + 1,
     )
-    pick = lambda table: jnp.take_along_axis(table, tokens_BT[:, :, None], axis=2)[:, :, 0]  # noqa: E731
-    policy_BT = pick(logits_BTV) - jax.nn.logsumexp(logits_BTV, axis=-1)
+    sampler_BT = jnp.zeros_like(law.mass) if spec.method.greedy else law.logps_of(tokens_BT)
     stats = state.stats
     return _State(
         slots=slots.replace(
@@ -307,8 +311,8 @@ def _round(
         ),
         draft_layers=draft_layers,
         text=_written(state.text, last_B + 1, tokens_BT, count_B),
-        sampler_logps=_written(state.sampler_logps, slots.drawn, pick(logps_BTV), count_B),
-        policy_logps=_written(state.policy_logps, slots.drawn, policy_BT, count_B),
+        sampler_logps=_written(state.sampler_logps, slots.drawn, sampler_BT, count_B),
+        policy_logps=_written(state.policy_logps, slots.drawn, policy_law.logps_of(tokens_BT), count_B),
         stats=SpeculativeStats(
             forwards=stats.forwards + 1,
             row_rounds=stats.row_rounds + jnp.sum(slots.live),

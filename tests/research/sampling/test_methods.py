@@ -12,6 +12,7 @@ from research.sampling.methods import (
     SampledTokens,
     SamplingMethod,
     draw,
+    draw_size,
     gumbel_noise,
     nucleus_mask,
     row_keys,
@@ -157,6 +158,12 @@ def fits(counts: np.ndarray, probs: np.ndarray) -> bool:
     return counts[probs == 0].sum() == 0 and chisquare(observed, wanted).pvalue > 1e-3
 
 
+def drawn(key: jax.Array, logits_V: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One row's token and log-normaliser."""
+    tokens, masses = draw(gumbel_noise(key[None], draw_size(logits_V.size)), logits_V[None])
+    return tokens[0], masses[0]
+
+
 @pytest.mark.parametrize("size", [5, 128, 129, 300])
 def test_draw_follows_the_distribution_and_never_a_removed_token(size: int) -> None:
     """One block, a full block, several, and a padded last one."""
@@ -167,8 +174,9 @@ def test_draw_follows_the_distribution_and_never_a_removed_token(size: int) -> N
     probs /= probs.sum()
     logits = jnp.log(jnp.asarray(probs, jnp.float32)) + 7.0
     keys = jax.random.split(jax.random.key(size), 20_000)
-    tokens = jax.jit(jax.vmap(lambda key: draw(key[None], logits[None])[0]))(keys)
+    tokens, mass = jax.jit(jax.vmap(lambda key: drawn(key, logits)))(keys)
     assert tokens.dtype == jnp.int32
+    np.testing.assert_allclose(mass, 7.0, rtol=1e-6)
     assert fits(np.bincount(tokens, minlength=size), probs)
 
 
@@ -181,7 +189,7 @@ def test_draw_is_exact_in_a_vocabulary_of_128_thousand() -> None:
     tail[77_000] = mass
     logits = jnp.asarray(tail, jnp.float32)[None]
     keys = jax.random.split(jax.random.key(1), n)
-    tokens = np.asarray(jax.jit(jax.vmap(lambda key: draw(key[None], logits)[0]))(keys))
+    tokens = np.asarray(jax.jit(jax.vmap(lambda key: drawn(key, logits[0])[0]))(keys))
     assert np.isfinite(tail[tokens]).all()
     head = tokens == 77_000
     assert abs(head.mean() - 0.5) < 4 * 0.5 / np.sqrt(n)
@@ -240,9 +248,9 @@ def test_a_row_is_drawn_alike_in_any_batch_and_slot(name: str) -> None:
 def test_rows_and_positions_are_independent() -> None:
     """Two tokens from keys that differ in the position, and two of adjacent rows: their pairs are products."""
     probs = np.array([0.4, 0.3, 0.2, 0.1])
-    logits = jnp.log(jnp.asarray(probs, jnp.float32))[None]
+    logits = jnp.log(jnp.asarray(probs, jnp.float32))
     keys = row_keys(np.int32(0), np.int32(0), np.arange(10_000, dtype=np.int32), np.zeros(10_000, np.int32))
-    at = jax.jit(jax.vmap(lambda key, t: draw(jax.random.fold_in(key, t)[None], logits)[0], (0, None)))
+    at = jax.jit(jax.vmap(lambda key, t: drawn(jax.random.fold_in(key, t), logits)[0], (0, None)))
     first, second = np.asarray(at(keys, 0)), np.asarray(at(keys, 1))
     pairs = np.outer(probs, probs).ravel()
     assert fits(np.bincount(first * 4 + second, minlength=16), pairs)

@@ -258,7 +258,7 @@ def test_ngrams_propose_what_followed_the_longest_and_latest_match(
     row = np.array([[*text[-1:] * 3, *text, *text[-1:] * 2]], np.int32)
     first, last = np.array([3]), np.array([2 + len(text)])
     found = propose_by_ngram(row, first, last, count=3, longest=3)
-    assert found.logps is None
+    assert found.law is None
     np.testing.assert_array_equal(found.tokens[0], expected)
 
 
