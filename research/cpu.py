@@ -25,13 +25,13 @@ def decoding_options() -> dict[str, str | int]:
     Vectors as wide as the cores have them, where XLA prefers 256 bits: what is not a product is a quarter of a
     training step, and more of a decode step.
     """
-    if may_have_accelerator() or _version() >= (0, 13):
+    if may_have_accelerator() or jaxlib_version() >= (0, 13):
         return {}
     return {"xla_cpu_prefer_vector_width": 512}
 
 
-def _version() -> tuple[int, ...]:
-    """Of jaxlib, without importing it."""
+def jaxlib_version() -> tuple[int, ...]:
+    """(major, minor), without importing jaxlib. XLA ends the process at a flag that it does not know."""
     return tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
 
 
