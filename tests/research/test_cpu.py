@@ -43,8 +43,7 @@ def test_kept_memory_is_not_cleared_again() -> None:
 def test_an_accelerator_is_guessed_before_jax_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert not cpu.may_have_accelerator()
-    assert set(cpu.decoding_options()) == {"xla_cpu_prefer_vector_width"}
-    assert set(cpu.training_options()) == {"xla_cpu_experimental_ynn_fusion_type", *cpu.decoding_options()}
+    assert set(cpu.training_options()) == set(cpu.decoding_options()) != set()
     for platforms in ("tpu", "cuda,cpu"):
         monkeypatch.setenv("JAX_PLATFORMS", platforms)
         assert cpu.may_have_accelerator() and cpu.training_options() == cpu.decoding_options() == {}
@@ -60,5 +59,6 @@ def test_an_unknown_version_gets_no_options(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_jax_takes_the_options() -> None:
     assert step._OPTIONS == cpu.training_options() != {}
-    doubled = jax.jit(lambda x: x @ x, compiler_options=cpu.training_options())(jax.numpy.eye(3) * 2)
-    assert float(doubled[0, 0]) == 4.0
+    for options in (cpu.training_options(), cpu.decoding_options()):
+        doubled = jax.jit(lambda x: x @ x, compiler_options=options)(jax.numpy.eye(3) * 2)
+        assert float(doubled[0, 0]) == 4.0
