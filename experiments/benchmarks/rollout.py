@@ -35,7 +35,7 @@ def cases(size: str) -> dict[str, object]:
     return {
         "fixed": rollout_case(PEERS, batch_sizes=(1, 4, 16, 64, 256)),
         "lengths": rollout_case(PEERS, batches=4, mean_new_tokens=32),
-        "greedy": rollout_case(PEERS, batch_sizes=(1,), greedy=True),
+        "greedy": rollout_case(PEERS, batch_sizes=(1,), batches=8, greedy=True),
     }
 
 
