@@ -7,8 +7,8 @@ Command: python -m launch.train --config=experiments/speculative.py --workdir=ru
   --output=runs/speculative --prompts=problems --max_new_tokens=96
 Hardware: 2 CPU cores.
 Time: 10 minutes to train the target, 3 the draft (JAX_NUM_CPU_DEVICES=2), 3 to measure (without it).
-Result: on a CPU 1.4x to 1.6x at temperature 1 with 8 proposals (74% accepted, 6.7 tokens a look) and 0.8x to 1.0x greedy:
-  a look at several tokens takes up to four plain steps there (experiments/LOG.md).
+Result: on a CPU 1.4x to 1.6x at temperature 1 with 8 proposals (74% accepted, 6.7 tokens a look), 0.8x to 1.0x
+  greedy: a look at several tokens takes up to four plain steps there (experiments/LOG.md).
 """
 
 from ml_collections import ConfigDict
