@@ -1,19 +1,19 @@
 """Speculative decoding measured: plain decoding and each way of proposing, in turn on the same prompts, row by row.
 
 Example:
-  python -m launch.speculate --stage=runs/target/stages/pretrain-0123456789ab --output=runs/speculative \
-      --draft=runs/draft/stages/pretrain-0123456789ab,ngram --draft_tokens=2,3,4 --temperature=0,1
+  python -m launch.speculate --stage=runs/speculative/stages/target-0123456789ab --output=runs/speculative/figures \
+      --draft=runs/speculative/stages/draft-0123456789ab,ngram --draft_tokens=2,3,4 --temperature=0,1
 
-Prompts are beginnings of texts or worked problems held out from the stage's own training. Writes to --output:
-speculative.json (every repetition) and speculative.png (speed-up against proposals a round). Compare only numbers
-of one run.
+Prompts are held out from the stage's own training: beginnings of texts, or whole problems as rollouts pose them.
+Writes to --output: speculative.json (every repetition) and speculative.png (speed-up against proposals a round).
+Compare only numbers of one run.
 """
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 from absl import flags
@@ -21,7 +21,16 @@ from rich import get_console
 
 from launch import common
 from models.config import ModelConfig
-from research.benchmarks.speculative import PLAIN, Trial, compare, cut_prompts, show, trials_of, write
+from research.benchmarks.speculative import (
+    PLAIN,
+    Trial,
+    compare,
+    problem_prompts,
+    show,
+    text_prompts,
+    trials_of,
+    write,
+)
 from research.errors import ConfigError
 from research.files import make_folder
 from research.loops.chain import load_policy
@@ -31,7 +40,6 @@ from research.progress import Progress
 from research.sampling.methods import SamplingMethod
 from research.sampling.speculative import Draft
 from research.sampling.types import SamplerSpec
-from research.sources import worked_text
 from research.versions import collect_versions
 
 Number = TypeVar("Number", int, float)
@@ -49,10 +57,15 @@ _OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=Tru
 _DRAFT_TOKENS = flags.DEFINE_list("draft_tokens", ["2", "3", "4"], "proposals a round, each tried")
 _TEMPERATURE = flags.DEFINE_list("temperature", ["0", "1"], "each tried; 0 is greedy")
 _PROMPTS = flags.DEFINE_enum(
-    "prompts", "text", ("text", "problems"), "beginnings of what the stage was not trained on"
+    "prompts",
+    "text",
+    ("text", "problems"),
+    "beginnings of texts, or problems with answers that are long enough",
 )
 _REPETITIONS = flags.DEFINE_integer("repetitions", 16, "each on its own prompt", lower_bound=2)
-_PROMPT_TOKENS = flags.DEFINE_integer("prompt_length", 32, "tokens", lower_bound=2)
+_PROMPT_TOKENS = flags.DEFINE_integer(
+    "prompt_length", 32, "tokens; longer problems are passed over", lower_bound=2
+)
 _TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "tokens of every completion", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "of the sampler", lower_bound=0, upper_bound=2**31 - 1)
 
@@ -69,12 +82,22 @@ def main() -> None:
             f"of at most {policy.max_length}, the model's context"
         )
     sources = common.sources_of(policy, folder)
-    texts: Iterable[Mapping[str, Any]] = sources.text.splits["validation"]
     if _PROMPTS.value == "problems":
-        texts = map(worked_text, sources.held_out)
-    prompts = cut_prompts(
-        texts, policy.tokenizer, count=_REPETITIONS.value, length=_PROMPT_TOKENS.value, longest=longest
-    )
+        prompts = problem_prompts(
+            sources.held_out,
+            policy.tokenizer,
+            count=_REPETITIONS.value,
+            length=_PROMPT_TOKENS.value,
+            new_tokens=_TOKENS.value,
+        )
+    else:
+        prompts = text_prompts(
+            sources.text.validation,
+            policy.tokenizer,
+            count=_REPETITIONS.value,
+            length=_PROMPT_TOKENS.value,
+            longest=longest,
+        )
     load = os.getloadavg()[0]
     drafts: dict[tuple[str, int], Draft] = {}
     for number, path in enumerate(_DRAFT.value):

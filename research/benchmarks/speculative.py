@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from models.config import ModelConfig
 from models.transformer import Params
+from research.data.chat import normalize_record, render_messages
 from research.data.tokenizer import Tokenizer
 from research.errors import DataError
 from research.figures import FAINT, INK, MARKERS, PALETTE, save
@@ -47,7 +49,7 @@ class Timing(NamedTuple):
 
 def compare(
     params: Params,
-    prompts: Sequence[np.ndarray],
+    prompts: Sequence[Prompts],
     contenders: Mapping[str, Draft],
     scalars: SamplerScalars,
     *,
@@ -60,7 +62,7 @@ def compare(
 
     Args:
       params: the target's.
-      prompts: token ids of one length, one array a repetition; the first also warms up.
+      prompts: of one row and one shape, one a repetition; the first also warms up.
       contenders: by name.
       scalars: seed, step, temperature, top_p.
       config: of the target.
@@ -75,11 +77,10 @@ def compare(
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     tokens: dict[str, list[int]] = {name: [] for name in runs}
     stats: dict[str, list[SpeculativeStats]] = {name: [] for name in contenders}
-    rows = [_one_row(ids, number) for number, ids in enumerate(prompts)]
     for run in runs.values():
-        jax.block_until_ready(run(rows[0]))
+        jax.block_until_ready(run(prompts[0]))
     names = list(runs)
-    for number, row in enumerate(rows):
+    for number, row in enumerate(prompts):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
             began = time.perf_counter()
@@ -136,22 +137,49 @@ def trials_of(
     ]
 
 
-def cut_prompts(
+def text_prompts(
     records: Iterable[Mapping[str, Any]], tokenizer: Tokenizer, *, count: int, length: int, longest: int
-) -> list[np.ndarray]:
+) -> list[Prompts]:
     """The first `length` tokens of `count` texts {text} that go on for `longest` tokens at least, each as it begins.
 
     Raises:
       DataError: there are not so many.
     """
-    found: list[np.ndarray] = []
+    texts = (np.asarray(tokenizer.encode(record["text"]), np.int32) for record in records)
+    found = [tokens[:length] for tokens in islice((text for text in texts if text.size >= longest), count)]
+    if len(found) < count:
+        raise DataError(
+            f"held-out texts: {len(found)} have {longest} tokens or more, expected at least {count}"
+        )
+    return [_one_row(tokens, length, tokenizer.pad_id, number) for number, tokens in enumerate(found)]
+
+
+def problem_prompts(
+    records: Iterable[Mapping[str, Any]], tokenizer: Tokenizer, *, count: int, length: int, new_tokens: int
+) -> list[Prompts]:
+    """Whole problems as rollouts pose them, padded on the left; only those whose worked answer is long enough.
+
+    Args:
+      records: problems with worked answers.
+      tokenizer: its markup opens the answer.
+      count: problems.
+      length: slots of a prompt; longer ones are passed over.
+      new_tokens: an answer has so many tokens at least.
+
+    Raises:
+      DataError: there are not so many.
+    """
+    found: list[Prompts] = []
     for record in records:
-        tokens = np.asarray(tokenizer.encode(record["text"]), np.int32)
-        if tokens.size >= longest:
-            found.append(tokens[:length])
+        whole = render_messages(normalize_record(record, where="problem"), tokenizer, where="problem")
+        if whole.prompt_length <= length and whole.tokens.size - whole.prompt_length >= new_tokens:
+            found.append(_one_row(whole.tokens[: whole.prompt_length], length, tokenizer.pad_id, len(found)))
             if len(found) == count:
                 return found
-    raise DataError(f"held-out texts: {len(found)} have {longest} tokens or more, expected at least {count}")
+    raise DataError(
+        f"held-out problems: {len(found)} have a prompt of at most {length} tokens and an answer of at least "
+        f"{new_tokens}, expected {count}"
+    )
 
 
 def show(trials: Sequence[Trial], console: Console) -> None:
@@ -235,9 +263,12 @@ def _speculative(
     )
 
 
-def _one_row(tokens: np.ndarray, number: int) -> Prompts:
+def _one_row(tokens: np.ndarray, length: int, pad_id: int, number: int) -> Prompts:
+    padding = (length - tokens.size, 0)
     return Prompts(
-        tokens[None].astype(np.int32), np.ones((1, tokens.size), bool), np.array([number], np.int32)
+        np.pad(tokens, padding, constant_values=pad_id)[None].astype(np.int32),
+        np.pad(np.ones(tokens.size, bool), padding)[None],
+        np.array([number], np.int32),
     )
 
 

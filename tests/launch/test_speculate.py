@@ -29,15 +29,12 @@ def forks() -> Iterator[Forks]:
 @pytest.mark.slow
 def test_from_training_to_a_picture(forks: Forks, tmp_path: Path) -> None:
     (tmp_path / "toy.py").write_text(TOY.format(folder=str(tmp_path)), encoding="utf-8")
-    folders = {}
-    for arg in ("", "draft"):
-        config = f"--config={tmp_path / 'toy.py'}{':' * bool(arg)}{arg}"
-        outcome = forks.run("train", config, f"--workdir={tmp_path / f'run{arg}'}")
-        assert outcome.status == 0, outcome.stderr
-        folders[arg] = stage_folder(tmp_path / f"run{arg}", "pretrain")
-    out = tmp_path / "out"
-    flags = (f"--stage={folders['']}", f"--draft={folders['draft']},ngram", "--draft_tokens=1,2")
-    sizes = ("--repetitions=2", "--prompt_length=8", "--max_new_tokens=6", "--prompts=problems")
+    run, out = tmp_path / "run", tmp_path / "out"
+    outcome = forks.run("train", f"--config={tmp_path / 'toy.py'}", f"--workdir={run}")
+    assert outcome.status == 0, outcome.stderr
+    target, draft = stage_folder(run, "target"), stage_folder(run, "draft")
+    flags = (f"--stage={target}", f"--draft={draft},ngram", "--draft_tokens=1,2")
+    sizes = ("--repetitions=2", "--prompt_length=32", "--max_new_tokens=6", "--prompts=problems")
     outcome = forks.run("speculate", *flags, *sizes, f"--output={out}")
     assert outcome.status == 0, outcome.stderr
     assert "draft 1" in outcome.stdout and "ngram" in outcome.stdout

@@ -1,16 +1,55 @@
 """Speculative decoding beside plain decoding: what is counted, and how a speed-up is read off."""
 
+import string
+
+import numpy as np
 import pytest
 
-from research.benchmarks.speculative import PLAIN, Timing, compare, speed_up
+from research.benchmarks.speculative import PLAIN, Timing, compare, problem_prompts, speed_up, text_prompts
+from research.data.chat import normalize_record, render_prompt
+from research.data.tokenizer import Tokenizer, train_tokenizer
+from research.errors import DataError
 from research.sampling.drafts import NGramDraft
 from research.sampling.speculative import Draft, SpeculativeSpec
+from research.sampling.types import Prompts
 from tests.models.tiny import ONE_LAYER, make_params, make_tokens
 from tests.research.sampling.tiny import GREEDY, make_spec, scalars
 
-pytestmark = pytest.mark.slow
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    corpus = string.ascii_letters + string.digits + string.punctuation + " \n"
+    path = tmp_path_factory.mktemp("tokenizer") / "characters.model"
+    return train_tokenizer([corpus], vocab_size=None, path=path, model_type="char", byte_fallback=False)
 
 
+def test_a_prompt_is_the_beginning_of_a_text_that_goes_on(tokenizer: Tokenizer) -> None:
+    texts = [
+        {"text": text} for text in ("ten tokens", "twelve token", "a", "at least twelve", "twelve again")
+    ]
+    prompts = text_prompts(texts, tokenizer, count=2, length=6, longest=12)
+    assert [tokenizer.decode(prompt.tokens[0].tolist()) for prompt in prompts] == ["twelve", "at lea"]
+    assert all(prompt.mask.all() and prompt.mask.shape == (1, 6) for prompt in prompts)
+    assert [prompt.prompt_ids.tolist() for prompt in prompts] == [[0], [1]]
+    with pytest.raises(DataError, match="held-out texts: 3 have 12 tokens or more, expected at least 4"):
+        text_prompts(texts, tokenizer, count=4, length=6, longest=12)
+
+
+def test_a_prompt_is_a_whole_problem_with_a_long_answer(tokenizer: Tokenizer) -> None:
+    """Padded on the left, as a rollout poses it; the token that ends a turn counts as the answer's."""
+    answers = {"1+2": "3", "4+5": "12345", "4+5+6+7+8": "123456", "7-1": "1234"}
+    records = [{"prompt": prompt, "completion": answer} for prompt, answer in answers.items()]
+    posed = [render_prompt(normalize_record(r, where="")[:1], tokenizer) for r in records]
+    longest = posed[0].size + 2
+    prompts = problem_prompts(records, tokenizer, count=2, length=longest, new_tokens=5)
+    for prompt, expected in zip(prompts, (posed[1], posed[3]), strict=True):
+        np.testing.assert_array_equal(prompt.tokens[prompt.mask], expected)
+        assert prompt.mask.tolist() == [[False] * 2 + [True] * expected.size]
+    with pytest.raises(DataError, match=f"2 have a prompt of at most {longest} .* least 5, expected 3"):
+        problem_prompts(records, tokenizer, count=3, length=longest, new_tokens=5)
+
+
+@pytest.mark.slow
 def test_every_prompt_is_timed_with_every_contender() -> None:
     params = make_params(ONE_LAYER)
     contenders = {
@@ -19,7 +58,10 @@ def test_every_prompt_is_timed_with_every_contender() -> None:
     }
     found = compare(
         params,
-        list(make_tokens(ONE_LAYER, 3, 6)),
+        [
+            Prompts(tokens[None], np.ones((1, 6), bool), np.array([number]))
+            for number, tokens in enumerate(make_tokens(ONE_LAYER, 3, 6))
+        ],
         contenders,
         scalars(),
         config=ONE_LAYER,
