@@ -82,8 +82,9 @@ class Noise(NamedTuple):
         size = draw_size(vocab_size)
         gumbel = gumbel_noise(keys_B, (draft_tokens + 1) * size + draft_tokens)
         draws, accept = gumbel[:, :-draft_tokens], gumbel[:, -draft_tokens:]
-        # -log(-log u) is Gumbel noise.
-        return cls(draws.reshape(len(gumbel), draft_tokens + 1, size), -jnp.exp(-accept))
+        # Gumbel noise g is -log(-log(1 - u)), finest where u is next to 0: what is hardly likely can be accepted.
+        log_u = jnp.log(-jnp.expm1(-jnp.exp(-accept)))
+        return cls(draws.reshape(len(gumbel), draft_tokens + 1, size), log_u)
 
 
 def propose_by_model(
