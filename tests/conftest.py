@@ -1,6 +1,7 @@
 """Eight fake CPU devices, strict rank promotion, quick compilation."""
 
 import os
+from pathlib import Path
 
 from research.cpu import jaxlib_version
 
@@ -26,3 +27,12 @@ def strict_rank_promotion():
     """Implicit rank promotion hides shape bugs; refuse it in every test."""
     with jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_programs():
+    """Forgets compiled programs in time: each takes mappings of memory, and at Linux's 65,530 XLA ends the process."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
