@@ -14,7 +14,14 @@ from models.cache import KVCache
 from models.config import ModelConfig
 from models.logprobs import compute_logits
 from models.transformer import Params, forward_cached, unembedding
-from research.sampling.methods import SamplingMethod, draw, draw_size, gumbel_noise, scaled_logits
+from research.sampling.methods import (
+    SamplingMethod,
+    draw,
+    draw_size,
+    gumbel_noise,
+    likeliest_token,
+    scaled_logits,
+)
 from research.sampling.types import SamplerScalars
 
 
@@ -130,7 +137,7 @@ def propose_by_model(
         hidden, cache = forward_cached(params, config, tokens, positions, segment_ids, cache)
         logits_BV = compute_logits(hidden[:, -1], unembed_DV, config)
         if method.greedy:
-            token = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+            token = likeliest_token(logits_BV)
         else:
             drawn_from.append(scaled_logits(logits_BV, method, scalars.temperature, scalars.top_p))
             token, mass_B = draw(noise.draws[:, i], drawn_from[-1])
@@ -188,7 +195,7 @@ def judge(
     """
     k = proposals.tokens.shape[1]
     if greedy:
-        best_BT = jnp.argmax(law.logits, axis=-1).astype(jnp.int32)
+        best_BT = likeliest_token(law.logits)
         return _run(best_BT[:, :k] == proposals.tokens), best_BT
     ratio_Bk = law.logps_of(proposals.tokens)
     if proposals.law is not None:

@@ -78,8 +78,8 @@ def scaled_logits(
     logits_BV = logits_BV.astype(jnp.float32)
     B, V = logits_BV.shape
     if method.greedy:
-        best = jnp.argmax(logits_BV, axis=-1)
-        return jnp.where(jnp.arange(V)[None, :] == best[:, None], logits_BV, -jnp.inf)
+        best_B = likeliest_token(logits_BV)
+        return jnp.where(jnp.arange(V)[None, :] == best_B[:, None], logits_BV, -jnp.inf)
     if 0 < method.top_k < V:
         scaled_BC, ids_BC = _candidates(logits_BV, method, temperature, top_p)
         return jnp.full((B, V), -jnp.inf).at[jnp.arange(B)[:, None], ids_BC].set(scaled_BC)
@@ -114,7 +114,7 @@ def sample_token(
     if method.truncates or controlled_BV is not None:
         policy_mass = jax.nn.logsumexp(logits_BV, axis=-1)
     if method.greedy:
-        tokens = jnp.argmax(drawn_BV, axis=-1).astype(jnp.int32)
+        tokens = likeliest_token(drawn_BV)
         sampler_logps = _relative(_pick(drawn_BV, tokens), _pick(drawn_BV, tokens))
     elif 0 < method.top_k < V:
         scaled_BC, ids_BC = _candidates(drawn_BV, method, temperature, top_p)
@@ -132,6 +132,17 @@ def sample_token(
         if not method.truncates and controlled_BV is None:
             policy_mass = jax.nn.logsumexp(plain_BN, axis=-1)
     return SampledTokens(tokens, sampler_logps, _pick(logits_BV, tokens) - policy_mass)
+
+
+def likeliest_token(logits: Float[Array, "*batch V"]) -> Int[Array, "*batch"]:
+    """The first of the most likely tokens, int32; 0 in a row of -inf, the last token in one with a NaN.
+
+    `jnp.argmax` reduces pairs, which XLA's CPU backend does one entry at a time; it vectorises these two
+    reductions, and the first of them is one that `logsumexp` needs as well.
+    """
+    last = logits.shape[-1] - 1
+    ids = jnp.arange(last + 1, dtype=jnp.int32)
+    return jnp.min(jnp.where(logits == jnp.max(logits, axis=-1, keepdims=True), ids, last), axis=-1)
 
 
 def draw(
