@@ -5,9 +5,10 @@ Command: python -m launch.benchmark --config=experiments/benchmarks/rollout.py -
     --peers=transformers=TORCHENV/bin/python,tunix=TUNIXENV/bin/python
 On a GPU: --config=experiments/benchmarks/rollout.py:gpu
 Hardware: 2 CPU cores, or a GPU.
-Time: with both peers, 2 minutes for `greedy`, 6.5 for two repetitions of `lengths`.
-Result: 2.3x to 2.7x transformers and 3.8x to 4.0x Tunix at 64 rows of equal length, 4.6x and 7.5x where lengths differ,
-  3.4x to 5.8x and 2.1x to 2.3x with one row, whose weights are read at 59 to 66% of the bandwidth (experiments/LOG.md).
+Time: with both peers 23 minutes, 2 of them for `greedy`.
+Result: 2.3x to 2.7x transformers and 3.8x to 4.0x Tunix at 64 rows of equal length, 4.6x to 5.5x and 7.4x to 8.2x where
+  lengths differ, 3.4x to 7.2x and 2.1x to 3.0x with one greedy row, whose weights are read at 53 to 73% of the
+  bandwidth (experiments/LOG.md).
 """
 
 from experiments.benchmarks.base import rollout_case, sized
