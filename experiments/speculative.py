@@ -6,7 +6,7 @@ Command: python -m launch.train --config=experiments/speculative.py --workdir=ru
   --draft_tokens=8,12,16 --prompts=problems --prompt_length=48 --max_new_tokens=80 --output=runs/speculative/figures
 Hardware: 2 CPU cores.
 Time: 18 minutes to train both models (JAX_NUM_CPU_DEVICES=2), 3 to measure (without it).
-Result: with 16 proposals 1.7x to 2.3x greedy (96% accepted) and 1.9x to 2.0x at temperature 1 (85%), the less the
+Result: with 16 proposals 1.7x to 2.3x greedy (96% accepted) and 1.9x to 2.1x at temperature 1 (85%), the less the
   faster the machine's memory is; a look-up finds nothing and costs two thirds of the speed (experiments/LOG.md).
 """
 
