@@ -5,8 +5,8 @@ Command: python -m launch.benchmark --config=experiments/benchmarks/grpo_iterati
     --peers=trl=TORCHENV/bin/python
 On a GPU: --config=experiments/benchmarks/grpo_iteration.py:gpu
 Hardware: 2 CPU cores, or a GPU.
-Time: 4 minutes with TRL.
-Result: 1.89x to 2.24x TRL, by machine, at 61% of its FLOP/s (experiments/LOG.md).
+Time: 3 minutes with TRL.
+Result: 1.89x to 2.27x TRL, by machine, at 58 to 61% of its FLOP/s (experiments/LOG.md).
 
 Both run their own trainer's code on prompts of random tokens; the reward is the share of even token ids.
 """

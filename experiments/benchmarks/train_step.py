@@ -6,8 +6,8 @@ Command: python -m launch.benchmark --config=experiments/benchmarks/train_step.p
     --peers=transformers=TORCHENV/bin/python,trl=TORCHENV/bin/python,tunix=TUNIXENV/bin/python
 On a GPU: --config=experiments/benchmarks/train_step.py:gpu
 Hardware: 2 CPU cores, or a GPU.
-Time: 11 minutes with three repetitions of transformers and TRL.
-Result: 0.88x to 1.17x transformers on full rows, by machine; 2.05x TRL on GSM8K's (experiments/LOG.md).
+Time: 13 minutes with all peers.
+Result: 0.88x to 1.17x transformers on full rows, by machine; 2.05x and 2.11x TRL on GSM8K's (experiments/LOG.md).
 
 `full` has rows without padding. `ragged` has chat examples of a JSONL file, the same token ids for each system,
 counted in real tokens: TRL pads each batch to its longest row (packing is off by default), Temper packs.
