@@ -14,7 +14,7 @@ from rich.markdown import Markdown
 
 from launch import common
 from research.ablation.runner import run_ablation
-from research.errors import TemperError
+from research.core.errors import TemperError
 
 _CONFIG = common.define_config()
 

@@ -24,8 +24,8 @@ from research.benchmarks.runner import MACHINE, count_laps, run_benchmark
 from research.benchmarks.spec import read_benchmark
 from research.benchmarks.workers import own_system, peer_systems
 from research.benchmarks.workloads import make_workloads
-from research.errors import TemperError
-from research.progress import Progress
+from research.core.errors import TemperError
+from research.core.progress import Progress
 
 _CONFIG = common.define_config()
 _PEERS = flags.DEFINE_list("peers", [], "NAME=PYTHON of each peer's venv: transformers, trl, tunix")

@@ -13,16 +13,16 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from research.config import to_tree
-from research.config_checks import flatten, unknown_key
+from research.config.checks import flatten, unknown_key
+from research.config.experiment import to_tree
+from research.core.errors import ConfigError, TemperError, WorkdirError
+from research.core.files import explain_os_error
 from research.data.examples import Records
 from research.data.jsonl import read_records
-from research.errors import ConfigError, TemperError, WorkdirError
-from research.files import explain_os_error
-from research.loops.chain import Policy, load_policy
 from research.sampling.drafts import NGramDraft
 from research.sampling.speculative import Draft, SpeculativeSpec
-from research.sources import Sources
+from research.tasks.sources import Sources
+from research.train.chain import Policy, load_policy
 
 
 def define_config() -> Any:

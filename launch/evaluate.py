@@ -14,14 +14,14 @@ from absl import flags
 from rich import print as show
 
 from launch import common
-from research.config import Sampler
-from research.errors import ConfigError
-from research.files import write_json_atomic
-from research.loops.chain import load_policy
-from research.loops.problems import sampler_scalars, sampler_spec, score_problems
-from research.loops.tool_use import tools_of
+from research.config.experiment import Sampler
+from research.core.errors import ConfigError
+from research.core.files import write_json_atomic
+from research.environments.tool_use import tools_of
+from research.evals.problems import sampler_scalars, sampler_spec, score_problems
 from research.sampling.methods import SamplingMethod
-from research.sources import View
+from research.tasks.sources import View
+from research.train.chain import load_policy
 
 _STAGE = flags.DEFINE_string(
     "stage", None, "folder of a stage: <workdir>/stages/<name>-<hash>", required=True

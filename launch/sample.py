@@ -24,16 +24,16 @@ from absl import flags
 
 from launch import common
 from objectives.prm import StepReduction
-from research.errors import ConfigError
+from research.core.errors import ConfigError
+from research.environments.base import Toolbox
+from research.environments.registry import NAMES, make_tools
+from research.environments.turns import TurnLimits, Turns
 from research.evals.best_of import sample_scores
 from research.evals.scorers import Scorer, load_scorers
-from research.loops.chain import Policy, load_policy
 from research.sampling.constraints import Constraint, choice, json_schema, regex
 from research.sampling.engine import Row
 from research.sampling.session import Piece, Session, Settings, in_order, piece_bias
-from research.tools.base import Toolbox
-from research.tools.registry import NAMES, make_tools
-from research.tools.turns import TurnLimits, Turns
+from research.train.chain import Policy, load_policy
 
 _CALLS = 4
 """Tool calls of one turn that are run; further ones are answered by an error."""

@@ -20,17 +20,17 @@ from rich.markdown import Markdown
 
 from launch import common
 from objectives.prm import StepReduction
-from research.errors import ConfigError
+from research.core.errors import ConfigError
+from research.core.files import make_folder, write_json_atomic, write_text_atomic
+from research.core.mesh import check_rows
+from research.core.metrics import encode_numbers
 from research.evals.scaling import BEST, STRATEGIES, WEIGHTED, powers_of_two, scaling_curves
 from research.evals.scaling_plot import write_scaling_plot
 from research.evals.scaling_report import to_json, to_markdown
 from research.evals.scored_samples import sample_and_score
 from research.evals.scorers import load_scorers
-from research.files import make_folder, write_json_atomic, write_text_atomic
-from research.loops.chain import load_policy
-from research.mesh import check_rows
-from research.metrics import encode_numbers
-from research.sources import View
+from research.tasks.sources import View
+from research.train.chain import load_policy
 
 _STAGE = flags.DEFINE_string(
     "stage", None, "folder of the policy's stage: <workdir>/stages/<name>-<hash>", required=True

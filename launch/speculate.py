@@ -31,16 +31,16 @@ from research.benchmarks.speculative import (
     trials_of,
     write,
 )
-from research.errors import ConfigError
-from research.files import make_folder
-from research.loops.chain import load_policy
-from research.loops.problems import sampler_scalars
-from research.mesh import make_mesh
-from research.progress import Progress
+from research.core.errors import ConfigError
+from research.core.files import make_folder
+from research.core.mesh import make_mesh
+from research.core.progress import Progress
+from research.core.versions import collect_versions
+from research.evals.problems import sampler_scalars
 from research.sampling.methods import SamplingMethod
 from research.sampling.speculative import Draft
 from research.sampling.types import SamplerSpec
-from research.versions import collect_versions
+from research.train.chain import load_policy
 
 Number = TypeVar("Number", int, float)
 

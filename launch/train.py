@@ -11,9 +11,9 @@ bit where it would have ended.
 from rich import print as show
 
 from launch import common
-from research.loops.chain import lay_ground, run_chain
-from research.resolve import resolve
-from research.stages import claim_workdir
+from research.config.resolve import resolve
+from research.core.stages import claim_workdir
+from research.train.chain import lay_ground, run_chain
 
 _CONFIG = common.define_config()
 

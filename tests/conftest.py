@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from research.cpu import jaxlib_version
+from research.core.cpu import jaxlib_version
 
 # Tiny programs: compiling them is most of a test's time, so XLA's backend does not optimise them, and emits loops by
 # its older emitters, which take less than half as long, as long as it has them.

@@ -22,7 +22,7 @@ DETAILS: list[tuple[str, ...]] = [
     (
         "1",
         "divide by the global token count; k micro-batches are one batch",
-        "research/test_step.py::test_micro_batches_take_the_step_of_the_whole_batch",
+        "research/train/test_step.py::test_micro_batches_take_the_step_of_the_whole_batch",
         "objectives/test_reduce.py::test_weighted_sums_add_and_divide_once",
     ),
     (
@@ -35,7 +35,7 @@ DETAILS: list[tuple[str, ...]] = [
         "3",
         "mask after the first EOS, keep the EOS; masks from lengths",
         "research/sampling/test_stops.py::test_ends_with_the_first_stop_token",
-        "research/loops/test_rollout.py::test_a_reward_model_pays_and_the_verifier_stays_as_gold",
+        "research/rollouts/test_rollout.py::test_a_reward_model_pays_and_the_verifier_stays_as_gold",
     ),
     (
         "4",
@@ -55,20 +55,20 @@ DETAILS: list[tuple[str, ...]] = [
         "the temperature of training is that of sampling",
         "research/algorithms/test_grpo.py::test_the_wrong_temperature_shows_as_a_gap",
         "research/sampling/test_distribution.py::test_sampler_logps_are_token_logps_at_the_temperature",
-        "research/loops/test_session.py::test_reference_budget_and_errors_of_a_run",
+        "research/train/test_session.py::test_reference_budget_and_errors_of_a_run",
     ),
     (
         "7",
         "truncated samplers renormalise, and a ratio refuses them",
         "research/sampling/test_distribution.py::test_sampler_logps_are_those_of_the_renormalised_distribution",
-        "research/test_config.py::test_truncated_sampling_is_fine_where_there_is_no_ratio",
-        "research/test_config.py::test_bad_values",
+        "research/config/test_config.py::test_truncated_sampling_is_fine_where_there_is_no_ratio",
+        "research/config/test_config.py::test_bad_values",
     ),
     (
         "8",
         "groups are laid out [p1, p1, ..., p2, p2]",
         "research/sampling/test_invariance.py::test_groups_are_adjacent_and_share_one_prefill",
-        "research/loops/test_rollout.py::test_groups_split_and_joined_are_the_batch",
+        "research/rollouts/test_rollout.py::test_groups_split_and_joined_are_the_batch",
     ),
     (
         "9",
@@ -86,12 +86,12 @@ DETAILS: list[tuple[str, ...]] = [
         "reward head small at first; rewards of mean 0 on reference completions",
         "models/test_heads.py::test_heads_start_at_their_scale",
         "research/rewards/test_shaping.py::test_reference_statistics_stay_and_give_the_reference_mean_0_and_std_1",
-        "research/loops/test_rollout.py::test_reference_statistics_are_those_of_the_first_samples_and_stay",
+        "research/rollouts/test_rollout.py::test_reference_statistics_are_those_of_the_first_samples_and_stay",
     ),
     (
         "12",
         "Adam's epsilon, and where it sits",
-        "research/test_optim.py::test_adam_by_hand_with_epsilon_outside_the_root",
+        "research/core/test_optim.py::test_adam_by_hand_with_epsilon_outside_the_root",
     ),
     (
         "13",
@@ -106,7 +106,7 @@ DETAILS: list[tuple[str, ...]] = [
     (
         "15",
         "metrics average over micro-batches as the loss does",
-        "research/test_step.py::test_metrics_are_averaged_with_the_weights_of_the_loss",
+        "research/train/test_step.py::test_metrics_are_averaged_with_the_weights_of_the_loss",
     ),
     (
         "16",
@@ -123,16 +123,16 @@ DETAILS: list[tuple[str, ...]] = [
     (
         "18",
         "alarm on the truncated fraction",
-        "research/loops/test_monitors.py::test_bounds",
-        "research/loops/test_monitors.py::test_readings_come_from_metrics_by_name",
-        "research/loops/test_online.py::test_rollout_metrics",
+        "research/train/test_monitors.py::test_bounds",
+        "research/train/test_monitors.py::test_readings_come_from_metrics_by_name",
+        "research/train/test_online.py::test_rollout_metrics",
     ),
     (
         "19",
         "train and eval items disjoint by content",
-        "research/data/test_arithmetic.py::test_splits_are_disjoint_by_content_whatever_the_seed_and_count",
+        "research/tasks/arithmetic/test_arithmetic.py::test_splits_are_disjoint_by_content_whatever_the_seed_and_count",
         "research/data/test_feedback_builders.py::test_generated_splits_share_no_prompt_whatever_the_seed",
-        "research/test_sources.py::test_problems_held_out_are_not_trained_on",
+        "research/tasks/test_sources.py::test_problems_held_out_are_not_trained_on",
     ),
     (
         "20",
@@ -207,13 +207,13 @@ DETAILS: list[tuple[str, ...]] = [
         "T10",
         "one device is eight",
         "objectives/test_properties.py::test_eight_devices_equal_one",
-        "research/test_step.py::test_eight_devices_take_the_step_of_one",
+        "research/train/test_step.py::test_eight_devices_take_the_step_of_one",
     ),
     (
         "T11",
         "micro-batches are the full batch",
         "objectives/test_properties.py::test_micro_batches_add_up_to_the_full_batch",
-        "research/test_step.py::test_micro_batches_take_the_step_of_the_whole_batch",
+        "research/train/test_step.py::test_micro_batches_take_the_step_of_the_whole_batch",
     ),
     (
         "T12",
@@ -257,21 +257,21 @@ DETAILS: list[tuple[str, ...]] = [
     (
         "T18",
         "a resumed run is the uninterrupted one",
-        "research/loops/test_resume.py::test_a_kill",
-        "research/loops/test_resume_state.py::test_ppo_with_all_its_controllers_resumes_bit_for_bit",
+        "research/train/test_resume.py::test_a_kill",
+        "research/train/test_resume_state.py::test_ppo_with_all_its_controllers_resumes_bit_for_bit",
     ),
     (
         "B1",
         "a reward that is NaN or infinite",
-        "research/loops/test_rollout.py::test_a_reward_that_is_no_number_names_prompt_and_function",
+        "research/rollouts/test_rollout.py::test_a_reward_that_is_no_number_names_prompt_and_function",
         "research/rewards/test_verify.py::test_a_reward_that_is_not_finite_names_prompt_and_function",
     ),
     (
         "B2",
         "a verifier that raises",
-        "research/loops/test_rollout.py::test_a_verifier_that_raises_costs_one_sample_not_the_run",
-        "research/loops/test_session.py::test_reference_budget_and_errors_of_a_run",
-        "research/loops/test_session.py::test_a_verifier_that_raises_in_an_evaluation_costs_one_sample",
+        "research/rollouts/test_rollout.py::test_a_verifier_that_raises_costs_one_sample_not_the_run",
+        "research/train/test_session.py::test_reference_budget_and_errors_of_a_run",
+        "research/train/test_session.py::test_a_verifier_that_raises_in_an_evaluation_costs_one_sample",
     ),
     (
         "B3",
@@ -286,8 +286,8 @@ DETAILS: list[tuple[str, ...]] = [
     (
         "B5",
         "a flag without effect",
-        "research/test_config.py::test_overrides_without_effect_are_refused",
-        "research/test_bad_input.py::test_a_reward_that_the_objective_does_not_read_is_refused",
+        "research/config/test_config.py::test_overrides_without_effect_are_refused",
+        "research/config/test_bad_input.py::test_a_reward_that_the_objective_does_not_read_is_refused",
     ),
     (
         "B6",
@@ -295,20 +295,20 @@ DETAILS: list[tuple[str, ...]] = [
         "objectives/test_kl.py::test_k1_as_a_loss_has_no_expected_gradient",
         "objectives/test_grpo.py::test_refusals",
         "objectives/test_ppo.py::test_policy_refusals",
-        "research/test_bad_input.py::test_k1_as_a_loss_is_refused_with_the_reason",
+        "research/config/test_bad_input.py::test_k1_as_a_loss_is_refused_with_the_reason",
     ),
     (
         "B7",
         "beta 0 with a reference",
-        "research/test_bad_input.py::test_without_a_kl_term_no_reference_is_loaded_and_naming_one_is_refused",
+        "research/config/test_bad_input.py::test_without_a_kl_term_no_reference_is_loaded_and_naming_one_is_refused",
         "objectives/test_grpo.py::test_reference_without_beta_only_measures",
     ),
     (
         "B8",
         "a reference or teacher of another vocabulary",
         "research/algorithms/test_distill.py::test_another_vocabulary_is_refused_by_both_sizes",
-        "research/test_bad_input.py::test_a_role_that_does_not_fit_is_refused",
-        "research/test_bad_input.py::test_student_and_teacher_of_one_run_have_one_vocabulary",
+        "research/config/test_bad_input.py::test_a_role_that_does_not_fit_is_refused",
+        "research/config/test_bad_input.py::test_student_and_teacher_of_one_run_have_one_vocabulary",
     ),
 ]
 

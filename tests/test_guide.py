@@ -26,10 +26,10 @@ import numpy as np
 
 from experiments import slic
 from research.ablation.arms import check_arms, read_arms
-from research.checkpoint import restore_subtree
-from research.loops.chain import lay_ground, run_chain
-from research.resolve import resolve
-from research.state import abstract_state
+from research.core.checkpoint import restore_subtree
+from research.train.chain import lay_ground, run_chain
+from research.config.resolve import resolve
+from research.core.state import abstract_state
 from tests.experiments.toy import shrink
 
 jax.config.update("jax_disable_most_optimizations", True)

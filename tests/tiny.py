@@ -53,7 +53,7 @@ def resumable_config(steps: int) -> ConfigDict:
 
 
 if __name__ == "__main__":
-    from research.loops.chain import run_chain
-    from research.resolve import resolve
+    from research.config.resolve import resolve
+    from research.train.chain import run_chain
 
     run_chain(resolve(resumable_config(int(sys.argv[2]))), Path(sys.argv[1]))

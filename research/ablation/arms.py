@@ -7,10 +7,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from research.config import Experiment, to_tree
-from research.config_checks import flatten, unknown_key
-from research.errors import ConfigError
-from research.resolve import resolve
+from research.config.checks import flatten, unknown_key
+from research.config.experiment import Experiment, to_tree
+from research.config.resolve import resolve
+from research.core.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,16 +8,16 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from research.ablation.arms import Arm, arm_config, check_arms, check_overridden, control_of, read_arms
-from research.ablation.report import ReportPaths, write_report
-from research.ablation.results import Budget, RunResult, save_results
-from research.config import Experiment
-from research.errors import ConfigError
-from research.files import write_text_atomic
-from research.loops.chain import Ground, lay_ground, run_chain
-from research.progress import Progress
-from research.resolve import resolve
-from research.stages import claim_workdir
-from research.versions import collect_versions
+from research.analysis.report import ReportPaths, write_report
+from research.analysis.results import Budget, RunResult, save_results
+from research.config.experiment import Experiment
+from research.config.resolve import resolve
+from research.core.errors import ConfigError
+from research.core.files import write_text_atomic
+from research.core.progress import Progress
+from research.core.stages import claim_workdir
+from research.core.versions import collect_versions
+from research.train.chain import Ground, lay_ground, run_chain
 
 
 def run_ablation(

@@ -19,8 +19,8 @@ from models.heads import scorer_outputs
 from models.logprobs import TokenLogps, token_logps
 from models.transformer import Params, forward
 from objectives.types import WeightedSum
-from research.batch import Batch, RolloutBatch, SequenceBatch
-from research.state import Layout
+from research.core.batch import Batch, RolloutBatch, SequenceBatch
+from research.core.state import Layout
 
 DataKind = Literal["text", "chat", "preferences", "rankings", "unpaired", "steps"]
 """Given data: raw text, chat examples, pairs, ranked candidates, labelled completions, labelled steps."""

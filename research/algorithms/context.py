@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from research.batch import SequenceBatch
+from research.core.batch import SequenceBatch
 
 
 def teacher_rows(

@@ -32,7 +32,7 @@ from research.algorithms.base import (
     used_mask,
 )
 from research.algorithms.context import teacher_rows
-from research.batch import DistillBatch, SequenceBatch
+from research.core.batch import DistillBatch, SequenceBatch
 
 
 @dataclasses.dataclass(frozen=True)

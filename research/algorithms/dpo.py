@@ -35,7 +35,7 @@ from research.algorithms.pairs import (
     pairs_per_group,
     with_reference,
 )
-from research.batch import PreferenceBatch
+from research.core.batch import PreferenceBatch
 
 PairWeighting = Literal["none", "wpo"]
 

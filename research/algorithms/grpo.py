@@ -42,7 +42,7 @@ from research.algorithms.base import (
     static_number,
     used_mask,
 )
-from research.batch import RolloutBatch
+from research.core.batch import RolloutBatch
 
 Advantage = Literal["group", "reinforce_pp", "reinforce_pp_baseline"]
 ImportanceCorrection = Literal["none", "token", "sequence"]

@@ -28,7 +28,7 @@ from research.algorithms.base import (
     sequence_rows,
     used_mask,
 )
-from research.batch import SequenceBatch, UnpairedBatch
+from research.core.batch import SequenceBatch, UnpairedBatch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from research.algorithms.base import (
     sequence_rows,
     static_number,
 )
-from research.batch import PreferenceBatch, SequenceBatch
+from research.core.batch import PreferenceBatch, SequenceBatch
 
 
 @dataclasses.dataclass(frozen=True)

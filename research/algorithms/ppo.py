@@ -36,8 +36,8 @@ from research.algorithms.base import (
     static_number,
     used_mask,
 )
-from research.batch import RolloutBatch, SequenceBatch
-from research.state import Layout
+from research.core.batch import RolloutBatch, SequenceBatch
+from research.core.state import Layout
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from research.algorithms.base import (
     Summed,
     used_mask,
 )
-from research.batch import StepBatch
+from research.core.batch import StepBatch
 from research.rewards.learned import step_logits
 
 Supervision = Literal["process", "outcome"]

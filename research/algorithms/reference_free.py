@@ -33,7 +33,7 @@ from research.algorithms.pairs import (
     pairs_no_effect,
     pairs_per_group,
 )
-from research.batch import PreferenceBatch
+from research.core.batch import PreferenceBatch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from research.algorithms.base import (
     number,
 )
 from research.algorithms.pairs import both_sides, mean_over_pairs
-from research.batch import PreferenceBatch, RankingBatch
+from research.core.batch import PreferenceBatch, RankingBatch
 from research.rewards.learned import score_rows
 
 

@@ -17,7 +17,7 @@ from research.algorithms.base import (
     batch_logps,
     number,
 )
-from research.batch import SequenceBatch
+from research.core.batch import SequenceBatch
 
 
 @dataclasses.dataclass(frozen=True)

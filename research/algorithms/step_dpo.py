@@ -21,7 +21,7 @@ from research.algorithms.base import (
     number,
 )
 from research.algorithms.pairs import mean_over_pairs, pair_logps, pair_masks, with_reference
-from research.batch import PreferenceBatch
+from research.core.batch import PreferenceBatch
 
 
 @dataclasses.dataclass(frozen=True)

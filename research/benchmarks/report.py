@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from research.analysis.figures import CONTROL_COLOR, FAINT, INK, MARKERS, PALETTE, save
 from research.benchmarks.results import TEMPER, Result
 from research.benchmarks.spec import Benchmark
 from research.benchmarks.work import Limits
-from research.figures import CONTROL_COLOR, FAINT, INK, MARKERS, PALETTE, save
-from research.files import make_folder, write_json_atomic
-from research.versions import collect_versions
+from research.core.files import make_folder, write_json_atomic
+from research.core.versions import collect_versions
 
 
 def show(benchmark: Benchmark, results: Sequence[Result], console: Console) -> None:

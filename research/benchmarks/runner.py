@@ -13,7 +13,7 @@ from research.benchmarks.spec import Benchmark
 from research.benchmarks.work import Limits
 from research.benchmarks.workers import System, SystemFailed, Worker, environment
 from research.benchmarks.workloads import Workload
-from research.progress import Progress
+from research.core.progress import Progress
 
 MACHINE = "machine"
 """The system that measures the limits; it takes its turn like the others."""

@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args
 from ml_collections import ConfigDict
 
 from models.config import ModelConfig
-from research.config import to_tree
-from research.errors import ConfigError
+from research.config.experiment import to_tree
+from research.core.errors import ConfigError
 
 Kind = Literal["rollout", "train_step", "grpo_iteration"]
 Platform = Literal["cpu", "gpu"]

@@ -15,11 +15,11 @@ from rich.table import Table
 
 from models.config import ModelConfig
 from models.transformer import Params
+from research.analysis.figures import FAINT, INK, MARKERS, PALETTE, save
+from research.core.errors import DataError
+from research.core.files import write_json_atomic
 from research.data.chat import normalize_record, render_messages
 from research.data.tokenizer import Tokenizer
-from research.errors import DataError
-from research.figures import FAINT, INK, MARKERS, PALETTE, save
-from research.files import write_json_atomic
 from research.sampling.programs import layout_program
 from research.sampling.sampler import sample
 from research.sampling.speculative import Draft, SpeculativeStats, sample_speculative

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from research.errors import ConfigError, TemperError
+from research.core.errors import ConfigError, TemperError
 
 SYSTEMS = Path(__file__).resolve().parent / "systems"
 PEERS = ("transformers", "trl", "tunix")

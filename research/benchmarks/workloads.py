@@ -17,7 +17,7 @@ from research.benchmarks.work import (
     train_phases,
 )
 from research.data.examples import Examples, sft_examples
-from research.sources import Sources, View
+from research.tasks.sources import Sources, View
 
 FIRST_ID = 5
 """Ids below are left to padding and markup."""

@@ -12,9 +12,9 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
+from research.core.errors import DataError
 from research.data import tokenizer as markup
 from research.data.tokenizer import Tokenizer
-from research.errors import DataError
 
 Role = Literal["system", "user", "assistant", "tool"]
 

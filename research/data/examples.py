@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from research.core.errors import DataError
 from research.data.chat import (
     Message,
     Rendered,
@@ -21,7 +22,6 @@ from research.data.chat import (
 from research.data.preferences import parse_judged, parse_preference, parse_ranking
 from research.data.steps import parse_steps, step_end_mask
 from research.data.tokenizer import Tokenizer
-from research.errors import DataError
 
 Report = Mapping[str, int]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from research.errors import DataError
+from research.core.errors import DataError
 
 Record = dict[str, Any]
 

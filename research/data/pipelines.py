@@ -17,6 +17,7 @@ from functools import partial
 import grain
 import numpy as np
 
+from research.core.errors import DataError
 from research.data.examples import (
     PairExamples,
     Records,
@@ -37,7 +38,6 @@ from research.data.streams import (
     stack_padded,
 )
 from research.data.tokenizer import Tokenizer
-from research.errors import DataError
 
 _INLINE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # a batch costs less than a thread hop
 

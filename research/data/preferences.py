@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from research.core.errors import DataError
 from research.data.chat import Message, parse_messages, parse_turns
-from research.errors import DataError
 
 _SHAPES = "prompt+chosen+rejected, conversations+chosen+rejected, or chosen+rejected as whole conversations"
 

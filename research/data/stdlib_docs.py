@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from research.errors import DataError
+from research.core.errors import DataError
 
 # Test suites, third-party packages, and tools whose files are data rather than modules.
 _SKIPPED = frozenset(

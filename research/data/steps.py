@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from research.core.errors import DataError
 from research.data.chat import Message, parse_turns
 from research.data.tokenizer import Tokenizer
-from research.errors import DataError
 
 _SHAPES = "prompt+steps+labels, or input+steps+mistake_index"
 

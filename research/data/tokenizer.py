@@ -13,7 +13,7 @@ from typing import Literal
 
 import sentencepiece
 
-from research.errors import DataError
+from research.core.errors import DataError
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 IM_START, IM_SEP, IM_END = "<|im_start|>", "<|im_sep|>", "<|im_end|>"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from research.errors import DataError
+from research.core.errors import DataError
 from research.evals.passk import Estimate, Values, majority_at_k, mean_with_error, pass_at_k
 
 

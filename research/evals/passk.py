@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from research.errors import DataError
+from research.core.errors import DataError
 from research.evals.draws import Values, shuffles, subsets, vote
 
 

@@ -29,7 +29,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from research.errors import DataError
+from research.core.errors import DataError
 from research.evals.draws import Values, pick, shuffles, subsets, vote
 from research.evals.passk import (
     Estimate,

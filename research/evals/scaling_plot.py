@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullLocator
 
+from research.analysis.figures import CONTROL_COLOR, FAINT, INK, MARKERS, PALETTE, dress, save
 from research.evals.scaling import BEST, MAJORITY, PASS, RANDOM, WEIGHTED, Curve, Scaling
-from research.figures import CONTROL_COLOR, FAINT, INK, MARKERS, PALETTE, dress, save
 
 _LABELS = {
     PASS: "pass@N (any sample is right)",

@@ -3,12 +3,12 @@
 from dataclasses import asdict
 from typing import Any
 
-from research.ablation.formatting import NOTHING, MetricFormat, format_count
-from research.ablation.statistics import Interval
+from research.analysis.formatting import NOTHING, MetricFormat, format_count
+from research.analysis.markdown import escape, table
+from research.analysis.statistics import Interval
+from research.core.metrics import encode_numbers
 from research.evals.passk import Estimate
 from research.evals.scaling import MAJORITY, PASS, RANDOM, Curve, Scaling, difference
-from research.markdown import escape, table
-from research.metrics import encode_numbers
 
 _STYLE = MetricFormat("accuracy", percent=True, higher_is_better=True)
 _CONTROLS = (RANDOM, MAJORITY)

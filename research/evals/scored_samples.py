@@ -5,15 +5,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from research.config import Sampler
+from research.config.experiment import Sampler
+from research.core.progress import Progress
 from research.data.examples import Records
+from research.environments.tool_use import tools_of
 from research.evals.exact_match import Evaluation
+from research.evals.problems import Decoded, decoded_rows, sampler_scalars, sampler_spec, score_problems
 from research.evals.scorers import Scorer
-from research.loops.chain import Policy
-from research.loops.problems import Decoded, decoded_rows, sampler_scalars, sampler_spec, score_problems
-from research.loops.tool_use import tools_of
-from research.progress import Progress
 from research.sampling.methods import SamplingMethod
+from research.train.chain import Policy
 
 
 class ScoredSamples(NamedTuple):

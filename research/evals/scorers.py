@@ -15,15 +15,15 @@ from jaxtyping import Array
 from objectives.prm import StepReduction, solution_scores
 from research.algorithms.base import Network
 from research.algorithms.prm import StepScorer
-from research.batch import SequenceBatch
+from research.core.batch import SequenceBatch
+from research.core.errors import ConfigError, WorkdirError
+from research.core.mesh import to_device
 from research.data.steps import step_end_mask
 from research.data.tokenizer import Tokenizer
-from research.errors import ConfigError, WorkdirError
 from research.evals.draws import Values
 from research.evals.scaling import vote_weights
-from research.loops.chain import load_stage
-from research.mesh import to_device
 from research.rewards.learned import score_rows, step_probabilities
+from research.train.chain import load_stage
 
 Kind = Literal["reward", "outcome", "process"]
 

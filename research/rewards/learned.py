@@ -15,7 +15,7 @@ from objectives.bradley_terry import EnsembleReduction, ensemble_score
 from objectives.numerics import masked
 from objectives.types import Scalar
 from research.algorithms.base import Network, row_outputs
-from research.batch import SequenceBatch
+from research.core.batch import SequenceBatch
 
 
 def score_rows(params: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, " B"]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from research.errors import DataError
+from research.core.errors import DataError
 
 Normalize = Literal["none", "running", "reference"]
 

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from research.errors import ConfigError
+from research.core.errors import ConfigError
 from research.rewards.normalization import Normalize, RunningNorm, check_finite, normalized
 from research.rewards.verifiers import final_line
 

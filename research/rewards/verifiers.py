@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from research.errors import ConfigError, DataError
+from research.core.errors import ConfigError, DataError
 
 # (completion, answer) -> reward
 Verifier = Callable[[str, str], float]

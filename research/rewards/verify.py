@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from research.errors import ConfigError, DataError
+from research.core.errors import ConfigError, DataError
 from research.rewards.verifiers import Verifier, get_verifier
 
 OnError = Literal["score", "raise"]

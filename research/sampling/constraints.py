@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from research.core.errors import ConfigError, DataError
 from research.data.tokenizer import Tokenizer
-from research.errors import ConfigError, DataError
 
 _SHOWN = 80
 """Characters of a constraint or a text that a message repeats."""

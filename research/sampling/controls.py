@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from research.errors import ConfigError, DataError
+from research.core.errors import ConfigError, DataError
 
 
 @dataclasses.dataclass(frozen=True)

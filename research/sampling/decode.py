@@ -15,7 +15,7 @@ from models.cache import KVCache, init_cache, with_prefix
 from models.config import ModelConfig
 from models.logprobs import compute_logits
 from models.transformer import Params, forward_cached, unembedding
-from research.cpu import decoding_options
+from research.core.cpu import decoding_options
 from research.sampling.controls import Controls, control_logits, mark_seen
 from research.sampling.methods import sample_token
 from research.sampling.types import SamplerScalars, SamplerSpec

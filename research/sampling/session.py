@@ -14,9 +14,11 @@ import numpy as np
 from models.config import ModelConfig
 from models.logprobs import token_logps
 from models.transformer import Params
+from research.core.errors import ConfigError
 from research.data.chat import Message, render_prompt
 from research.data.tokenizer import IM_END, Tokenizer
-from research.errors import ConfigError
+from research.environments.base import tool_schema_text
+from research.environments.turns import Turns
 from research.sampling.constraints import Constraint, Grammars
 from research.sampling.controls import make_controls
 from research.sampling.engine import End, Engine, Request, Row
@@ -25,8 +27,6 @@ from research.sampling.speculative import Draft, SpeculativeStats, sample_specul
 from research.sampling.stop_strings import StopLook
 from research.sampling.tool_turns import ToolLook, most_given
 from research.sampling.types import STOPPED, EngineSpec, Prompts, SamplerScalars, SamplerSpec
-from research.tools.base import tool_schema_text
-from research.tools.turns import Turns
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from models.cache import KVCache, LayerCache, resize
 from models.config import ModelConfig
 from models.logprobs import compute_logits
 from models.transformer import Params, forward_cached, unembedding
-from research.errors import ConfigError
+from research.core.errors import ConfigError
 from research.sampling.decode import COMPILER_OPTIONS, Slots
 from research.sampling.drafts import Law, NGramDraft, Noise, judge, propose_by_model, propose_by_ngram
 from research.sampling.methods import scaled_logits

@@ -7,7 +7,7 @@ character, so a stop string may be spread over tokens and tokens may end within 
 import codecs
 from collections.abc import Mapping, Sequence
 
-from research.errors import ConfigError
+from research.core.errors import ConfigError
 from research.sampling.engine import End, Give, Row
 
 

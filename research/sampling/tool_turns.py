@@ -1,13 +1,13 @@
 """Tool turns in the engine: a row pauses at `<|im_end|>`, gets the results of its calls, and goes on.
 
-Host side. Which results a row gets is `research/tools/turns.py`'s say; here its answers become the engine's `Give`.
+Host side. `research/environments/turns.py` decides which results a row gets; here they become the engine's `Give`.
 """
 
 from collections.abc import Mapping, Sequence
 
 from research.data.chat import Message, render_continuation
+from research.environments.turns import RowTurns, Turns
 from research.sampling.engine import End, Give, Look, Row
-from research.tools.turns import RowTurns, Turns
 
 
 class ToolLook:

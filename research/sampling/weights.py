@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from models.config import ModelConfig
 from models.fused import decode_params
 from models.transformer import Params
-from research.errors import ConfigError
+from research.core.errors import ConfigError
 
 Weights = Literal["compute", "bfloat16", "int8"]
 """What a layer's matrices are kept in; they are multiplied in the compute dtype."""

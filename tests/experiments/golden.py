@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from research.config import to_tree
-from research.config_checks import flatten
+from research.config.checks import flatten
+from research.config.experiment import to_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "experiments" / "golden"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from research.ablation.arms import check_arms, read_arms
-from research.loops.chain import run_chain
-from research.resolve import resolve
+from research.config.resolve import resolve
+from research.train.chain import run_chain
 from tests.experiments.golden import GOLDEN, ROOT, UPDATE, find_experiments, golden_text, load
 from tests.experiments.toy import shrink
 from tests.research.algorithms.toy import quick_compilation

@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from experiments import objectives
 from research.ablation.arms import Arm, arm_config, read_arms
-from research.loops.chain import Finished, Ground, lay_ground, load_policy, run_chain
-from research.mesh import make_mesh
-from research.resolve import resolve
+from research.config.resolve import resolve
+from research.core.mesh import make_mesh
+from research.train.chain import Finished, Ground, lay_ground, load_policy, run_chain
 from tests.experiments.toy import shrink
 from tests.research.algorithms.toy import quick_compilation
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from experiments import gsm8k, tinyshakespeare
-from research.loops.chain import run_chain
-from research.resolve import resolve
+from research.config.resolve import resolve
+from research.train.chain import run_chain
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 NANOGPT_CPU_LOSS = 1.88  # nats a character, from its README, same text, size and budget

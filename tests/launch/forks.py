@@ -69,7 +69,7 @@ def serve() -> None:
     import runpy
 
     import research.ablation.runner  # noqa: F401 - all that the commands import, but for their flags
-    import research.loops.chain  # noqa: F401
+    import research.train.chain  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)

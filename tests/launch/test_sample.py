@@ -16,15 +16,15 @@ from absl.testing import flagsaver
 
 from experiments import test_time_compute
 from launch import sample
-from research.checkpoint import Checkpointer
-from research.config import make_model
+from research.config.experiment import make_model
+from research.config.resolve import resolve
+from research.core.checkpoint import Checkpointer
+from research.core.errors import ConfigError, TemperError
+from research.core.files import write_json_atomic
+from research.core.mesh import make_mesh
+from research.core.state import abstract_state
 from research.data.tokenizer import END_TOOL_CALL, IM_END, IM_SEP, TOOL_CALL, Tokenizer, train_tokenizer
-from research.errors import ConfigError, TemperError
-from research.files import write_json_atomic
-from research.loops import chain
-from research.mesh import make_mesh
-from research.resolve import resolve
-from research.state import abstract_state
+from research.train import chain
 from tests.experiments.toy import shrink
 from tests.launch.forks import Forks
 from tests.launch.test_launch import assert_one_sentence

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from research.core.metrics import decode_numbers
 from research.data.tokenizer import train_tokenizer
 from research.evals.scaling import scaling_curves, vote_weights
-from research.metrics import decode_numbers
 from tests.launch.forks import Forks, Outcome
 from tests.launch.test_launch import assert_one_sentence, stage_folder
 

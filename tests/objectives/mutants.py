@@ -22,7 +22,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import CodeType
 
-from research.progress import Progress
+from research.core.progress import Progress
 from tests.objectives.mutations import KINDS, Mutant, find_mutants, sample
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,10 +20,10 @@ from research.algorithms.grpo import GRPO
 from research.algorithms.prm import StepScorer
 from research.algorithms.reward_model import RewardModel
 from research.algorithms.sft import NextToken
-from research.batch import PreferenceBatch, SequenceBatch, StepBatch
-from research.optim import OptimizerScalars, init_optimizer
-from research.state import TrainState
-from research.step import StepScalars, prepare_step, train_step
+from research.core.batch import PreferenceBatch, SequenceBatch, StepBatch
+from research.core.optim import OptimizerScalars, init_optimizer
+from research.core.state import TrainState
+from research.train.step import StepScalars, prepare_step, train_step
 from tests.models import tiny
 from tests.parity import trainers
 from tests.parity.weights import to_llama

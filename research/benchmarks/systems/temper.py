@@ -19,19 +19,19 @@ from models.config import ModelConfig
 from models.transformer import Params
 from research.algorithms.base import Algorithm, Frozen, Network, Rollouts, Setting
 from research.algorithms.registry import objectives
-from research.batch import SequenceBatch
 from research.benchmarks.systems.channel import Channel
+from research.core.batch import SequenceBatch
+from research.core.mesh import make_mesh, to_device
+from research.core.optim import OptimizerScalars
+from research.core.state import TrainState, init_state
 from research.data.examples import Examples
 from research.data.streams import PackedStream
-from research.mesh import make_mesh, to_device
-from research.optim import OptimizerScalars
 from research.sampling.engine import Engine, Request
 from research.sampling.methods import SamplingMethod
 from research.sampling.programs import layout_program
 from research.sampling.sampler import sample
 from research.sampling.types import EngineSpec, Prompts, SamplerScalars, SamplerSpec
-from research.state import TrainState, init_state
-from research.step import StepScalars, prepare_step, train_step
+from research.train.step import StepScalars, prepare_step, train_step
 
 Lap = Callable[[], dict[str, float]]
 Work = Mapping[str, Any]
@@ -250,7 +250,7 @@ def grpo(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Lap:
 def objective_of(
     work: Work, name: str, options: Mapping[str, Any], *, online: bool = False
 ) -> tuple[Algorithm, StepScalars]:
-    """The algorithm and its numbers, as `research/loops/build.py` makes them from a stage."""
+    """The algorithm and its numbers, as `research/train/build.py` makes them from a stage."""
     objective, o = objectives()[name], work["optimizer"]
     algorithm = objective.make(
         Setting(options, online, work.get("group_size", 1), work.get("max_new_tokens", 1))

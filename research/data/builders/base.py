@@ -19,8 +19,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from research.core.errors import DataError
 from research.data.chat import Message
-from research.errors import DataError
 
 Record = dict[str, Any]
 Splits = Mapping[str, Sequence[Record]]

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from research.data.arithmetic import ArithmeticSpec, Item
-from research.data.builders.arithmetic import prepare_corrupted
 from research.data.builders.base import MESSAGES, Prepared, Record, RecordsBuilder, message_records
 from research.data.builders.file import FileSpec, prepare_file
-from research.data.corruption import pair_record
 from research.data.preferences import Preference, parse_judged, parse_preference
+from research.tasks.arithmetic.build import prepare_corrupted
+from research.tasks.arithmetic.corruption import pair_record
+from research.tasks.arithmetic.problems import ArithmeticSpec, Item
 
 _PAIR: dict[str, Any] = {
     "prompt": MESSAGES,

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from research.data.arithmetic import ArithmeticSpec, Item
-from research.data.builders.arithmetic import prepare_corrupted
 from research.data.builders.base import INTS, MESSAGES, Prepared, Record, RecordsBuilder, message_records
 from research.data.builders.file import FileSpec, prepare_file
-from research.data.corruption import ranking_record
 from research.data.preferences import Ranking, parse_ranking
+from research.tasks.arithmetic.build import prepare_corrupted
+from research.tasks.arithmetic.corruption import ranking_record
+from research.tasks.arithmetic.problems import ArithmeticSpec, Item
 
 _FEATURES = {"prompt": MESSAGES, "completions": MESSAGES, "ranks": INTS}
 

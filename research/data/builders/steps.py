@@ -9,12 +9,12 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from research.data.arithmetic import ArithmeticSpec, Item
-from research.data.builders.arithmetic import prepare_corrupted
 from research.data.builders.base import FLOATS, MESSAGES, Prepared, Record, RecordsBuilder, message_records
 from research.data.builders.file import FileSpec, prepare_file
-from research.data.corruption import step_records
 from research.data.steps import LabelledSteps, parse_steps
+from research.tasks.arithmetic.build import prepare_corrupted
+from research.tasks.arithmetic.corruption import step_records
+from research.tasks.arithmetic.problems import ArithmeticSpec, Item
 
 _FEATURES = {
     "prompt": MESSAGES,

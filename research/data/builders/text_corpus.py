@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from research.core.errors import DataError
 from research.data.builders.base import (
     Prepared,
     RecordsBuilder,
@@ -18,7 +19,6 @@ from research.data.builders.base import (
 )
 from research.data.jsonl import read_records
 from research.data.stdlib_docs import read_stdlib_docs, stdlib_fingerprint
-from research.errors import DataError
 
 _SUFFIXES = (".txt", ".md", ".jsonl")
 

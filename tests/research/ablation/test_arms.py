@@ -7,10 +7,10 @@ from ml_collections import ConfigDict
 
 from experiments import base, quickstart
 from research.ablation.arms import Arm, arm_config, check_arms, control_of, parse_override, read_arms
-from research.config import to_tree
-from research.config_checks import flatten
-from research.errors import ConfigError
-from research.resolve import resolve
+from research.config.checks import flatten
+from research.config.experiment import to_tree
+from research.config.resolve import resolve
+from research.core.errors import ConfigError
 
 KNOWN = {"a.rate": 1e-3, "a.steps": 5, "a.packing": True, "a.name": "sft", "a.k": [1, 4]}
 

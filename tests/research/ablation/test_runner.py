@@ -8,9 +8,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import quickstart
-from research.ablation.results import RunResult, load_results
 from research.ablation.runner import run_ablation
-from research.errors import ConfigError, WorkdirError
+from research.analysis.results import RunResult, load_results
+from research.core.errors import ConfigError, WorkdirError
 from tests.experiments.toy import shrink
 from tests.research.algorithms.toy import compilations, quick_compilation
 

@@ -10,7 +10,7 @@ from models.config import ModelConfig
 from models.heads import scorer_outputs
 from models.logprobs import compute_logits
 from models.transformer import forward, unembedding
-from research.batch import SequenceBatch
+from research.core.batch import SequenceBatch
 from tests.research.algorithms.toy import MODEL
 
 

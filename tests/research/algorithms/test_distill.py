@@ -10,8 +10,8 @@ import pytest
 from research.algorithms.base import Frozen, Network, Setting
 from research.algorithms.context import teacher_rows
 from research.algorithms.distill import OBJECTIVES, Distill
-from research.batch import DistillBatch, SequenceBatch
-from research.step import eval_step
+from research.core.batch import DistillBatch, SequenceBatch
+from research.train.step import eval_step
 from tests.research.algorithms import hand
 from tests.research.algorithms.toy import (
     BOS,

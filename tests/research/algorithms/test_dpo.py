@@ -10,8 +10,8 @@ import pytest
 from research.algorithms import dpo
 from research.algorithms.base import Setting
 from research.algorithms.dpo import DPO
-from research.batch import PreferenceBatch
-from research.step import eval_step, prepare_step
+from research.core.batch import PreferenceBatch
+from research.train.step import eval_step, prepare_step
 from tests.research.algorithms import hand
 from tests.research.algorithms.toy import (
     ALGORITHMS,

@@ -15,12 +15,12 @@ from models.transformer import forward, unembedding
 from research.algorithms.base import Frozen, Network, Rollouts, Setting
 from research.algorithms.grpo import FAMILY, GRPO
 from research.algorithms.registry import objectives
-from research.batch import Batch, RolloutBatch, SequenceBatch
-from research.mesh import to_device
+from research.core.batch import Batch, RolloutBatch, SequenceBatch
+from research.core.mesh import to_device
 from research.sampling.methods import SamplingMethod
 from research.sampling.sampler import sample
 from research.sampling.types import STOPPED, Prompts, SamplerScalars, SamplerSpec
-from research.step import StepScalars, prepare_step, train_step
+from research.train.step import StepScalars, prepare_step, train_step
 from tests.research.algorithms.toy import (
     MODEL,
     grpo,

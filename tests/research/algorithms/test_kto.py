@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from research.algorithms.kto import KTO, OBJECTIVES
-from research.batch import UnpairedBatch
-from research.step import eval_step, prepare_step
+from research.core.batch import UnpairedBatch
+from research.train.step import eval_step, prepare_step
 from tests.research.algorithms import hand
 from tests.research.algorithms.toy import (
     MODEL,

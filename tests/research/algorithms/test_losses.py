@@ -6,9 +6,9 @@ import pytest
 
 from research.algorithms.base import batch_logps
 from research.algorithms.sft import NextToken
-from research.batch import SequenceBatch
+from research.core.batch import SequenceBatch
 from research.data.packing import assemble_row, empty_row
-from research.step import eval_step
+from research.train.step import eval_step
 from tests.research.algorithms.toy import MODEL, host_params, objective_scalars
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from research.algorithms.prm import OBJECTIVES, StepScorer, outcome
-from research.step import eval_step
+from research.train.step import eval_step
 from tests.research.algorithms import hand
 from tests.research.algorithms.toy import MODEL, host_batch, host_params
 

@@ -7,7 +7,7 @@ import pytest
 
 from research.algorithms.base import Setting
 from research.algorithms.reference_free import CPO, OBJECTIVES, ORPO, SimPO
-from research.step import eval_step
+from research.train.step import eval_step
 from tests.research.algorithms import hand
 from tests.research.algorithms.toy import MODEL, host_batch, objective_scalars
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from research.algorithms.reward_model import OBJECTIVES, RankingRewardModel, RewardModel
-from research.batch import SequenceBatch
-from research.step import eval_step
+from research.core.batch import SequenceBatch
+from research.train.step import eval_step
 from tests.research.algorithms import hand
 from tests.research.algorithms.toy import MODEL, host_batch, host_params, objective_scalars
 

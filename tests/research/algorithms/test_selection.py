@@ -7,7 +7,7 @@ from research.algorithms.base import sequence_rows
 from research.algorithms.dpo import DPO
 from research.algorithms.reference_free import CPO, ORPO, SimPO
 from research.algorithms.rejection_sampling import RejectionSampling
-from research.batch import PreferenceBatch
+from research.core.batch import PreferenceBatch
 from tests.research.algorithms.toy import rollouts
 
 REWARDS = np.array([1, 1, 0, 1, 0, 0, 0, 0, 1, 1, 1, 0.0])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from research.algorithms.step_dpo import StepDPO, first_differing_step
-from research.batch import PreferenceBatch
-from research.step import eval_step, prepare_step
+from research.core.batch import PreferenceBatch
+from research.train.step import eval_step, prepare_step
 from tests.research.algorithms import hand
 from tests.research.algorithms.toy import (
     MODEL,

@@ -24,7 +24,7 @@ from research.algorithms.reference_free import CPO, ORPO, SimPO
 from research.algorithms.reward_model import RankingRewardModel, RewardModel
 from research.algorithms.sft import NextToken
 from research.algorithms.step_dpo import StepDPO
-from research.batch import (
+from research.core.batch import (
     Batch,
     PreferenceBatch,
     RankingBatch,
@@ -34,10 +34,10 @@ from research.batch import (
     UnpairedBatch,
     rows_of,
 )
-from research.mesh import make_mesh
-from research.optim import OptimizerScalars
-from research.state import Layout, TrainState, abstract_state, state_from_params
-from research.step import StepScalars
+from research.core.mesh import make_mesh
+from research.core.optim import OptimizerScalars
+from research.core.state import Layout, TrainState, abstract_state, state_from_params
+from research.train.step import StepScalars
 
 MODEL = ModelConfig(
     vocab_size=24, num_layers=1, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=24, logprob_chunk=64

@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from experiments.benchmarks import rollout
+from research.analysis.figures import save
 from research.benchmarks.report import draw_curve, show, write
 from research.benchmarks.results import Result, Series
 from research.benchmarks.spec import Benchmark, read_benchmark
 from research.benchmarks.work import Limits, Phase
 from research.benchmarks.workloads import Workload
-from research.figures import save
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from research.benchmarks.spec import Benchmark, read_benchmark
 from research.benchmarks.work import Limits, Phase
 from research.benchmarks.workers import System
 from research.benchmarks.workloads import Workload
-from research.progress import Progress
+from research.core.progress import Progress
 
 FAKE = Path(__file__).with_name("fake.py")
 SECONDS = {"temper": 0.02, "transformers": 0.04, "tunix": 0.03, "machine": 0.01}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from research.benchmarks.speculative import PLAIN, Timing, compare, problem_prompts, speed_up, text_prompts
+from research.core.errors import DataError
 from research.data.chat import normalize_record, render_prompt
 from research.data.tokenizer import Tokenizer, train_tokenizer
-from research.errors import DataError
 from research.sampling.drafts import NGramDraft
 from research.sampling.speculative import Draft, SpeculativeSpec
 from research.sampling.types import Prompts

@@ -18,9 +18,9 @@ from models.config import ModelConfig
 from research.benchmarks.spec import TrainCase, read_benchmark
 from research.benchmarks.systems import temper
 from research.benchmarks.workloads import Workload, make_workloads
-from research.mesh import make_mesh
-from research.state import abstract_state, init_state
-from research.step import train_step as update
+from research.core.mesh import make_mesh
+from research.core.state import abstract_state, init_state
+from research.train.step import train_step as update
 from tests.launch.forks import ROOT
 
 

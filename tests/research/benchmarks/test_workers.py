@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from research.benchmarks.workers import PEERS, SYSTEMS, Worker, environment, own_system, peer_systems
-from research.errors import ConfigError
+from research.core.errors import ConfigError
 
 SYSTEM = """
 import time
@@ -30,7 +30,7 @@ def test_a_peer_imports_the_systems_and_nothing_else_of_temper(tmp_path: Path) -
     code = (
         "import research.benchmarks.systems.channel\n"
         "import importlib.util as u\n"
-        "print(u.find_spec('research.config'), u.find_spec('research.benchmarks.runner'))"
+        "print(u.find_spec('research.config.experiment'), u.find_spec('research.benchmarks.runner'))"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, '.')\n{code}"],

@@ -11,7 +11,7 @@ from experiments.benchmarks import grpo_iteration, rollout, train_step
 from experiments.benchmarks.base import SIZES
 from research.benchmarks.spec import read_benchmark
 from research.benchmarks.workloads import FIRST_ID, draw_lengths, make_workloads
-from research.errors import ConfigError
+from research.core.errors import ConfigError
 from tests.experiments.golden import find_experiments
 
 CONFIGS = {"rollout": rollout, "train_step": train_step, "grpo_iteration": grpo_iteration}

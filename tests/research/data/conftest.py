@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from research.data.arithmetic import split_items
 from research.data.tokenizer import Tokenizer, train_tokenizer
+from research.tasks.arithmetic.problems import split_items
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from research.data.arithmetic import ArithmeticSpec
+from research.core.errors import DataError
 from research.data.builders import (
     ChatSpec,
     FileSpec,
@@ -18,7 +18,7 @@ from research.data.builders import (
 from research.data.builders.text_corpus import split_document
 from research.data.chat import Message, normalize_record
 from research.data.preferences import parse_preference
-from research.errors import DataError
+from research.tasks.arithmetic.problems import ArithmeticSpec
 
 
 def write_jsonl(path, records):

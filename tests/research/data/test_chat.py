@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from research.core.errors import DataError
 from research.data.chat import (
     Message,
     normalize_record,
@@ -10,7 +11,6 @@ from research.data.chat import (
     render_messages,
     render_prompt,
 )
-from research.errors import DataError
 
 PAIR = (Message("user", "What is 2+2?"), Message("assistant", "4, of course."))
 

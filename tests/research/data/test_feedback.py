@@ -6,8 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from research.data.arithmetic import split_items
-from research.data.corruption import pair_record, ranking_record, step_records
+from research.core.errors import DataError
 from research.data.feedback import (
     ranking_batches,
     ranking_eval_batches,
@@ -17,7 +16,8 @@ from research.data.feedback import (
     unpaired_eval_batches,
 )
 from research.data.steps import step_split
-from research.errors import DataError
+from research.tasks.arithmetic.corruption import pair_record, ranking_record, step_records
+from research.tasks.arithmetic.problems import split_items
 
 ITEMS = split_items(23, 1, seed=0)[0]
 PAIRS = [pair_record(item, seed=0, max_value=99) for item in ITEMS]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from research.data.arithmetic import ArithmeticSpec, is_held_out
+from research.core.errors import DataError
 from research.data.builders import (
     FileSpec,
     base,
@@ -16,11 +16,11 @@ from research.data.builders import (
     prepare_rankings,
     prepare_steps,
 )
-from research.data.corruption import content_rng, corrupt
 from research.data.jsonl import read_records
 from research.data.preferences import parse_judged, parse_preference, parse_ranking
 from research.data.steps import parse_steps
-from research.errors import DataError
+from research.tasks.arithmetic.corruption import content_rng, corrupt
+from research.tasks.arithmetic.problems import ArithmeticSpec, is_held_out
 
 SIZES = {"n_train": 40, "n_validation": 6, "seed": 0}
 GENERATED = {
@@ -57,7 +57,7 @@ def test_generated_sets_are_a_function_of_their_parameters(tmp_path, monkeypatch
     monkeypatch.setattr(base, "_write", lambda _: pytest.fail("written twice"))
     assert GENERATED[kind](tmp_path / "a", **SIZES).version == first.version
     monkeypatch.undo()
-    monkeypatch.setattr("research.data.builders.arithmetic.CORRUPTION", 2)
+    monkeypatch.setattr("research.tasks.arithmetic.build.CORRUPTION", 2)
     assert GENERATED[kind](tmp_path / "a", **SIZES).version != first.version
 
 

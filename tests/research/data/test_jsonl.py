@@ -2,8 +2,8 @@
 
 import pytest
 
+from research.core.errors import DataError
 from research.data.jsonl import read_records
-from research.errors import DataError
 
 
 def write(tmp_path, name, text):

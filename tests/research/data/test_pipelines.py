@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from research.core.errors import DataError
 from research.data.pipelines import (
     preference_batches,
     preference_eval_batches,
@@ -19,7 +20,6 @@ from research.data.pipelines import (
     text_eval_batches,
     text_mixture_batches,
 )
-from research.errors import DataError
 
 PAIRS = [
     {"prompt": f"question {n}?", "chosen": f"good {n} " * (1 + n % 4), "rejected": f"bad {n}"}

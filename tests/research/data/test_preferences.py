@@ -2,6 +2,7 @@
 
 import pytest
 
+from research.core.errors import DataError
 from research.data.chat import Message
 from research.data.jsonl import read_records
 from research.data.preferences import (
@@ -12,7 +13,6 @@ from research.data.preferences import (
     parse_preference,
     parse_ranking,
 )
-from research.errors import DataError
 
 PAIR = Preference((Message("user", "Hi"),), Message("assistant", "Hello!"), Message("assistant", "No."))
 USER = {"role": "user", "content": "Hi"}

@@ -2,8 +2,8 @@
 
 import pytest
 
+from research.core.errors import DataError
 from research.data.stdlib_docs import read_stdlib_docs, stdlib_fingerprint
-from research.errors import DataError
 
 
 def library(tmp_path):

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
+from research.core.errors import DataError
 from research.data.chat import Message
 from research.data.jsonl import read_records
 from research.data.steps import LabelledSteps, parse_steps, step_end_mask, step_split
-from research.errors import DataError
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from research.core.errors import DataError
 from research.data.tokenizer import (
     IM_END,
     MARKUP,
@@ -12,7 +13,6 @@ from research.data.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from research.errors import DataError
 from tests.research.data.conftest import PROSE
 
 ALPHABETS = (

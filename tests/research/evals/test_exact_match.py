@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from research.errors import DataError
+from research.core.errors import DataError
 from research.evals.exact_match import Completion, Problem, evaluate, score_completions
 
 PROBLEMS = [Problem("sum", [1, 2], "5"), Problem("product", [3], "6")]

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from research.errors import DataError
+from research.core.errors import DataError
 from research.evals.passk import (
     best_of_n,
     exact_match,

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from research.errors import DataError
+from research.core.errors import DataError
 from research.evals.passk import best_of_n, majority_at_k, weighted_majority_at_k
 from research.evals.scaling import difference, powers_of_two, scaling_curves, vote_weights
 

@@ -7,10 +7,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from research.core.metrics import decode_numbers
 from research.evals.scaling import difference, scaling_curves
 from research.evals.scaling_plot import draw_against_samples, draw_against_tokens, write_scaling_plot
 from research.evals.scaling_report import to_json, to_markdown
-from research.metrics import decode_numbers
 from tests.research.evals.test_scaling import made_up
 
 

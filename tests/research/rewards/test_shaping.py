@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from objectives.advantages import group_advantages
-from research.errors import ConfigError, DataError
+from research.core.errors import ConfigError, DataError
 from research.rewards.normalization import RunningNorm, fit_norm
 from research.rewards.shaping import (
     FORMATS,

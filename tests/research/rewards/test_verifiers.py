@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from research.errors import ConfigError, DataError
+from research.core.errors import ConfigError, DataError
 from research.rewards.verifiers import (
     VERIFIERS,
     canonical_answer,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from research.errors import ConfigError, DataError
+from research.core.errors import ConfigError, DataError
 from research.rewards.verifiers import exact_answer, final_line, score
 from research.rewards.verify import RewardSource, VerifierError, reward_sources, score_safely, score_weighted
 from tests.objectives.cases import SEEDS

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.core.errors import ConfigError, DataError
 from research.data.tokenizer import MARKUP, Tokenizer, train_tokenizer
-from research.errors import ConfigError, DataError
 from research.sampling import constraints
 from research.sampling.constraints import (
     Constraint,

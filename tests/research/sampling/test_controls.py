@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.errors import ConfigError, DataError
+from research.core.errors import ConfigError, DataError
 from research.sampling.controls import (
     Controls,
     ControlSpec,

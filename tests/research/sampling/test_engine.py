@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from models.logprobs import token_logps
-from research.mesh import make_mesh
+from research.core.mesh import make_mesh
 from research.sampling.controls import ControlSpec, make_controls
 from research.sampling.engine import End, Engine, Give, Request, Row, sample_refilled
 from research.sampling.sampler import sample

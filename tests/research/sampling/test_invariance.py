@@ -11,7 +11,7 @@ import pytest
 from models.axes import param_shardings
 from models.cache import resize
 from models.transformer import init_params
-from research.mesh import make_mesh, to_device
+from research.core.mesh import make_mesh, to_device
 from research.sampling.decode import decode
 from research.sampling.methods import SamplingMethod
 from research.sampling.sampler import sample, start

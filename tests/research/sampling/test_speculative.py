@@ -12,8 +12,8 @@ from scipy.stats import chisquare
 from models.axes import param_shardings
 from models.logprobs import token_logps
 from models.transformer import Params, init_params
-from research.errors import ConfigError
-from research.mesh import make_mesh, to_device
+from research.core.errors import ConfigError
+from research.core.mesh import make_mesh, to_device
 from research.sampling.controls import ControlSpec
 from research.sampling.drafts import NGramDraft, propose_by_ngram
 from research.sampling.methods import SamplingMethod

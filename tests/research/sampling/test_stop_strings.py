@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from research.errors import ConfigError
+from research.core.errors import ConfigError
 from research.sampling.engine import End, Request, Row
 from research.sampling.stop_strings import StopLook, StopText
 

@@ -5,13 +5,13 @@ import pytest
 
 from research.data.chat import Message, render_messages, render_prompt
 from research.data.tokenizer import Tokenizer, train_tokenizer
+from research.environments.base import Toolbox
+from research.environments.calculator import calculator
+from research.environments.calls import Call, call_text
+from research.environments.turns import TurnLimits, Turns
 from research.sampling.engine import End, Give, Request, Row
 from research.sampling.stop_strings import StopLook
 from research.sampling.tool_turns import ToolLook, most_given
-from research.tools.base import Toolbox
-from research.tools.calculator import calculator
-from research.tools.calls import Call, call_text
-from research.tools.turns import TurnLimits, Turns
 
 USER = (Message("user", "six by seven"),)
 N = 1200

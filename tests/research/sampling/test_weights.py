@@ -16,8 +16,8 @@ from scipy.stats import chisquare
 
 from models.logprobs import token_logps
 from models.transformer import Params, forward, unembedding
-from research.errors import ConfigError
-from research.resolve import resolve
+from research.config.resolve import resolve
+from research.core.errors import ConfigError
 from research.sampling.engine import sample_refilled
 from research.sampling.programs import layout_program
 from research.sampling.sampler import sample

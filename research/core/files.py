@@ -1,0 +1,139 @@
+"""Files that are either whole or absent: written beside their place, synced, then renamed into it."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from research.core.errors import WorkdirError
+
+
+def explain_os_error(error: OSError, path: Path | str) -> str:
+    """One clear sentence for an `OSError` met while `path` was being written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: no space left on the device; free some space or choose another working directory."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{path}: cannot be written ({error.strerror}); choose a directory that you may write to."
+    return f"{path}: cannot be written ({error.strerror or error})."
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames inside the directory `path` survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (
+            errno.EINVAL,
+            errno.ENOTSUP,
+        ):  # network mounts may not do this
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_bytes_atomic(path: Path | str, data: bytes) -> None:
+    """Writes `data` to `path`: readers, and whoever comes after a crash, see the old file or the new one.
+
+    Args:
+      path: the file; its folder must exist.
+      data: the whole content.
+
+    Raises:
+      WorkdirError: the disk is full or the folder cannot be written; `path` is then as it was.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(beside, "xb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(beside, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise WorkdirError(explain_os_error(error, path)) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # gone already where the rename took place
+            os.unlink(beside)
+
+
+def write_text_atomic(path: Path | str, text: str) -> None:
+    """Writes `text` as UTF-8; see `write_bytes_atomic`."""
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_json_atomic(path: Path | str, obj: Any) -> None:
+    """Writes `obj` as indented JSON with sorted keys; see `write_bytes_atomic`.
+
+    Raises:
+      WorkdirError: as above, or `obj` holds something JSON cannot express (NaN and infinity included).
+    """
+    try:
+        text = json.dumps(obj, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise WorkdirError(f"{path}: cannot be written as JSON ({error}).") from error
+    write_text_atomic(path, text + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Reads a JSON file that `write_json_atomic` wrote.
+
+    Raises:
+      WorkdirError: the file cannot be read or is not JSON, so something other than Temper has changed it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WorkdirError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except ValueError as error:
+        raise WorkdirError(f"{path}: is not the JSON file that Temper wrote there ({error}).") from error
+
+
+def make_folder(path: Path | str) -> Path:
+    """Creates the folder `path` with its parents and returns it.
+
+    Raises:
+      WorkdirError: it cannot be created, or a file is in its place.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise WorkdirError(f"{path}: expected a folder, found a file.") from error
+    except OSError as error:
+        raise WorkdirError(explain_os_error(error, path)) from error
+    return path
+
+
+def to_plain_json(obj: Any, where: str = "", *, finite: bool = True) -> Any:
+    """A deep copy of `obj` in JSON's own types (tuples become lists), which reads back equal to itself.
+
+    Args:
+      obj: mappings with string keys, lists, tuples, strings, numbers, booleans, None.
+      where: dotted key of `obj`, for messages.
+      finite: refuse NaN and infinity, which JSON proper does not have.
+
+    Raises:
+      WorkdirError: names the dotted key whose value would not survive.
+    """
+    if isinstance(obj, Mapping):
+        for key in obj:
+            if not isinstance(key, str):
+                raise WorkdirError(f"{where or 'top level'}: got the key {key!r}, expected string keys.")
+        return {k: to_plain_json(v, f"{where}.{k}" if where else k, finite=finite) for k, v in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [to_plain_json(value, f"{where}[{i}]", finite=finite) for i, value in enumerate(obj)]
+    if isinstance(obj, float):
+        if finite and not math.isfinite(obj):
+            raise WorkdirError(f"{where or 'top level'}: got {obj}, expected a finite number.")
+        return float(obj)
+    if obj is None or isinstance(obj, bool | int | str):
+        return obj
+    kind = type(obj).__name__
+    raise WorkdirError(f"{where or 'top level'}: got a value of type {kind}, expected what JSON can express.")

@@ -1,0 +1,55 @@
+"""One mesh for everything: `data`, `fsdp` and `tensor` axes over the devices at hand."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from models.axes import MESH_AXES, batch_sharding, batch_ways
+from research.core.errors import ConfigError
+
+
+def make_mesh(data: int, fsdp: int, tensor: int, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of shape (data, fsdp, tensor); one of the sizes may be -1, meaning all devices left over.
+
+    Args:
+      data: replicas that split the batch.
+      fsdp: devices that split the batch and the parameters.
+      tensor: devices that split heads, hidden width and vocabulary.
+      devices: which; all of them by default.
+
+    Raises:
+      ConfigError: the sizes do not multiply to the number of devices.
+    """
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    count = jax.device_count() if devices is None else len(devices)
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    shown = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ConfigError(f"mesh: got {shown}, expected sizes of at least 1 and at most one -1")
+    if free and count % fixed == 0:
+        sizes[free[0]] = count // fixed
+    elif free or fixed != count:
+        raise ConfigError(
+            f"mesh: got {shown}, expected a product of {count} because this machine has {count} "
+            f"{jax.default_backend()} device{'s' if count > 1 else ''}; set one axis to -1 to fill in the rest"
+        )
+    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def to_device(mesh: Mesh, batch: Any) -> Any:
+    """Puts a tree of host arrays on the mesh, split along the first axis."""
+    return jax.device_put(batch, batch_sharding(mesh))
+
+
+def check_rows(mesh: Mesh, key: str, rows: int, micro_batches: int = 1) -> None:
+    """Raises ConfigError where `rows` cannot be split over the mesh and the micro-batches."""
+    ways = batch_ways(mesh) * micro_batches
+    if rows % ways:
+        raise ConfigError(
+            f"{key}: got {rows} rows, expected a multiple of {ways} because rows are split over mesh.data="
+            f"{mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']} x micro_batches={micro_batches}"
+        )

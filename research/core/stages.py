@@ -1,0 +1,203 @@
+"""Stages addressed by content: a stage's folder is named by a hash of its resolved config and of its inputs.
+
+    <workdir>/config.json                        the experiment that owns the working directory
+    <workdir>/stages/<name>-<hash>/config.json   the stage's resolved config
+                                   inputs.json   hashes and versions of what it was made from
+                                   versions.json one entry per environment that ran it
+                                   checkpoints/
+                                   done.json     the result; written last, so a stage with it is finished
+
+Arms and seeds that share a stage therefore share its folder and its result.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from research.core.errors import WorkdirError
+from research.core.files import explain_os_error, make_folder, read_json, to_plain_json, write_json_atomic
+from research.core.metrics import decode_numbers, encode_numbers
+from research.core.versions import collect_versions
+
+
+def stage_hash(resolved: Mapping[str, Any], inputs: Sequence[str]) -> str:
+    """Twelve hex digits of the SHA-256 of the canonical JSON of config and inputs.
+
+    Key order does not matter, tuples equal lists, and `1.0` equals `1`; the order of `inputs` does matter.
+
+    Args:
+      resolved: the resolved config of the stage, of what JSON can express.
+      inputs: hashes of the stages and versions of the data that it starts from.
+
+    Raises:
+      WorkdirError: names the dotted key whose value has no canonical form.
+    """
+    canonical = _canonical(to_plain_json({"config": resolved, "inputs": list(inputs)}))
+    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:12]
+
+
+@dataclasses.dataclass(frozen=True)
+class StageDir:
+    """The folder of one stage.
+
+    Attributes:
+      path: `<workdir>/stages/<name>-<hash>`.
+      hash: what a stage that starts from this one passes among its `inputs`.
+      primary: whether this process writes; with several hosts, only process 0 does.
+    """
+
+    path: Path
+    hash: str
+    primary: bool = True
+
+    @classmethod
+    def open(
+        cls,
+        workdir: Path | str,
+        name: str,
+        resolved: Mapping[str, Any],
+        inputs: Sequence[str] = (),
+        *,
+        primary: bool = True,
+    ) -> "StageDir":
+        """Finds the stage's folder, or makes it with its config in it.
+
+        Raises:
+          WorkdirError: the folder cannot be written, or holds another config than its hash says.
+        """
+        digest = stage_hash(resolved, inputs)
+        stage = cls(Path(workdir) / "stages" / f"{name}-{digest}", digest, primary)
+        if not primary:
+            return stage
+        make_folder(stage.path)
+        for file, content in (("config.json", resolved), ("inputs.json", list(inputs))):
+            place = stage.path / file
+            if not place.exists():
+                write_json_atomic(place, to_plain_json(content))
+                continue
+            difference = describe_difference(read_json(place), to_plain_json(content))
+            if difference is not None:
+                raise WorkdirError(
+                    f"{place}: disagrees with the hash in its folder's name, so it was edited: {difference};"
+                    f" delete {stage.path} to run the stage again."
+                )
+        return stage
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the stage's `Checkpointer` writes."""
+        return self.path / "checkpoints"
+
+    def result(self) -> dict[str, Any] | None:
+        """What `finish` was given, or None where the stage is unfinished."""
+        done = self.path / "done.json"
+        return decode_numbers(read_json(done)) if done.exists() else None
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Marks the stage as finished, with its result."""
+        if self.primary:
+            write_json_atomic(self.path / "done.json", to_plain_json(encode_numbers(result)))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Holds the stage for this process and notes what it is run with.
+
+        The operating system releases the stage when the process ends, however it ends.
+
+        Raises:
+          WorkdirError: another process is running the stage.
+        """
+        if not self.primary:
+            yield
+            return
+        with _locked(self.path / ".lock", f"stage {self.path}"):
+            self._note_versions()
+            yield
+
+    def _note_versions(self) -> None:
+        place = self.path / "versions.json"
+        noted = read_json(place) if place.exists() else []
+        versions = collect_versions()
+        if not noted or noted[-1] != versions:
+            write_json_atomic(place, [*noted, versions])
+
+
+def claim_workdir(workdir: Path | str, resolved: Mapping[str, Any]) -> None:
+    """Writes `workdir/config.json` the first time, and afterwards refuses every other config.
+
+    Raises:
+      WorkdirError: the directory holds another config's run, or cannot be written.
+    """
+    folder = make_folder(workdir)
+    plain = to_plain_json(resolved)
+    with _locked(folder / ".lock", f"workdir {folder}", wait=True):
+        place = folder / "config.json"
+        if not place.exists():
+            write_json_atomic(place, plain)
+            return
+        difference = describe_difference(read_json(place), plain)
+    if difference is not None:
+        raise WorkdirError(f"workdir {folder} holds another config's run: {difference}.")
+
+
+def describe_difference(there: Any, here: Any) -> str | None:
+    """`"optim.lr: there 0.1, here 0.2 (+3 more)"`, or None where the two are equal."""
+    flat_there, flat_here = _flatten(_canonical(there)), _flatten(_canonical(here))
+    keys = sorted(flat_there.keys() | flat_here.keys())
+    differing = [k for k in keys if flat_there.get(k, "absent") != flat_here.get(k, "absent")]
+    if not differing:
+        return None
+    first, more = differing[0], len(differing) - 1
+    there_text, here_text = flat_there.get(first, "absent"), flat_here.get(first, "absent")
+    suffix = f" (+{more} more)" if more else ""
+    return f"{first or 'top level'}: there {there_text}, here {here_text}{suffix}"
+
+
+def _flatten(obj: Any, where: str = "") -> dict[str, str]:
+    """Dotted key of every leaf and its JSON text."""
+    if isinstance(obj, dict) and obj:
+        items = [(f"{where}.{key}" if where else key, value) for key, value in obj.items()]
+    elif isinstance(obj, list) and obj:
+        items = [(f"{where}[{i}]", value) for i, value in enumerate(obj)]
+    else:
+        return {where: json.dumps(obj, ensure_ascii=False)}
+    return {key: text for name, value in items for key, text in _flatten(value, name).items()}
+
+
+def _canonical(plain: Any) -> Any:
+    """Plain JSON in which equal numbers are spelled alike: 1.0 as 1, -0.0 as 0."""
+    if isinstance(plain, dict):
+        return {key: _canonical(value) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [_canonical(value) for value in plain]
+    if isinstance(plain, float) and plain.is_integer():
+        return int(plain)
+    return plain
+
+
+@contextmanager
+def _locked(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+    """Holds an exclusive `flock` on the file `lock`, in which the holder leaves its name."""
+    try:
+        handle = open(lock, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, where the lock is released
+    except OSError as error:
+        raise WorkdirError(explain_os_error(error, lock)) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            raise WorkdirError(f"{what} is being run by {holder}; wait for it or stop it.") from error
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        handle.flush()
+        yield

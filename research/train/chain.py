@@ -1,0 +1,289 @@
+"""A chain of stages, each addressed by content: finished ones are read, unfinished ones go on, new ones start."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from models.config import ModelConfig
+from models.transformer import Params
+from research.algorithms.base import Algorithm, Network, Setting
+from research.algorithms.registry import objectives
+from research.config.checks import Tree
+from research.config.effects import is_policy
+from research.config.experiment import Experiment, Stage, make_model
+from research.core.checkpoint import restore_subtree
+from research.core.errors import ConfigError, WorkdirError
+from research.core.files import read_json, write_json_atomic
+from research.core.mesh import check_rows, make_mesh
+from research.core.stages import StageDir
+from research.core.state import abstract_state, policy_of, state_shardings
+from research.data.tokenizer import Tokenizer, load_tokenizer
+from research.environments.tool_use import ToolUse
+from research.tasks.sources import Sources
+from research.train.build import build, context_ids
+from research.train.offline import run_offline
+from research.train.online import run_online
+from research.train.session import StageResult, StageRun
+
+TOKENIZER, EXPERIMENT = "tokenizer.model", "experiment.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """One finished stage.
+
+    Attributes:
+      stage: its resolved config.
+      folder: where it is.
+      result: what it left: metrics, budget, curve.
+    """
+
+    stage: Stage
+    folder: StageDir
+    result: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ground:
+    """What all stages of an experiment stand on.
+
+    Attributes:
+      sources: the data, opened.
+      mesh: the devices.
+      models: static model descriptions by section, vocabulary included.
+      tools: what policies may call while they are sampled, if anything.
+    """
+
+    sources: Sources
+    mesh: Mesh
+    models: Mapping[str, ModelConfig]
+    tools: ToolUse | None = None
+
+
+def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
+    """Prepares the data, trains the tokenizer and checks that everything fits the devices, before any training.
+
+    Prepared data are addressed by content and shared by all runs of a working directory.
+
+    Raises:
+      ConfigError: rows or the model do not divide over the mesh.
+      DataError: a file or record cannot be used.
+    """
+    mesh = make_mesh(*experiment.mesh)
+    check_rows(mesh, "evaluation.batch_problems", experiment.evaluation.batch_problems)
+    for stage in experiment.stages:
+        if stage.online:
+            check_rows(mesh, f"{stage.name}.rollout.prompts_per_step", stage.rollout.prompts_per_step)
+        key = "rollout.prompts_per_step" if stage.online else "batch_size"
+        check_rows(mesh, f"{stage.name}.{key}", stage.rows, stage.micro_batches)
+    sources = Sources(experiment.data, workdir / "data")
+    models = {name: experiment.model_config(sources.tokenizer.vocab_size, name) for name in experiment.models}
+    for model in models.values():
+        state_shardings(model, mesh)
+    for stage in experiment.stages:
+        sources.versions(_kinds(stage))
+        try:
+            build(stage, sources.tokenizer)[0].check_model(models[stage.model])
+        except ValueError as error:
+            raise ConfigError(f"{stage.name}.objective.{stage.objective.name}.{error}") from error
+        _check_context(experiment, stage, sources.tokenizer)
+    tools = ToolUse(experiment.tools, sources.tokenizer) if experiment.tools.names else None
+    return Ground(sources, mesh, models, tools)
+
+
+def _check_context(experiment: Experiment, stage: Stage, tokenizer: Tokenizer) -> None:
+    """A teacher must be able to read its longer rows."""
+    if "teacher" not in stage.algorithm().roles:
+        return
+    how, extra = stage.rollout, len(context_ids(stage.data.context, tokenizer))
+    rows = how.max_prompt_length + how.max_new_tokens if stage.online else stage.length
+    teacher = next(other for other in experiment.stages if other.name == stage.roles.teacher)
+    limit = experiment.models[teacher.model]["max_length"]
+    if rows + extra > limit:
+        raise ConfigError(
+            f"{stage.name}.data.context: got {extra} tokens before rows of {rows}, expected at most "
+            f"{teacher.model}.max_length={limit} together"
+        )
+
+
+def run_chain(
+    experiment: Experiment,
+    workdir: Path,
+    *,
+    until: str = "",
+    ground: Ground | None = None,
+    label: str = "",
+) -> list[Finished]:
+    """Runs every stage of the experiment that is not finished yet, in order.
+
+    Args:
+      experiment: the resolved config.
+      until: only this stage and those whose results it needs; "" runs all.
+      workdir: holds `stages/` and `data/`.
+      ground: data, mesh and model, where the caller has laid them already.
+      label: goes before the stage's name on the progress bar.
+    """
+    ground = ground or lay_ground(experiment, workdir)
+    finished: dict[str, Finished] = {}
+    with jax.set_mesh(ground.mesh):
+        for stage in experiment.until(until) if until else experiment.stages:
+            folder = _open_folder(experiment, stage, workdir, ground, finished)
+            result = folder.result()
+            if result is None:
+                run = StageRun(
+                    stage=stage,
+                    folder=folder,
+                    model=ground.models[stage.model],
+                    mesh=ground.mesh,
+                    sources=ground.sources,
+                    evaluation=experiment.evaluation,
+                    sampler=experiment.sampler,
+                    result_of=partial(_load_result, dict(finished), ground),
+                    label=f"{label}{stage.name} ({stage.objective.name})",
+                    tools=ground.tools,
+                )
+                with folder.running():
+                    ground.sources.tokenizer.save(folder.path / TOKENIZER)
+                    write_json_atomic(folder.path / EXPERIMENT, {"stage": stage.name, **experiment.tree})
+                    result = (run_online if stage.online else run_offline)(run)
+            finished[stage.name] = Finished(stage, folder, result)
+    return list(finished.values())
+
+
+def _load_result(finished: Mapping[str, Finished], ground: Ground, name: str) -> StageResult:
+    """What a finished stage has trained, split over the mesh."""
+    done = finished[name]
+    model, layout = ground.models[done.stage.model], done.stage.algorithm().layout
+    state = abstract_state(model, ground.mesh, layout)
+    params = restore_subtree(done.folder.checkpoints, state.params).arrays
+    return StageResult(Network(params, model), layout)
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A trained model read back from a stage's folder, which holds all it takes.
+
+    Attributes:
+      params: its newest parameters.
+      model: static model description.
+      tokenizer: the one it was trained with.
+      mesh: the devices it lies on.
+      experiment: the config that it came from.
+      max_length: tokens that the model can read at most, prompt and completion together.
+    """
+
+    params: Params
+    model: ModelConfig
+    tokenizer: Tokenizer
+    mesh: Mesh
+    experiment: Tree
+    max_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedStage:
+    """What a stage's folder says of what it has trained; the parameters are read when asked for.
+
+    Attributes:
+      folder: <workdir>/stages/<name>-<hash>.
+      name: the stage's.
+      experiment: the config that it came from.
+      algorithm: what trained it; its layout says what the parameters are.
+      model: static model description.
+      tokenizer: the one it was trained with.
+      max_length: tokens that the model can read at most.
+    """
+
+    folder: Path
+    name: str
+    experiment: Tree
+    algorithm: Algorithm
+    model: ModelConfig
+    tokenizer: Tokenizer
+    max_length: int
+
+    def params(self, mesh: Mesh) -> Params:
+        """The newest parameters, split over the mesh; CheckpointError if there are none that can be read."""
+        state = abstract_state(self.model, mesh, self.algorithm.layout)
+        return restore_subtree(self.folder / "checkpoints", state.params).arrays
+
+
+def load_stage(folder: Path) -> TrainedStage:
+    """Reads a stage's folder but for its parameters.
+
+    Raises:
+      WorkdirError: the folder is not a stage's.
+      DataError: its tokenizer cannot be read.
+    """
+    for name in (EXPERIMENT, TOKENIZER):
+        if not (folder / name).exists():
+            raise WorkdirError(f"{folder}: is not the folder of a stage that has run, expected {name} in it")
+    experiment = read_json(folder / EXPERIMENT)
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    section = experiment[experiment["stage"]]
+    objective = objectives()[section["objective"]["name"]]
+    return TrainedStage(
+        folder=folder,
+        name=experiment["stage"],
+        experiment=experiment,
+        algorithm=objective.make(Setting(section["objective"][objective.name], False, 2, 1)),
+        model=make_model(experiment[section["model"]], tokenizer.vocab_size),
+        tokenizer=tokenizer,
+        max_length=experiment[section["model"]]["max_length"],
+    )
+
+
+def load_policy(folder: Path, mesh: Mesh | None = None) -> Policy:
+    """Loads the newest parameters of a policy's stage; without a mesh, all devices are replicas.
+
+    Raises:
+      WorkdirError: the folder is not a stage's, or holds no policy.
+      CheckpointError: it holds no readable checkpoint.
+    """
+    stage = load_stage(folder)
+    layout = stage.algorithm.layout
+    if not is_policy(stage.algorithm):
+        raise WorkdirError(f"{folder}: holds a {layout}, expected a policy, which can be sampled")
+    mesh = mesh or make_mesh(-1, 1, 1)
+    params = policy_of(stage.params(mesh), layout)
+    return Policy(params, stage.model, stage.tokenizer, mesh, stage.experiment, stage.max_length)
+
+
+def _open_folder(
+    experiment: Experiment, stage: Stage, workdir: Path, ground: Ground, finished: Mapping[str, Finished]
+) -> StageDir:
+    """The stage's folder: named by what its result is made of, and nothing else."""
+    identity: Tree = {
+        "stage": stage.identity,
+        "model": experiment.models[stage.model],
+        "mesh": dict(ground.mesh.shape),
+        "data": ground.sources.versions(_kinds(stage)),
+    }
+    if stage.samples:
+        identity["int8_cache"] = experiment.sampler.int8_cache
+        if ground.tools is not None:
+            identity["tools"] = ground.tools.version
+        if experiment.sampler.weights != "compute":
+            identity["weights"] = experiment.sampler.weights
+        identity["evaluation"] = {
+            "verifier": experiment.data["problems"]["verifier"],
+            "problems": ground.sources.problems.version,
+            **{key: value for key, value in experiment.tree["evaluation"].items() if key != "batch_problems"},
+        }
+    return StageDir.open(workdir, stage.name, identity, [finished[name].folder.hash for name in stage.inputs])
+
+
+def _kinds(stage: Stage) -> tuple[str, ...]:
+    """Which data a stage reads."""
+    kind = stage.objective.given
+    if stage.online or kind is None or kind == "chat":
+        return ("problems",)
+    if kind != "text":
+        return (kind,)
+    text = ("text",) if stage.data.text_weight > 0 else ()
+    return text + (("problems",) if stage.data.problems_weight > 0 else ())

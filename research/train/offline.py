@@ -1,0 +1,202 @@
+"""The loop over given data: pretraining, SFT, reward models, DPO and its family, process reward models."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from objectives.types import WeightedSum
+from research.algorithms.base import Algorithm
+from research.config.experiment import Stage
+from research.core.batch import (
+    Batch,
+    PreferenceBatch,
+    RankingBatch,
+    SequenceBatch,
+    StepBatch,
+    UnpairedBatch,
+    rows_of,
+)
+from research.data.examples import Records
+from research.data.feedback import (
+    ranking_batches,
+    ranking_eval_batches,
+    step_batches,
+    step_eval_batches,
+    unpaired_batches,
+    unpaired_eval_batches,
+)
+from research.data.pipelines import (
+    Pipeline,
+    preference_batches,
+    preference_eval_batches,
+    sft_batches,
+    sft_eval_batches,
+    text_eval_batches,
+    text_mixture_batches,
+)
+from research.evals.problems import problem_metrics
+from research.tasks.sources import Sources, View, terse, worked_text
+from research.train.session import Session, StageRun, due
+
+
+def run_offline(run: StageRun) -> dict[str, Any]:
+    """Runs a stage to its end, from wherever it was; returns its result."""
+    stage = run.stage
+    pipeline = training_batches(stage, run.sources)
+    with Session(run, iter(pipeline)) as session:
+        session.note.setdefault("data", dict(pipeline.report))
+        if stage.eval_every and not session.curve:
+            session.evaluate(0, partial(_evaluate, session))
+        for step in range(session.done + 1, stage.steps + 1):
+            batch = as_batch(stage, session.algorithm, next(session.data))
+            counts = count_tokens(batch)
+            metrics = session.update(session.prepare(batch, counts), counts)
+            session.log(step, metrics, tokens=counts["real_tokens"])
+            if due(step, stage.eval_every, stage.steps):
+                session.evaluate(step, partial(_evaluate, session))
+            session.save(step)
+        final: dict[str, float] = {}
+        session.evaluate(stage.steps, partial(_evaluate, session, final))
+        return session.finish(final)
+
+
+def training_batches(stage: Stage, sources: Sources) -> Pipeline:
+    """The endless, shuffled training data of an offline stage."""
+    tokenizer, kind = sources.tokenizer, stage.objective.given
+    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "seed": stage.seed}
+    shape["name"] = stage.name
+    if kind == "text":
+        parts: list[Any] = []
+        weights = []
+        if stage.data.text_weight > 0:
+            parts.append(sources.text.train)
+            weights.append(stage.data.text_weight)
+        if stage.data.problems_weight > 0:
+            parts.append(View(sources.problems.train, stage.data.limit, worked_text))
+            weights.append(stage.data.problems_weight)
+        return text_mixture_batches(parts, tokenizer, weights=weights, **shape)
+    if kind == "chat":
+        change = terse(stage.data.terse_fraction) if stage.data.terse_fraction else dict
+        records = View(sources.problems.train, stage.data.limit, change)
+        if "teacher" not in stage.algorithm().roles:
+            return sft_batches(records, tokenizer, packing=stage.data.packing, **shape)
+        return sft_batches(records, tokenizer, packing=False, bucket_lengths=(stage.length,), **shape)
+    return _judged_batches(stage, sources, train=True)
+
+
+def validation_batches(stage: Stage, sources: Sources) -> Pipeline:
+    """One ordered pass over held-out data of the same kind."""
+    tokenizer, kind = sources.tokenizer, stage.objective.given
+    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "name": stage.name}
+    if kind == "text":
+        if stage.data.text_weight > 0:
+            return text_eval_batches(sources.text.validation, tokenizer, **shape)
+        return text_eval_batches(View(sources.held_out, 0, worked_text), tokenizer, **shape)
+    if kind == "chat":
+        return sft_eval_batches(sources.held_out, tokenizer, **shape)
+    return _judged_batches(stage, sources, train=False)
+
+
+_JUDGED: Mapping[str, tuple[Callable[..., Pipeline], Callable[..., Pipeline]]] = {
+    "preferences": (preference_batches, preference_eval_batches),
+    "unpaired": (unpaired_batches, unpaired_eval_batches),
+    "steps": (step_batches, step_eval_batches),
+    "rankings": (ranking_batches, ranking_eval_batches),
+}
+"""The pipelines of each kind of judged data: for training, and one ordered pass."""
+
+
+def _judged_batches(stage: Stage, sources: Sources, *, train: bool) -> Pipeline:
+    kind = str(stage.objective.given)
+    found = sources.prepared(kind)
+    records: Records = found.train if train else found.validation
+    if kind in ("preferences", "steps") and stage.data.terse_fraction:
+        records = View(records, 0, terse(stage.data.terse_fraction))
+    shape: dict[str, Any] = {"length": stage.length, "name": stage.name}
+    if train:
+        shape["seed"] = stage.seed
+    if kind == "rankings":
+        shape["prompts_per_batch"] = stage.batch_size
+        shape["candidates"] = sources.section["rankings"]["candidates"]
+    else:
+        shape["batch_size"] = stage.batch_size
+    training, ordered = _JUDGED[kind]
+    return (training if train else ordered)(records, sources.tokenizer, **shape)
+
+
+def as_batch(stage: Stage, algorithm: Algorithm, arrays: Mapping[str, np.ndarray]) -> Batch:
+    """A pipeline's arrays as the algorithm's batch; rows that only fill it (no target at all) get weight 0."""
+    kind = stage.objective.given
+    if kind == "preferences":
+        pair = {side: _rows(arrays, f"{side}_") for side in ("chosen", "rejected")}
+        return PreferenceBatch(margins=arrays["margins"], soft_labels=arrays["soft_labels"], **pair)
+    if kind == "unpaired":
+        return UnpairedBatch(_rows(arrays), _rows(arrays, "kl_"), desirable=arrays["desirable"])
+    if kind == "steps":
+        return StepBatch(_rows(arrays), step_labels=arrays["step_labels"])
+    if kind == "rankings":
+        return RankingBatch(_rows(arrays), ranks=arrays["ranks"])
+    return algorithm.from_rows(_rows(arrays))
+
+
+def _rows(arrays: Mapping[str, np.ndarray], prefix: str = "") -> SequenceBatch:
+    loss_mask = arrays[f"{prefix}loss_mask"]
+    return SequenceBatch(
+        tokens=arrays[f"{prefix}tokens"],
+        loss_mask=loss_mask,
+        segment_ids=arrays[f"{prefix}segment_ids"],
+        positions=arrays[f"{prefix}positions"],
+        weights=loss_mask.any(axis=-1).astype(np.float32),
+    )
+
+
+def count_tokens(batch: Batch) -> dict[str, Any]:
+    """What an update on this host batch spends; see `Spending.trained`."""
+    target = real = context = 0
+    for rows in rows_of(batch):
+        used = rows.weights > 0
+        seen = rows.segment_ids[used] > 0
+        target += int(rows.loss_mask[used].sum())
+        real += int(seen.sum())
+        context += int(rows.positions[used][seen].sum())
+    return {"target_tokens": target, "real_tokens": real, "context": context / max(real, 1)}
+
+
+def _evaluate(session: Session, final: dict[str, float] | None = None) -> dict[str, float]:
+    """Validation loss and metrics and, where a policy is trained, the accuracy on held-out problems.
+
+    Returns a point of the learning curve; fills `final`, where given, with the final evaluation.
+    """
+    run = session.run
+    metrics = validation_metrics(session, validation_batches(run.stage, run.sources))
+    metrics["alarm/overfitting"] = overfitting([*session.curve, metrics])
+    if final is not None:
+        final.update(metrics)
+    if run.stage.samples:
+        metrics.update(problem_metrics(run, session.policy, final))
+    return metrics
+
+
+def overfitting(curve: Sequence[Mapping[str, float]]) -> float:
+    """1.0 where the validation loss has risen at each of the last two evaluations, else 0.0."""
+    losses = [point["eval/loss"] for point in curve if "eval/loss" in point]
+    return float(len(losses) >= 3 and losses[-1] > losses[-2] > losses[-3])
+
+
+def validation_metrics(session: Session, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Means over the first `eval_batches` batches of held-out data, divided once."""
+    stage = session.run.stage
+    sums: dict[str, WeightedSum] = {}
+    for index, arrays in enumerate(batches):
+        if index == stage.eval_batches:
+            break
+        batch = as_batch(stage, session.algorithm, arrays)
+        part = session.measure(session.prepare(batch, counts=None))
+        sums = part if not sums else {key: sums[key] + value for key, value in part.items()}
+    fetched = jax.device_get(sums)
+    return {
+        f"eval/{key}": float(value.total / max(float(value.count), 1e-8)) for key, value in fetched.items()
+    }

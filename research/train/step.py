@@ -1,0 +1,126 @@
+"""The pure steps of training: one preparation of a batch, one update on it, one evaluation of the loss.
+
+All are jitted once at module level; what is static is hashable (algorithm, model, micro-batches), what is
+a number is traced, so arms of an ablation that differ only in numbers share one compilation.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from models.config import ModelConfig
+from models.transformer import Params
+from objectives.types import WeightedSum
+from research.algorithms.base import Algorithm, Frozen
+from research.core.batch import Batch, split_batch
+from research.core.cpu import training_options
+from research.core.optim import OptimizerScalars, learning_rate_at, make_optimizer
+from research.core.state import TrainState
+
+_OPTIONS = training_options()
+
+
+class StepScalars(NamedTuple):
+    """Everything about a step that is a number.
+
+    Attributes:
+      optimizer: AdamW, schedule and clipping.
+      objective: the algorithm's own scalars by name (beta, clip_eps_low, temperature ...).
+    """
+
+    optimizer: OptimizerScalars
+    objective: dict[str, Float[Any, ""]]
+
+
+@partial(
+    jax.jit,
+    static_argnames=("algorithm", "config", "micro_batches"),
+    donate_argnames=("state",),
+    compiler_options=_OPTIONS,
+)
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    scalars: StepScalars,
+    frozen: Frozen | None = None,
+    *,
+    algorithm: Algorithm,
+    config: ModelConfig,
+    micro_batches: int = 1,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One optimizer step on a batch.
+
+    Totals, counts and gradients are summed over micro-batches and devices and divided once, so neither the
+    number of micro-batches nor the mesh changes the loss.
+
+    Returns:
+      The next state and scalar metrics: `loss`, `grad_norm` (before clipping), `learning_rate`, and the
+      algorithm's own, averaged with the same weights as the loss.
+    """
+
+    def objective(params: Params, part: Batch) -> tuple[Array, tuple[WeightedSum, dict[str, WeightedSum]]]:
+        loss, metrics = algorithm.loss(params, config, part, scalars.objective, frozen or Frozen())
+        return loss.total, (loss, metrics)
+
+    def gradient(params: Params, part: Batch) -> Any:
+        """In float32 whatever the parameters' dtype, so that small parts add up."""
+        grads, aux = jax.grad(objective, has_aux=True)(params, part)
+        return jax.tree.map(lambda g: g.astype(jnp.float32), grads), aux
+
+    if micro_batches == 1:
+        grads, (loss, sums) = gradient(state.params, batch)
+    else:
+        parts = split_batch(batch, micro_batches)
+        first = jax.tree.map(lambda x: x[0], parts)
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, state.params, first)
+        )
+
+        def add(carry: Any, part: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, carry, gradient(state.params, part)), None
+
+        (grads, (loss, sums)), _ = jax.lax.scan(add, zeros, parts)
+    grads = jax.tree.map(lambda g: g / jnp.maximum(loss.count, 1e-8), grads)
+    updates, opt_state = make_optimizer(scalars.optimizer, state.step).update(
+        grads, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    metrics = algorithm.summarize({name: value.mean() for name, value in sums.items()})
+    metrics["loss"] = loss.mean()
+    metrics["grad_norm"] = optax.tree.norm(grads)
+    metrics["learning_rate"] = learning_rate_at(state.step, scalars.optimizer)
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+@partial(jax.jit, static_argnames=("algorithm", "config"), compiler_options=_OPTIONS)
+def prepare_step(
+    params: Params,
+    batch: Batch,
+    objective_scalars: dict[str, Array],
+    frozen: Frozen | None = None,
+    *,
+    algorithm: Algorithm,
+    config: ModelConfig,
+) -> Batch:
+    """The global batch with all that is computed once on it: reference log-probs, values, advantages."""
+    prepared = algorithm.prepare(params, config, batch, objective_scalars, frozen or Frozen())
+    return jax.lax.stop_gradient(prepared)
+
+
+@partial(jax.jit, static_argnames=("algorithm", "config"), compiler_options=_OPTIONS)
+def eval_step(
+    params: Params,
+    batch: Batch,
+    objective_scalars: dict[str, Array],
+    frozen: Frozen | None = None,
+    *,
+    algorithm: Algorithm,
+    config: ModelConfig,
+) -> dict[str, WeightedSum]:
+    """Loss and metrics of a batch as sums, to be added over batches and divided once."""
+    loss, metrics = algorithm.loss(params, config, batch, objective_scalars, frozen or Frozen())
+    return {**metrics, "loss": loss}

@@ -1,0 +1,48 @@
+"""Results survive the way through JSON; damaged files are named."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from research.analysis.results import load_results, save_results
+from research.core.errors import DataError
+from tests.research.analysis.made_up import failed, results
+
+
+def test_round_trip(tmp_path):
+    runs = results()
+    runs[0] = dataclasses.replace(failed(runs[0]), metrics={"eval/loss": math.inf})
+    save_results(tmp_path / "results.json", runs)
+    assert load_results(tmp_path / "results.json") == runs
+    json.loads((tmp_path / "results.json").read_text(), parse_constant=lambda text: pytest.fail(text))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record.pop("seed"), "result 1: the keys .'seed'. are missing"),
+        (lambda record: record.update(color=1), "result 1: got unknown keys .'color'."),
+        (lambda record: record["budget"].pop("flops"), "result 1, budget: the keys .'flops'. are missing"),
+        (lambda record: record.update(status="lost"), "got status 'lost'"),
+    ],
+)
+def test_damaged_record_is_named(tmp_path, change, message):
+    path = tmp_path / "results.json"
+    records = [result.to_json() for result in results()[:2]]
+    change(records[1])
+    path.write_text(json.dumps(records))
+    with pytest.raises(DataError, match=message):
+        load_results(path)
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        load_results(tmp_path / "absent.json")
+    (tmp_path / "half.json").write_text('[{"arm":')
+    with pytest.raises(DataError, match="half.json: not JSON"):
+        load_results(tmp_path / "half.json")
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(DataError, match="expected a list"):
+        load_results(tmp_path / "other.json")

@@ -1,0 +1,231 @@
+"""Stages: a hash that means the same everywhere, folders nobody shares by mistake, whole files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from research.core import files
+from research.core.errors import WorkdirError
+from research.core.files import write_json_atomic, write_text_atomic
+from research.core.stages import StageDir, claim_workdir, stage_hash
+from research.core.versions import collect_versions, git_revision
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG: dict[str, Any] = {
+    "optim": {"lr": 3e-4, "betas": (0.9, 0.95), "warmup": 10},
+    "objective": "dpo",
+    "beta": 0.1,
+    "tie": True,
+    "name": "größe",
+    "seed": None,
+}
+
+
+# --- the hash ---
+
+
+def test_the_hash_is_the_same_on_every_machine_and_in_every_version() -> None:
+    """A change here orphans every stage that users have on disk: say so in CHANGELOG.md if it must happen."""
+    assert stage_hash(CONFIG, ["c0ffee", "corpus-1"]) == "5c27983f2c5c"
+    assert stage_hash({}, []) == "878ceba4c157"
+
+
+def test_the_hash_ignores_how_a_config_is_spelled() -> None:
+    spelled = json.loads(json.dumps(CONFIG))
+    spelled = dict(reversed(spelled.items()))
+    spelled["optim"]["warmup"] = 10.0
+    spelled["beta"] = 1e-1
+    assert stage_hash(spelled, ("a",)) == stage_hash(CONFIG, ["a"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"beta": 0.1000001}, {"tie": 1}, {"tie": "True"}, {"seed": 0}, {"extra": None}, {"optim": {"lr": 3e-4}}],
+)
+def test_the_hash_sees_every_difference(change: dict[str, Any]) -> None:
+    assert stage_hash(CONFIG | change, []) != stage_hash(CONFIG, [])
+
+
+def test_the_hash_sees_inputs_and_their_order() -> None:
+    hashes = {stage_hash(CONFIG, inputs) for inputs in ([], ["a"], ["a", "b"], ["b", "a"], ["ab"])}
+    assert len(hashes) == 5
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"optim": {"lr": float("nan")}}, r"config\.optim\.lr: got nan, expected a finite number"),
+        ({"optim": {"lr": {1: 2}}}, r"config\.optim\.lr: got the key 1, expected string keys"),
+        ({"path": [Path("a")]}, r"config\.path\[0\]: got a value of type \w*Path, expected what JSON"),
+    ],
+)
+def test_a_config_without_a_canonical_form_is_refused_by_key(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(WorkdirError, match=message):
+        stage_hash(config, [])
+
+
+# --- the folder ---
+
+
+def test_a_stage_is_found_again_with_its_result(tmp_path: Path) -> None:
+    stage = StageDir.open(tmp_path, "sft", CONFIG, ["abc"])
+    assert stage.path == tmp_path / "stages" / f"sft-{stage_hash(CONFIG, ['abc'])}"
+    assert stage.checkpoints == stage.path / "checkpoints"
+    with stage.running():
+        assert stage.result() is None
+        stage.finish({"loss": 0.5, "steps": 10})
+    again = StageDir.open(tmp_path, "sft", dict(reversed(CONFIG.items())), ["abc"])
+    assert again == stage
+    assert again.result() == {"loss": 0.5, "steps": 10}
+    assert json.loads((stage.path / "config.json").read_text()) == json.loads(json.dumps(CONFIG))
+    assert json.loads((stage.path / "inputs.json").read_text()) == ["abc"]
+    assert json.loads((stage.path / "versions.json").read_text()) == [collect_versions()]
+    assert StageDir.open(tmp_path, "sft", CONFIG, ["abd"]).result() is None
+
+
+def test_a_folder_that_disagrees_with_its_hash_is_refused(tmp_path: Path) -> None:
+    stage = StageDir.open(tmp_path, "sft", CONFIG)
+    (stage.path / "config.json").write_text(json.dumps(CONFIG | {"beta": 0.2}))
+    with pytest.raises(WorkdirError, match="disagrees with the hash .*: beta: there 0.2, here 0.1; delete"):
+        StageDir.open(tmp_path, "sft", CONFIG)
+    (stage.path / "config.json").write_text('{"beta": 0.')
+    with pytest.raises(WorkdirError, match="config.json: is not the JSON file that Temper wrote"):
+        StageDir.open(tmp_path, "sft", CONFIG)
+
+
+def test_processes_that_are_not_primary_write_nothing(tmp_path: Path) -> None:
+    stage = StageDir.open(tmp_path, "sft", CONFIG, primary=False)
+    with stage.running():
+        stage.finish({"loss": 0.5})
+    assert list(tmp_path.iterdir()) == []
+
+
+HOLD = """
+import json, sys
+from research.core.stages import StageDir
+with StageDir.open(sys.argv[1], "sft", json.loads(sys.argv[2])).running():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_run_the_same_stage_and_a_killed_one_lets_go(tmp_path: Path) -> None:
+    stage = StageDir.open(tmp_path, "sft", CONFIG)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path), json.dumps(CONFIG)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with (
+        pytest.raises(WorkdirError, match=f"sft-.* is being run by process {holder.pid} on "),
+        stage.running(),
+    ):
+        pytest.fail("the stage was run twice")
+    with StageDir.open(tmp_path, "sft", CONFIG | {"beta": 0.2}).running():
+        pass
+    holder.kill()
+    holder.communicate()
+    with stage.running():
+        pass
+
+
+# --- the working directory ---
+
+
+def test_a_workdir_belongs_to_one_config(tmp_path: Path) -> None:
+    claim_workdir(tmp_path / "run", CONFIG)
+    claim_workdir(tmp_path / "run", dict(reversed(CONFIG.items())))
+    other = {**CONFIG, "optim": {"lr": 1e-3, "betas": (0.9, 0.99)}, "tie": False}
+    with pytest.raises(WorkdirError) as caught:
+        claim_workdir(tmp_path / "run", other)
+    assert str(caught.value) == (
+        f"workdir {tmp_path}/run holds another config's run: optim.betas[1]: there 0.95, here 0.99 (+3 more)."
+    )
+    with pytest.raises(WorkdirError, match="optim.warmup: there 10, here absent"):
+        claim_workdir(tmp_path / "run", {**CONFIG, "optim": {"lr": 3e-4, "betas": (0.9, 0.95)}})
+
+
+def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkdirError, match="file: expected a folder, found a file"):
+        claim_workdir(tmp_path / "file", CONFIG)
+    with pytest.raises(WorkdirError, match="file/run: cannot be written"):
+        claim_workdir(tmp_path / "file" / "run", CONFIG)
+    with pytest.raises(WorkdirError, match="cannot be written"):
+        StageDir.open(tmp_path / "file", "sft", CONFIG)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_workdir_without_permission_is_one_sentence(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(WorkdirError, match="cannot be written .*choose a directory that you may write to"):
+        claim_workdir(tmp_path / "run", CONFIG)
+
+
+# --- atomic files ---
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def no_space(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    place = tmp_path / "done.json"
+    write_json_atomic(place, {"loss": 1})
+    monkeypatch.setattr(files.os, failing, no_space)
+    with pytest.raises(WorkdirError, match="done.json: no space left on the device"):
+        write_json_atomic(place, {"loss": 2})
+    assert json.loads(place.read_text()) == {"loss": 1}
+    assert os.listdir(tmp_path) == ["done.json"]
+
+
+def test_what_json_cannot_express_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(WorkdirError, match="done.json: cannot be written as JSON"):
+        write_json_atomic(tmp_path / "done.json", {"loss": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    write_text_atomic(tmp_path / "a.txt", "größe\n")
+    assert (tmp_path / "a.txt").read_bytes() == b"gr\xc3\xb6\xc3\x9fe\n"
+
+
+# --- versions ---
+
+
+def test_versions_name_the_packages_and_the_revision(tmp_path: Path) -> None:
+    versions = collect_versions(tmp_path)
+    assert {"jax", "jaxlib", "numpy", "orbax-checkpoint"} <= versions["packages"].keys()
+    assert (versions["git_revision"], versions["git_dirty"]) == ("unknown", None)
+    assert json.loads(json.dumps(versions)) == versions
+
+
+def test_the_revision_is_that_of_the_checkout_and_says_when_it_is_dirty(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.com"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    assert git_revision(tmp_path) == ("unknown", None)
+    (tmp_path / "a.py").write_text("")
+    git("add", "a.py")
+    git("commit", "-q", "-m", "first")
+    head = git("rev-parse", "HEAD")
+    assert git_revision(tmp_path) == (head, False)
+    (tmp_path / "a.py").write_text("1")
+    assert git_revision(tmp_path) == (head, True)
+    inside = tmp_path / "site-packages"
+    inside.mkdir()
+    assert git_revision(inside) == ("unknown", None)

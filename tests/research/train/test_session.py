@@ -1,0 +1,162 @@
+"""One stage's run from end to end: whose parameters the reference's are, what is spent, what an error costs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from research.evals import problems
+from research.rewards import verifiers
+from research.tasks.sources import View
+from research.train import online
+from research.train.session import Session
+from tests.research.train.chain import Shared
+
+pytestmark = pytest.mark.usefixtures("quick")
+G = 4
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, look: Callable[[Session, int, bool], None]) -> None:
+    """Calls `look(session, step, after)` around every iteration."""
+    iterate = online._iterate
+
+    def watched(session: Session, keeper: Any, step: int) -> Any:
+        look(session, step, False)
+        found = iterate(session, keeper, step)
+        look(session, step, True)
+        return found
+
+    monkeypatch.setattr(online, "_iterate", watched)
+
+
+def leaves(tree: Any) -> list[Any]:
+    return jax.tree.leaves(tree)
+
+
+def same(a: Any, b: Any) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+def logged(folder: Any) -> list[dict[str, Any]]:
+    """The metrics of each iteration."""
+    lines = (folder.path / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if "reward/mean" in record]
+
+
+def fail_on_odd(completion: str, answer: str) -> float:
+    if completion[-1:] in "13579":
+        raise RuntimeError("odd")
+    return verifiers.exact_answer(completion, answer)
+
+
+def with_verifier(monkeypatch: pytest.MonkeyPatch, verifier: Any) -> None:
+    monkeypatch.setattr(verifiers, "VERIFIERS", {**verifiers.VERIFIERS, "exact_answer": verifier})
+
+
+def test_reference_budget_and_errors_of_a_run(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamic sampling with a KL term, and a verifier that raises on odd answers while it pays."""
+    paying = False
+
+    def verifier(completion: str, answer: str) -> float:
+        return (fail_on_odd if paying else verifiers.exact_answer)(completion, answer)
+
+    start: list[Any] = []
+    drawn: list[int] = []
+
+    def look(session: Session, step: int, after: bool) -> None:
+        nonlocal paying
+        paying = not after
+        if step == 1 and not after:
+            reference = session.frozen().reference
+            assert reference is not None
+            shares = [a is b for a, b in zip(leaves(reference.params), leaves(session.policy), strict=True)]
+            assert all(shares), "a second copy before the first update"
+            start.append(jax.device_get(reference.params))
+        if after:
+            reference = session.frozen().reference
+            assert reference is not None and session.moved
+            assert not any(
+                a is b for a, b in zip(leaves(reference.params), leaves(session.policy), strict=True)
+            )
+            assert same(jax.device_get(reference.params), start[0]), "the reference moved"
+            assert not same(jax.device_get(session.policy), start[0]), "the policy did not"
+            assert session.frozen().reference is reference, "loaded once"
+            drawn.append(session.spent.completions_sampled)
+
+    watch(monkeypatch, look)
+    with_verifier(monkeypatch, verifier)
+    done = shared.run(
+        {
+            "rl.steps": 2,
+            "rl.seed": 5,
+            "rl.objective.grpo.beta": 0.1,
+            "rl.rollout.resample_rounds": 2,
+            "rl.reward.error_reward": -0.5,
+        }
+    )
+    metrics = logged(done.folder)
+    for record in metrics:
+        groups, rounds = record["dynamic_sampling/groups_drawn"], record["dynamic_sampling/rounds"]
+        assert groups == 8 * rounds and 1 <= rounds <= 3
+        assert record["frac_reward_zero_std"] == record["dynamic_sampling/groups_unfilled"] / 8
+        # At the first step the policy is its reference, and its log-probs are the sampler's.
+        assert abs(record["kl/reference"]) < 1e-3 or record["step"] > 1
+        assert record["sampler_trainer_gap"] < 1e-4
+    cost = [G * record["dynamic_sampling/groups_drawn"] for record in metrics]
+    assert drawn == list(np.cumsum(cost)), "what is drawn and thrown away is spent too"
+    assert done.result["budget"]["completions_sampled"] == drawn[-1]
+    errors = done.result["note"]["verifier_errors"]
+    assert 0 < len(errors) <= 20 and errors[0]["source"] == "verifier" and "odd" in errors[0]["error"]
+    rewards = {
+        record["reward"]
+        for record in map(json.loads, (done.folder.path / "samples.jsonl").read_text("utf-8").splitlines())
+    }
+    assert rewards <= {1.0, 0.0, -0.5} and sum(record["reward/verifier_errors"] for record in metrics) > 0
+
+
+def test_a_verifier_that_raises_in_an_evaluation_costs_one_sample(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_verifier(monkeypatch, fail_on_odd)
+    sources = shared.ground.sources
+    spec: Any = SimpleNamespace(samples_per_prompt=2)
+
+    def sampled(_params: Any, prompts: Any, *_args: Any, **_how: Any) -> problems.Decoded:
+        B = 2 * len(prompts["prompt_id"])
+        arrays: Any = SimpleNamespace(lengths=np.full(B, 3), tokens=np.zeros((B, 3), np.int32))
+        return problems.Decoded(arrays, ["#### 7", "#### 8"] * (B // 2), np.ones(B, bool), {})
+
+    monkeypatch.setattr(problems, "sample_prompts", sampled)
+    found = problems.score_problems(
+        None,  # type: ignore[arg-type]
+        View(sources.held_out, 4),
+        spec,
+        None,  # type: ignore[arg-type]
+        model=None,  # type: ignore[arg-type]
+        mesh=None,
+        tokenizer=sources.tokenizer,
+        batch_problems=4,
+        max_prompt_length=32,
+        verifier="exact_answer",
+        ks=(1, 2),
+    )
+    assert not any(problem.correct[0] for problem in found.problems)
+
+
+@pytest.mark.parametrize("objective", ["grpo", pytest.param("dpo", marks=pytest.mark.slow)])
+def test_nothing_is_compiled_after_the_second_iteration(
+    shared: Shared, tmp_path: Path, objective: str
+) -> None:
+    """The first has a fresh state, the second one whose shardings are spelled as an update leaves them."""
+    changes = {"rl.objective.name": objective, "rl.steps": 4, "rl.log_every": 1, "rl.seed": 11}
+    jax.clear_caches()  # other tests may have compiled the same programs in this process
+    folder = shared.run(changes, shared.copy(tmp_path)).folder
+    lines = (folder.path / "performance.jsonl").read_text("utf-8").splitlines()
+    counts = [json.loads(line)["compilations"] for line in lines]
+    assert len(counts) == 4 and counts[0] > 0
+    assert counts[1] == counts[2] == counts[3]
