@@ -1,0 +1,229 @@
+"""Components by reference: what a config names is a short name, `package.module:attribute` or `file.py:attribute`.
+
+A module of Temper offers components by short name in `PROVIDES`: kind -> name -> component. Nothing else lists them:
+all modules of the kind's package are read. A component may be a function, or a frozen dataclass whose `key` fields are
+its options (`make` fills them); an objective carries its options in a mapping. Options are found in the config beside
+the key that names the component, in a section of the component's name.
+"""
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from research.config.schema import Key, Kind, keys_of, short
+from research.core.errors import ConfigError
+
+PACKAGES: Mapping[Kind, str] = MappingProxyType(
+    {
+        "objective": "research.algorithms",
+        "reward": "research.rewards",
+        "task": "research.tasks",
+        "transform": "research.tasks",
+        "evaluator": "research.evals",
+        "tool": "research.environments",
+        "environment": "research.environments",
+        "optimizer": "research.core",
+        "schedule": "research.core",
+    }
+)
+"""Where the components of each kind live that have short names."""
+
+ROOMS = ("research", "models", "objectives", "launch", "experiments")
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """What a reference in a config stands for.
+
+    Attributes:
+      kind, reference: what the config says.
+      name: short, for logs, and the name of the section that holds its options.
+      target: the function, class or object.
+      source: SHA-256 of its source code, comments and docstrings left out; part of what it computes for.
+    """
+
+    kind: Kind
+    reference: str
+    name: str
+    target: Any
+    source: str
+
+    @property
+    def options(self) -> Mapping[str, Key]:
+        """The keys that its section may have."""
+        return keys_of(self.target)
+
+    def make(self, options: Mapping[str, Any]) -> Any:
+        """The component with its options filled in: an instance of a class, anything else as it is."""
+        return self.target(**options) if isinstance(self.target, type) else self.target
+
+
+def find(kind: Kind, reference: str, where: str) -> Component:
+    """The component that a config names.
+
+    Args:
+      kind: what it must be.
+      reference: a short name, `package.module:attribute` or `path/to/file.py:attribute`.
+      where: the config key, for errors.
+
+    Raises:
+      ConfigError: no such name, file, module or attribute, or a file that cannot be run.
+    """
+    place, colon, attribute = reference.rpartition(":")
+    if not colon:
+        known = provided(kind)
+        if reference not in known:
+            near = difflib.get_close_matches(reference, known, n=1)
+            hint = f"; the nearest is {near[0]}" if near else ""
+            raise ConfigError(
+                f"{where}: got {short(reference)}, expected one of {', '.join(sorted(known))}, module:attribute or "
+                f"file.py:attribute{hint}"
+            )
+        module, target = known[reference]
+        return Component(kind, reference, reference, target, source_hash(module))
+    module = _load_file(Path(place), where) if place.endswith(".py") else _load_module(place, where)
+    target = vars(module).get(attribute)
+    if target is None:
+        listed = ", ".join(sorted(n for n, v in vars(module).items() if _offered(module, n, v))) or "nothing"
+        raise ConfigError(f"{where}: {place} has no {attribute!r}, expected one of: {listed}")
+    name = getattr(target, "name", None)
+    return Component(
+        kind, reference, name if isinstance(name, str) else attribute, target, source_hash(module)
+    )
+
+
+def provided(kind: Kind) -> dict[str, tuple[ModuleType, Any]]:
+    """Short name -> (module, component) of everything that the kind's package offers.
+
+    Raises:
+      ConfigError: two modules offer the same name.
+    """
+    found: dict[str, tuple[ModuleType, Any]] = {}
+    package = importlib.import_module(PACKAGES[kind])
+    for info in sorted(pkgutil.walk_packages(package.__path__, f"{package.__name__}."), key=lambda i: i.name):
+        path = Path(*info.name.split(".")[1:])
+        file = Path(package.__path__[0]).parent / (
+            path / "__init__.py" if info.ispkg else path.with_suffix(".py")
+        )
+        if "\nPROVIDES" not in file.read_text(encoding="utf-8"):  # spares the import of all others
+            continue
+        module = importlib.import_module(info.name)
+        for name, target in module.PROVIDES.get(kind, {}).items():
+            if name in found:
+                raise ConfigError(
+                    f"{kind} {name!r}: is offered by {found[name][0].__name__} and {module.__name__}"
+                )
+            found[name] = (module, target)
+    return found
+
+
+def source_hash(module: ModuleType) -> str:
+    """SHA-256 of a module's code and, for a user's own, of the modules beside it that it imports.
+
+    Comments, docstrings and formatting do not count.
+    """
+    assert module.__file__ is not None
+    own = module.__name__.split(".")[0] in ROOMS
+    files = [Path(module.__file__)] if own else sorted(_with_neighbours(Path(module.__file__)))
+    parts = [ast.dump(_without_docstrings(ast.parse(file.read_text(encoding="utf-8")))) for file in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _with_neighbours(file: Path) -> set[Path]:
+    """A file and those in its folder that it imports, directly or not."""
+    found, waiting = set(), [file.resolve()]
+    while waiting:
+        current = waiting.pop()
+        if current in found:
+            continue
+        found.add(current)
+        for name in _imports(ast.parse(current.read_text(encoding="utf-8"))):
+            path = current.parent.joinpath(*name.split("."))
+            waiting += [p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()]
+    return found
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from [node.module] if node.module else []
+            yield from (".".join(filter(None, (node.module, alias.name))) for alias in node.names)
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:]
+    return tree
+
+
+def _load_module(name: str, where: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # noqa: BLE001 - a user's module may raise anything
+        raise ConfigError(f"{where}: {name} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _load_file(path: Path, where: str) -> ModuleType:
+    """Runs a file as a module; an unchanged one only once in a process, an edited one anew."""
+    try:
+        path = path.resolve()
+        content = path.read_bytes()
+        digest = hashlib.sha256(str(path).encode() + b"\0" + content).hexdigest()[:12]
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"{where}: {short(str(path))}: cannot be read ({reason})") from error
+    name = f"{path.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses look their module up
+    sys.path.insert(0, str(path.parent))  # it may import its neighbours, as a script may
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # noqa: BLE001 - a user's file may raise anything
+        del sys.modules[name]
+        raise ConfigError(
+            f"{where}: {path.name}: {_where_raised(error, path)}{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _where_raised(error: Exception, path: Path) -> str:
+    """ "line 12: " of the file that raised, where it is known."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f"line {error.lineno}: "
+    lines, trace = [], error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            lines.append(trace.tb_lineno)
+        trace = trace.tb_next
+    return f"line {lines[-1]}: " if lines else ""
+
+
+def _offered(module: ModuleType, name: str, value: Any) -> bool:
+    """Whether a module itself defines something that could be a component."""
+    return (
+        not name.startswith("_") and callable(value) and getattr(value, "__module__", None) == module.__name__
+    )
