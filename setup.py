@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 TOOLS = ["bm25s>=0.3", "jsonschema>=4.23"]
 CONSTRAINED = ["llguidance>=1.9"]
 INT8 = ["qwix>=0.1.8"]
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "setuptools>=77", *TOOLS, *CONSTRAINED, *INT8]
+WANDB = ["wandb>=0.20"]
+TEST = ["pytest>=8", "pytest-xdist>=3.5", "setuptools>=77", *TOOLS, *CONSTRAINED, *INT8, *WANDB]
 
 setup(
     name="temper",
@@ -49,6 +50,7 @@ setup(
         "tools": TOOLS,
         "constrained": CONSTRAINED,
         "int8": INT8,
+        "wandb": WANDB,
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
     },

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,6 +34,23 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class StageUse:
+    """One stage of a run.
+
+    Attributes:
+      name: as in the config.
+      folder: where it lies, relative to the working directory.
+      seconds: wall-clock time, measured when it was run.
+      reused: whether it was read from disk, because another run had made it.
+    """
+
+    name: str
+    folder: str
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True)
 class RunResult:
     """One arm at one seed.
 
@@ -42,12 +59,16 @@ class RunResult:
       seed: its seed; runs of the same seed are paired across arms.
       status: "finished", or "failed" with `error`.
       metrics: final evaluation.
-      budget: what it cost.
+      budget: what the compared stage cost.
       curve: evaluations on the way: "step", "tokens_spent" (sampled + trained so far) and metrics.
       error: one line saying why the run failed.
       overrides: dotted config keys that the arm sets, with their values.
       config_text: the resolved config of this run.
-      run_dir: where its files are.
+      run_dir: the compared stage's folder, or a failed run's traceback, relative to the working directory.
+      grid: dotted config key -> value where the arm is a point of a grid; else empty.
+      stages: the run's stages in order, as far as it came; the compared one is the last.
+      evaluation: identity of the evaluation that measured `metrics`; "" if unknown.
+      curve_evaluation: identity of the one that measured `curve`; "" if unknown.
     """
 
     arm: str
@@ -60,6 +81,10 @@ class RunResult:
     overrides: dict[str, object]
     config_text: str
     run_dir: str
+    grid: Mapping[str, Any] = field(default_factory=dict)
+    stages: tuple[StageUse, ...] = ()
+    evaluation: str = ""
+    curve_evaluation: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A dict that strict JSON can express; non-finite numbers become strings as in `research.core.metrics`."""
@@ -67,7 +92,7 @@ class RunResult:
 
     @classmethod
     def from_json(cls, record: dict[str, Any], source: str) -> "RunResult":
-        """The inverse of `to_json`.
+        """The inverse of `to_json`; fields with defaults may be missing, as in files of older versions.
 
         Args:
           record: what `to_json` returned.
@@ -86,6 +111,10 @@ class RunResult:
         fields["metrics"] = _numbers(record["metrics"])
         fields["budget"] = Budget(**_numbers(record["budget"]))
         fields["curve"] = [_numbers(point) for point in record["curve"]]
+        stages = record.get("stages", [])
+        for stage in stages:
+            _check_keys(StageUse, stage, f"{source}, stages")
+        fields["stages"] = tuple(StageUse(**_numbers(stage)) for stage in stages)
         return cls(**fields)
 
 
@@ -133,12 +162,14 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_keys(kind: type, record: Any, source: str) -> None:
-    expected = {field.name for field in dataclasses.fields(kind)}
+    fields = dataclasses.fields(kind)
+    expected = {f.name for f in fields}
+    optional = {f.name for f in fields if (f.default, f.default_factory) != (dataclasses.MISSING,) * 2}
     if not isinstance(record, dict):
         raise DataError(
             f"{source}: got a {type(record).__name__}, expected an object with keys {sorted(expected)}."
         )
-    if missing := sorted(expected - set(record)):
+    if missing := sorted(expected - optional - set(record)):
         raise DataError(f"{source}: the keys {missing} are missing.")
     if unknown := sorted(set(record) - expected):
         raise DataError(f"{source}: got unknown keys {unknown}, expected {sorted(expected)}.")

@@ -1,11 +1,11 @@
-"""What a run records: metrics, performance figures and samples as JSON lines, and the same for TensorBoard.
+"""What a run records, as JSON lines: metrics, performance figures and samples.
 
     metrics.jsonl      {"step": 10, "loss": 1.25, ...}     deterministic: an interrupted and resumed run ends
                                                            with the bytes of an uninterrupted one
     performance.jsonl  {"step": 10, "seconds": 3.1, ...}   wall-clock figures, which differ from run to run
     samples.jsonl      {"step": 10, "prompt": "...", ...}  what the model wrote; deterministic too
-    tb/                TensorBoard event files of the first two
 
+The first two also go to the run's sinks (`research.core.sinks`): TensorBoard, Weights & Biases.
 Numbers are written by `repr`, which Python reads back to the same float64. JSON has no NaN and no infinity,
 so these three are written as the strings "NaN", "Infinity" and "-Infinity"; `load_metrics` turns them back.
 """
@@ -14,7 +14,6 @@ import io
 import json
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,12 +21,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from research.core.errors import DataError, WorkdirError
 from research.core.files import explain_os_error
+from research.core.sinks import Sink
 
 METRICS, PERFORMANCE, SAMPLES = "metrics.jsonl", "performance.jsonl", "samples.jsonl"
 FILES = (METRICS, PERFORMANCE, SAMPLES)
@@ -91,7 +88,7 @@ def load_metrics(path: Path | str) -> list[dict[str, float]]:
 
 
 class MetricsWriter:
-    """Appends to the files above; every record is handed to the operating system at once.
+    """Appends to the files above and to the sinks; every record is handed to the operating system at once.
 
     A new run: `MetricsWriter(directory)`. A resumed run: `MetricsWriter(directory, offsets=...)` with what
     `offsets()` returned when the checkpoint was taken; what was written after it is cut off. A run that was
@@ -99,40 +96,41 @@ class MetricsWriter:
     On several hosts, only process 0 may have a writer.
     """
 
-    def __init__(self, directory: Path | str, *, offsets: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        offsets: Mapping[str, int] | None = None,
+        sinks: Sequence[Sink] = (),
+    ) -> None:
         """Opens the files.
 
         Args:
           directory: where they are; created if need be.
           offsets: byte size of each file at the checkpoint that the run resumes from; None for a new run.
+          sinks: get the same numbers; closed with the writer.
 
         Raises:
           WorkdirError: the directory holds another run's records (new run); a file is missing, shorter than
             at the checkpoint, or has no line end there (resumed run); or the directory cannot be written.
         """
-        self.directory = Path(directory)
+        self.directory, self.sinks = Path(directory), tuple(sinks)
         _check_offsets(self.directory, offsets)
         self._handles: dict[str, BinaryIO] = {}
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            (self.directory / "tb").mkdir(exist_ok=True)
             for name in FILES:
                 handle = open(self.directory / name, "ab")  # noqa: SIM115 (closed by close())
                 self._handles[name] = handle
                 if offsets is not None:
                     handle.truncate(offsets[name])
                     handle.seek(0, io.SEEK_END)
-            # Synchronous: SummaryWriter's thread would swallow a full disk and then hang on its queue.
-            self._tb = EventsWriter(str(self.directory / "tb" / "events"), f".{time.time_ns()}")
-            if offsets is not None:
-                first = 1 + max(_last_step(self.directory / name) for name in (METRICS, PERFORMANCE))
-                again = SessionLog(
-                    status=SessionLog.START
-                )  # TensorBoard hides earlier events from this step on
-                self._tb.write_event(Event(wall_time=time.time(), step=first, session_log=again))
-            self._tb.flush()
         except OSError as error:
             raise WorkdirError(explain_os_error(error, error.filename or self.directory)) from error
+        if offsets is not None:
+            first = 1 + max(_last_step(self.directory / name) for name in (METRICS, PERFORMANCE))
+            for sink in self.sinks:
+                sink.restart(first)
 
     def write(self, step: int, metrics: Mapping[str, ArrayLike]) -> None:
         """Appends deterministic metrics; put wall-clock figures into `write_performance`.
@@ -172,10 +170,11 @@ class MetricsWriter:
         return sizes
 
     def close(self) -> None:
-        """Closes the files; a writer that is closed cannot be used again."""
+        """Closes the files and the sinks; a writer that is closed cannot be used again."""
         for handle in self._handles.values():
             handle.close()
-        self._tb.close()
+        for sink in self.sinks:
+            sink.close()
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -188,12 +187,8 @@ class MetricsWriter:
     def _write_scalars(self, name: str, step: int, metrics: Mapping[str, ArrayLike]) -> None:
         numbers = {key: _number(key, metrics[key]) for key in sorted(metrics)}
         self._append(name, [{"step": int(step), **encode_numbers(numbers)}])
-        try:
-            values = [Summary.Value(tag=key, simple_value=value) for key, value in numbers.items()]
-            self._tb.write_event(Event(wall_time=time.time(), step=int(step), summary=Summary(value=values)))
-            self._tb.flush()
-        except OSError as error:
-            raise WorkdirError(explain_os_error(error, self.directory / "tb")) from error
+        for sink in self.sinks:
+            sink.write(int(step), numbers)
 
     def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)

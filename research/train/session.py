@@ -20,6 +20,7 @@ from research.core.errors import CheckpointError
 from research.core.mesh import to_device
 from research.core.metrics import FILES, MetricsWriter
 from research.core.progress import Progress
+from research.core.sinks import make_sinks
 from research.core.stages import StageDir
 from research.core.state import (
     Layout,
@@ -150,7 +151,9 @@ class Session:
                     f"{run.folder.checkpoints}: holds step {self.done}, expected at most {run.stage.steps}"
                 )
         self.moved = self.done > 0  # whether the policy has left the parameters that the stage started from
-        self.writer = MetricsWriter(run.folder.path, offsets=offsets)
+        workdir = run.folder.path.parent.parent
+        sinks = make_sinks(("tensorboard",), workdir, run.label, identity=run.folder.hash)
+        self.writer = MetricsWriter(run.folder.path, offsets=offsets, sinks=sinks)
         self.progress = Progress(run.label, run.stage.steps, initial=self.done)
         self._compiled = CompilationCounter()
         self._tick = time.monotonic()

@@ -7,7 +7,6 @@ import os
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from research.core.errors import DataError, WorkdirError
 from research.core.metrics import FILES, MetricsWriter, load_jsonl, load_metrics
@@ -22,18 +21,6 @@ def _record(writer: MetricsWriter, step: int) -> None:
 
 def _bytes(directory) -> dict[str, bytes]:
     return {name: (directory / name).read_bytes() for name in FILES}
-
-
-def _events(directory) -> list[Event]:
-    """All TensorBoard events in order of writing: length (8 bytes), checksum (4), data, checksum (4)."""
-    events = []
-    for path in sorted((directory / "tb").iterdir(), key=lambda path: path.name.rsplit(".", 1)[1]):
-        data = path.read_bytes()
-        while data:
-            length = int.from_bytes(data[:8], "little")
-            events.append(Event.FromString(data[12 : 12 + length]))
-            data = data[16 + length :]
-    return events
 
 
 def test_interrupted_run_ends_with_the_same_bytes(tmp_path):
@@ -149,17 +136,35 @@ def test_full_disk_names_the_file(tmp_path):
         writer.write(0, {"loss": 1.0})
 
 
-def test_tensorboard_holds_the_scalars_and_hides_what_is_done_again(tmp_path):
-    with MetricsWriter(tmp_path) as writer:
-        writer.write(0, {"loss": 2.0})
+class Remembering:
+    """A sink that keeps what it gets."""
+
+    def __init__(self):
+        self.got = []
+
+    def write(self, step, values):
+        self.got.append((step, dict(values)))
+
+    def restart(self, step):
+        self.got.append((step, "restart"))
+
+    def close(self):
+        self.got.append("closed")
+
+
+def test_sinks_get_every_number_of_the_files_and_are_told_where_a_resumed_run_goes_on(tmp_path):
+    sink = Remembering()
+    with MetricsWriter(tmp_path, sinks=[sink]) as writer:
+        _record(writer, 0)
         offsets = writer.offsets()
-        writer.write(1, {"loss": 1.0})
-    with MetricsWriter(tmp_path, offsets=offsets) as writer:
-        writer.write(1, {"loss": 1.0})
-    events = _events(tmp_path)
-    scalars = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
-    assert scalars == [(0, "loss", 2.0), (1, "loss", 1.0), (1, "loss", 1.0)]
-    assert [event.step for event in events if event.session_log.status == SessionLog.START] == [1]
+        _record(writer, 1)
+    rows = load_metrics(tmp_path / "metrics.jsonl") + load_metrics(tmp_path / "performance.jsonl")
+    expected = {(row.pop("step"), tuple(sorted(row.items()))) for row in rows}
+    assert {(step, tuple(sorted(values.items()))) for step, values in sink.got[:-1]} == expected
+    assert sink.got[-1] == "closed"
+    again = Remembering()
+    MetricsWriter(tmp_path, offsets=offsets, sinks=[again]).close()
+    assert again.got == [(1, "restart"), "closed"]
 
 
 def test_reader_leaves_out_a_half_written_line_and_names_a_bad_one(tmp_path):
