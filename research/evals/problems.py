@@ -21,12 +21,13 @@ from research.environments.turns import RowTurns
 from research.evals.exact_match import Completion, Evaluation, Problem, score_completions
 from research.evals.judge import make_judge
 from research.evals.passk import Values, majority_at_k
-from research.rewards.verifiers import extract_final_answer, get_verifier
+from research.rewards.verifiers import get_verifier
 from research.rewards.verify import score_safely
 from research.sampling.engine import Look, sample_refilled
 from research.sampling.methods import SamplingMethod
 from research.sampling.sampler import sample
 from research.sampling.types import STOPPED, Completions, EngineSpec, Prompts, SamplerScalars, SamplerSpec
+from research.tasks.answers import extract_final_answer
 from research.tasks.sources import View, answer_of, question_of
 from research.train.session import StageRun
 

@@ -1,45 +1,22 @@
 """Rewards that check an answer instead of guessing at it. Verifiers take any text and never raise on it."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
 
 from research.core.errors import ConfigError, DataError
+from research.tasks.answers import MARK, extract_final_answer, matches
 
 # (completion, answer) -> reward
 Verifier = Callable[[str, str], float]
 
-_MARK = "#### "
 _LARGEST = float(np.finfo(np.float32).max)
-_NUMBER = re.compile(r"([+-]?)([0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.([0-9]*))?")
-
-
-def extract_final_answer(text: str) -> str | None:
-    """What follows the last "#### ", to the end of its line, in canonical form; None where there is none."""
-    _, mark, tail = text.rpartition(_MARK)
-    answer = canonical_answer(tail.split("\n", 1)[0]) if mark else ""
-    return answer or None
-
-
-def canonical_answer(text: str) -> str:
-    """One spelling per number ("$1,200.50", "+1200.5" and "01200.500." are "1200.5"); other text trimmed."""
-    text = text.strip().removeprefix("$").removesuffix(".")
-    number = _NUMBER.fullmatch(text)
-    if number is None:
-        return text
-    sign, whole, fraction = number.groups()
-    whole = whole.replace(",", "").lstrip("0") or "0"
-    fraction = (fraction or "").rstrip("0")
-    value = f"{whole}.{fraction}" if fraction else whole
-    return f"-{value}" if sign == "-" and value != "0" else value
 
 
 def exact_answer(completion: str, answer: str) -> float:
     """1 if the completion's final answer equals `answer` (itself bare, or a solution ending in "#### N")."""
-    expected = extract_final_answer(answer) or canonical_answer(answer)
-    return float(extract_final_answer(completion) == expected)
+    return float(matches(completion, answer))
 
 
 def final_line(completion: str, answer: str) -> float:  # noqa: ARG001 - every verifier has this signature
@@ -49,7 +26,7 @@ def final_line(completion: str, answer: str) -> float:  # noqa: ARG001 - every v
     learned.
     """
     last = completion.rstrip().rpartition("\n")[2]
-    return float(last.startswith(_MARK) and extract_final_answer(last) is not None)
+    return float(last.startswith(MARK) and extract_final_answer(last) is not None)
 
 
 VERIFIERS: Mapping[str, Verifier] = MappingProxyType({"exact_answer": exact_answer, "final_line": final_line})

@@ -8,35 +8,11 @@ import pytest
 from research.core.errors import ConfigError, DataError
 from research.rewards.verifiers import (
     VERIFIERS,
-    canonical_answer,
     exact_answer,
-    extract_final_answer,
     final_line,
     get_verifier,
     score,
 )
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("3+4=7\n#### 7", "7"),
-        ("#### 1\nno, wait\n#### 2", "2"),
-        ("#### 1,200", "1200"),
-        ("#### $1,200.50.\nmore", "1200.5"),
-        ("#### -0", "0"),
-        ("#### +007.0", "7"),
-        ("#### 1,2", "1,2"),
-        ("#### blue", "blue"),
-        ("####7", None),
-        ("####", None),
-        ("#### ", None),
-        ("the answer is 7", None),
-        ("", None),
-    ],
-)
-def test_final_answer(text, answer):
-    assert extract_final_answer(text) == answer
 
 
 @pytest.mark.parametrize(
@@ -73,7 +49,6 @@ def test_junk_never_raises():
         for verifier in VERIFIERS.values():
             assert verifier(text, text) in (0.0, 1.0)
     assert exact_answer("#### " + "9" * 100_000, "nan") == 0.0
-    assert canonical_answer("1e999999999") == "1e999999999"
 
 
 def test_registry_is_closed_and_immutable():
