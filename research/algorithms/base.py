@@ -15,11 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from models.config import ModelConfig
-from models.heads import scorer_outputs
-from models.logprobs import TokenLogps, token_logps
-from models.transformer import Params, forward
+from models.transformer import Params
 from objectives.types import WeightedSum
 from research.core.batch import Batch, RolloutBatch, SequenceBatch
+from research.core.network import Network
 from research.core.state import Layout
 
 DataKind = Literal["text", "chat", "preferences", "rankings", "unpaired", "steps"]
@@ -33,18 +32,6 @@ Read = Literal["correct", "rewards", "steps", "scale"]
 Scalars = dict[str, Float[Any, ""]]
 Summed = tuple[WeightedSum, dict[str, WeightedSum]]
 """Total and count of a loss, and of each metric."""
-
-
-class Network(flax.struct.PyTreeNode):
-    """A frozen model.
-
-    Attributes:
-      params: in the layout of its role: a policy's, or a scorer's {trunk, head}.
-      config: static model description.
-    """
-
-    params: Params
-    config: ModelConfig = flax.struct.field(pytree_node=False)
 
 
 class Frozen(flax.struct.PyTreeNode):
@@ -262,41 +249,6 @@ class Objective:
     reads: Callable[[Mapping[str, Any]], frozenset[Read]] = lambda _options: frozenset({"rewards"})
     least_prompts: int = 1
     untruncated: bool = False
-
-
-def batch_logps(
-    params: Params,
-    config: ModelConfig,
-    rows: SequenceBatch,
-    temperature: float | Array = 1.0,
-    *,
-    all_targets: bool = False,
-) -> TokenLogps:
-    """Teacher-forced log-probs of a SequenceBatch's targets; 0 elsewhere.
-
-    Where (nearly) `all_targets` of the rows count, it costs more to look for the others than to score them.
-    """
-    return token_logps(
-        params,
-        config,
-        rows.tokens,
-        rows.positions,
-        rows.segment_ids,
-        temperature=temperature,
-        first=rows.first_target,
-        needed_BT=None if all_targets else rows.loss_mask,
-        group=rows.group,
-    )
-
-
-def row_states(params: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T D"]:
-    """Hidden states after reading each token of a SequenceBatch."""
-    return forward(params, config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)
-
-
-def row_outputs(scorer: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T O"]:
-    """A scorer's outputs after reading each token of a SequenceBatch."""
-    return scorer_outputs(scorer, config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)
 
 
 def sequence_rows(rollouts: Rollouts, rows: np.ndarray | None, weights: np.ndarray) -> SequenceBatch:

@@ -26,13 +26,13 @@ from research.algorithms.base import (
     Summed,
     choice,
     number,
-    row_states,
     sequence_rows,
     static_number,
     used_mask,
 )
 from research.algorithms.context import teacher_rows
 from research.core.batch import DistillBatch, SequenceBatch
+from research.core.network import row_states
 
 
 @dataclasses.dataclass(frozen=True)

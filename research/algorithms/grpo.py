@@ -35,7 +35,6 @@ from research.algorithms.base import (
     Scalars,
     Setting,
     Summed,
-    batch_logps,
     choice,
     number,
     rollout_batch,
@@ -43,6 +42,7 @@ from research.algorithms.base import (
     used_mask,
 )
 from research.core.batch import RolloutBatch
+from research.core.network import batch_logps
 
 Advantage = Literal["group", "reinforce_pp", "reinforce_pp_baseline"]
 ImportanceCorrection = Literal["none", "token", "sequence"]

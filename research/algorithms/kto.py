@@ -15,20 +15,19 @@ from research.algorithms.base import (
     Algorithm,
     Batch,
     Frozen,
-    Network,
     Objective,
     Role,
     Rollouts,
     Scalars,
     Setting,
     Summed,
-    batch_logps,
     choice,
     number,
     sequence_rows,
     used_mask,
 )
 from research.core.batch import SequenceBatch, UnpairedBatch
+from research.core.network import Network, batch_logps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,11 +21,11 @@ from research.algorithms.base import (
     Option,
     Rollouts,
     Summed,
-    batch_logps,
     sequence_rows,
     static_number,
 )
 from research.core.batch import PreferenceBatch, SequenceBatch
+from research.core.network import batch_logps
 
 
 @dataclasses.dataclass(frozen=True)

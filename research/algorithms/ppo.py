@@ -28,15 +28,14 @@ from research.algorithms.base import (
     Scalars,
     Setting,
     Summed,
-    batch_logps,
     choice,
     number,
     rollout_batch,
-    row_outputs,
     static_number,
     used_mask,
 )
 from research.core.batch import RolloutBatch, SequenceBatch
+from research.core.network import batch_logps, row_outputs
 from research.core.state import Layout
 
 

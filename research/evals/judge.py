@@ -11,9 +11,9 @@ from jaxtyping import Array
 
 from objectives.bradley_terry import EnsembleReduction
 from objectives.prm import solution_scores
-from research.algorithms.base import Network
 from research.core.batch import SequenceBatch
 from research.core.mesh import to_device
+from research.core.network import Network
 from research.data.steps import step_end_mask
 from research.data.tokenizer import Tokenizer
 from research.rewards.learned import ensemble_rows, step_probabilities

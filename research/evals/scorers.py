@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from objectives.prm import StepReduction, solution_scores
-from research.algorithms.base import Network
 from research.algorithms.prm import StepScorer
 from research.core.batch import SequenceBatch
 from research.core.errors import ConfigError, WorkdirError
 from research.core.mesh import to_device
+from research.core.network import Network
 from research.data.steps import step_end_mask
 from research.data.tokenizer import Tokenizer
 from research.evals.draws import Values

@@ -14,8 +14,8 @@ from models.transformer import Params
 from objectives.bradley_terry import EnsembleReduction, ensemble_score
 from objectives.numerics import masked
 from objectives.types import Scalar
-from research.algorithms.base import Network, row_outputs
 from research.core.batch import SequenceBatch
+from research.core.network import Network, row_outputs
 
 
 def score_rows(params: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, " B"]:

@@ -8,11 +8,12 @@ from jaxtyping import Array
 
 from objectives.kl import kl_estimate
 from objectives.reduce import sequence_sum, token_mean
-from research.algorithms.base import Network, batch_logps, rollout_batch
+from research.algorithms.base import rollout_batch
 from research.analysis.rl_plots import write_reward_against_kl
 from research.core.batch import Batch, RolloutBatch, SequenceBatch, rows_of
 from research.core.mesh import to_device
 from research.core.metrics import METRICS, load_metrics
+from research.core.network import Network, batch_logps
 from research.data.pipelines import prompt_batches
 from research.evals.problems import problem_metrics
 from research.rollouts.curriculum import Curriculum, CurriculumSampler

@@ -12,11 +12,12 @@ import pytest
 from experiments.base import objectives as default_options
 from models.logprobs import compute_logits
 from models.transformer import forward, unembedding
-from research.algorithms.base import Frozen, Network, Rollouts, Setting
+from research.algorithms.base import Frozen, Rollouts, Setting
 from research.algorithms.grpo import FAMILY, GRPO
 from research.algorithms.registry import objectives
 from research.core.batch import Batch, RolloutBatch, SequenceBatch
 from research.core.mesh import to_device
+from research.core.network import Network
 from research.sampling.methods import SamplingMethod
 from research.sampling.sampler import sample
 from research.sampling.types import STOPPED, Prompts, SamplerScalars, SamplerSpec

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from models.config import ModelConfig
-from research.algorithms.base import Algorithm, Frozen, Network, Rollouts
+from research.algorithms.base import Algorithm, Frozen, Rollouts
 from research.algorithms.distill import Distill
 from research.algorithms.dpo import DPO
 from research.algorithms.grpo import GRPO
@@ -35,6 +35,7 @@ from research.core.batch import (
     rows_of,
 )
 from research.core.mesh import make_mesh
+from research.core.network import Network
 from research.core.optim import OptimizerScalars
 from research.core.state import Layout, TrainState, abstract_state, state_from_params
 from research.train.step import StepScalars
