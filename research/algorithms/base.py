@@ -130,7 +130,8 @@ class Algorithm(abc.ABC):
     def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
         """On the host: samples to a training batch of fixed shape, and metrics about the choice.
 
-        `seed` is unique to the iteration. A batch whose weights are all zero means: nothing to learn from.
+        `seed` is unique to the iteration. A batch without a target in a row of weight above 0 has nothing to learn
+        from, and no update is made.
         """
         raise NotImplementedError(f"{type(self).__name__} does not learn from rollouts ({seed=})")
 
@@ -143,7 +144,7 @@ class Algorithm(abc.ABC):
         return metrics
 
     def adapt(self, scalars: Scalars, metrics: Mapping[str, float], completions: int) -> Scalars:
-        """On the host, after an iteration: the scalars of the next one. A controller's state is its scalar."""
+        """On the host, after an iteration with an update: the scalars of the next one; a controller's whole state."""
         del metrics, completions
         return scalars
 
@@ -312,14 +313,16 @@ def rollout_batch(rollouts: Rollouts, *, mask_truncated: bool) -> RolloutBatch:
 
     Args:
       rollouts: samples on the host.
-      mask_truncated: whether completions cut at their limit are left out of the loss; their rewards still enter
-        the baseline of their group.
+      mask_truncated: whether completions cut at their limit are masked out of the loss. Their rewards still enter
+        the baseline of their group, and as rows of the batch they count in the "constant" aggregation.
     """
     B, L = rollouts.prompt_tokens.shape
-    weights = rollouts.stopped.astype(np.float32) if mask_truncated else np.ones(B, np.float32)
+    rows = sequence_rows(rollouts, None, np.ones(B))
+    kept = rollouts.stopped if mask_truncated else np.ones(B, bool)
     scale, steps, ends = rollouts.advantage_scale, rollouts.step_rewards, rollouts.step_mask
     return RolloutBatch(
-        sequences=sequence_rows(rollouts, None, weights),
+        sequences=rows.replace(loss_mask=rows.loss_mask & kept[:, None]),
+        completion_mask=rows.loss_mask,
         sampler_logps=after_prompt(rollouts.sampler_logps, L),
         scores=rollouts.rewards.astype(np.float32),
         advantage_scale=np.ones(B, np.float32) if scale is None else scale.astype(np.float32),
@@ -331,3 +334,8 @@ def rollout_batch(rollouts: Rollouts, *, mask_truncated: bool) -> RolloutBatch:
 def used_mask(rows: SequenceBatch) -> Array:
     """`[B, T]` targets of the rows that count: a NaN in a row of weight 0 would reach the gradient, as 0 * NaN."""
     return rows.loss_mask & (rows.weights > 0)[:, None]
+
+
+def drawn_rows(batch: RolloutBatch) -> SequenceBatch:
+    """The rows with every drawn token as a target, also where the completion is masked out of the loss."""
+    return batch.sequences.replace(loss_mask=batch.completion_mask)

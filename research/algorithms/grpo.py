@@ -36,6 +36,7 @@ from research.algorithms.base import (
     Setting,
     Summed,
     choice,
+    drawn_rows,
     number,
     rollout_batch,
     static_number,
@@ -108,7 +109,7 @@ class GRPO(Algorithm):
     ) -> Batch:
         """Old and reference log-probs, at the rollout's temperature, and advantages."""
         assert isinstance(batch, RolloutBatch)
-        rows, temperature = batch.sequences, scalars["temperature"]
+        rows, temperature = drawn_rows(batch), scalars["temperature"]
         old_logps = batch.sampler_logps
         if self.importance != "none":
             old_logps = batch_logps(params, config, rows, temperature).logps
@@ -136,7 +137,7 @@ class GRPO(Algorithm):
                 weights=rows.weights,
             )
         if kl is not None:
-            rewards = rewards - coef * sequence_sum(kl, rows.loss_mask)
+            rewards = rewards - coef * sequence_sum(kl, batch.completion_mask)
         if self.advantage == "reinforce_pp_baseline":
             return scale[:, None] * reinforce_pp_baseline_advantages(
                 rewards=rewards,
@@ -156,7 +157,7 @@ class GRPO(Algorithm):
         return advantages[:, None] + scale[:, None] * process_advantages(
             step_rewards=batch.step_rewards,
             step_mask=batch.step_mask,
-            completion_mask=rows.loss_mask,
+            completion_mask=batch.completion_mask,
             group_size=self.group_size,
             ddof=self.ddof,
         )

@@ -238,8 +238,10 @@ def host_batch(algorithm: Algorithm, seed: int = 0) -> Batch:
     if isinstance(algorithm, Distill):
         return algorithm.from_rows(first)
     if isinstance(algorithm, GRPO | PPO):
+        kept = np.arange(ROWS)[:, None] != 4  # a truncated completion of weight 1 is masked out
         batch = RolloutBatch(
-            first,
+            first.replace(loss_mask=first.loss_mask & kept),
+            completion_mask=first.loss_mask,
             sampler_logps=near(ROWS, LENGTH),
             scores=draw(ROWS),
             advantage_scale=draw(ROWS),

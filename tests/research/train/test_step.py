@@ -90,14 +90,14 @@ def _each(*quick: str) -> list[Any]:
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
 
 
-@pytest.mark.parametrize("name", _each("next_token", "reward_model", "grpo_token_mean"))
+@pytest.mark.parametrize("name", _each("next_token", "reward_model", "grpo_constant"))
 def test_eight_devices_take_the_step_of_one(name: str) -> None:
     assert_same(run(name, eight_devices()), whole(name))
 
 
 @pytest.mark.parametrize(
     "name",
-    _each("next_token", "dpo"),  # GRPO: tests/research/core/test_batch.py
+    _each("next_token", "dpo", "grpo_constant"),
 )
 def test_micro_batches_take_the_step_of_the_whole_batch(name: str) -> None:
     """Rows have 2 to 12 tokens and weights from 0 to 2; one micro-batch of four has weight 0 altogether."""
