@@ -28,7 +28,7 @@ DETAILS: list[tuple[str, ...]] = [
     (
         "2",
         "numerator and denominator share one mask",
-        "research/algorithms/test_grpo.py::test_truncated_completions_can_be_left_out_but_stay_in_the_baseline",
+        "research/algorithms/test_grpo.py::test_a_truncated_completion_is_masked_out_but_stays_in_the_baseline",
         "objectives/test_reduce.py::test_weights_count_in_the_denominator_and_carry_no_gradient",
     ),
     (

@@ -252,7 +252,7 @@ def test_a_sampler_that_differs_is_corrected_for(params) -> None:
     assert float(sums["ratio"].mean()) == pytest.approx(1.0, abs=1e-4)
 
 
-STOPPED = np.array([False, True, False, True, True, False, False, False])
+KEPT = np.array([False, True, False, True, True, False, False, False])
 
 
 @pytest.mark.parametrize("kl", ["none", "reward"])
@@ -260,13 +260,13 @@ STOPPED = np.array([False, True, False, True, True, False, False, False])
 def test_a_truncated_completion_is_masked_out_but_stays_in_the_baseline(
     params, kl: Any, advantage: Any
 ) -> None:
-    drawn = rollouts(REWARDS, LENGTHS, group_size=4, stopped=STOPPED)
+    drawn = rollouts(REWARDS, LENGTHS, group_size=4, stopped=KEPT)
     algorithm = grpo(kl=kl, advantage=advantage, normalization="none")
     frozen = {} if kl == "none" else {"reference": Network(jax.tree.map(lambda x: 0.9 * x, params), MODEL)}
     masked = dataclasses.replace(algorithm, mask_truncated=True)
     some = prepared(masked, masked.from_rollouts(drawn, 0)[0], params, **frozen)
     every = prepared(algorithm, algorithm.from_rollouts(drawn, 0)[0], params, **frozen)
-    np.testing.assert_array_equal(some.sequences.loss_mask.any(axis=1), STOPPED)
+    np.testing.assert_array_equal(some.sequences.loss_mask.any(axis=1), KEPT)
     np.testing.assert_array_equal(some.completion_mask, every.sequences.loss_mask)
     if advantage == "group":
         np.testing.assert_allclose(some.advantages, every.advantages, rtol=1e-6)
@@ -284,7 +284,7 @@ def test_masked_out_completions_leave_the_loss_but_not_the_constant(
     params, aggregation: Any, count: int
 ) -> None:
     """As TRL's dr_grpo, `constant` divides by all rows, the masked-out ones too: `B * max_new_tokens`."""
-    drawn = rollouts(REWARDS, LENGTHS, group_size=4, stopped=STOPPED)
+    drawn = rollouts(REWARDS, LENGTHS, group_size=4, stopped=KEPT)
     algorithm = grpo(
         aggregation=aggregation, normalization="none", max_new_tokens=8, mask_truncated=True, kl="loss"
     )
@@ -297,7 +297,7 @@ def test_masked_out_completions_leave_the_loss_but_not_the_constant(
     old[:, 3:] = drawn.sampler_logps
     policy, ref = (numpy_logps(each, batch, TEMPERATURE) for each in (params, reference))
     advantages = REWARDS - np.repeat(REWARDS.reshape(2, 4).mean(axis=1), 4)
-    expected = numpy_loss(policy, old, ref, advantages, LENGTHS, aggregation, STOPPED)
+    expected = numpy_loss(policy, old, ref, advantages, LENGTHS, aggregation, KEPT)
     assert float(loss.count) == count and abs(expected) > 1e-3
     assert float(loss.mean()) == pytest.approx(expected, rel=1e-4)
     assert float(sums["ratio"].count) == 8  # metrics are of the tokens in the loss

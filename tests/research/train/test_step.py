@@ -237,9 +237,7 @@ def test_an_update_that_is_not_finite_is_skipped(case: str, micro_batches: int) 
         assert metrics["skipped_updates"] == 0.0 and np.isfinite(metrics["loss"])
         fresh = toy_state(mesh).replace(step=np.int32(1))
         expected, _ = step(fresh, host_batch(algorithm), healthy)
-        jax.tree.map(
-            np.testing.assert_array_equal, *(jax.device_get(found) for found in (state, expected))
-        )
+        jax.tree.map(np.testing.assert_array_equal, *(jax.device_get(found) for found in (state, expected)))
 
 
 def test_a_healthy_update_is_that_of_the_plain_optimizer() -> None:
