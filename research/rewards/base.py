@@ -1,0 +1,204 @@
+"""What a reward function is, and several of them, weighted, on a batch of completions."""
+
+import math
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from research.core.errors import ConfigError, DataError
+from research.data.chat import Message
+from research.tasks.base import Task
+
+_LARGEST = float(np.finfo(np.float32).max)
+_SHOWN = 300
+"""Characters of an exception's text that are kept."""
+
+
+class Dialogue(NamedTuple):
+    """What happened between the turns of a completion that tools or an environment answered.
+
+    Attributes:
+      text: the whole completion with its markup: every turn, call and result.
+      calls: of each tool call, the tool ("" for none that exists), and "ok" or what went wrong.
+    """
+
+    text: str
+    calls: tuple[tuple[str, str], ...] = ()
+
+
+class RewardContext(NamedTuple):
+    """What a reward function may know besides the completion and the record.
+
+    Attributes:
+      task: how the record is asked and checked.
+      prompt: the conversation before the completion.
+      length: tokens that the policy drew, the stop token included.
+      stopped: False where the completion was cut at its limit.
+      seed: for a function that draws random numbers; follows from the run's seed, iteration, prompt and sample.
+      turns: None without tools or environment.
+    """
+
+    task: Task
+    prompt: tuple[Message, ...]
+    length: int
+    stopped: bool
+    seed: int
+    turns: Dialogue | None = None
+
+
+class RewardFunction(Protocol):
+    """A component of kind "reward": a function, or a frozen dataclass with `key` fields that is called like one."""
+
+    def __call__(
+        self, completion: str, record: Mapping[str, Any], context: RewardContext, /
+    ) -> float | Mapping[str, float] | None:
+        """The reward of one completion.
+
+        Args:
+          completion: its text after the last tool result, without markup: neither results nor earlier turns can be
+            taken for an answer.
+          record: the whole row of the data, every column.
+          context: the rest.
+
+        Returns:
+          A number; or several by name, which are logged apart: "reward" among them is the reward, else it is their
+          sum; or None where it cannot tell, as when it raises.
+        """
+
+
+class Sample(NamedTuple):
+    """The arguments of a reward function for one completion, and the prompt's id for messages."""
+
+    completion: str
+    record: Mapping[str, Any]
+    context: RewardContext
+    prompt_id: int
+
+
+class WeightedReward(NamedTuple):
+    """One of several reward functions; one of weight 0 is logged and not learned from."""
+
+    name: str
+    function: RewardFunction
+    weight: float = 1.0
+
+
+class RewardError(NamedTuple):
+    """A function that raised: on which prompt's completion, and the exception's type and text."""
+
+    prompt_id: int
+    name: str
+    error: str
+
+
+class Scores(NamedTuple):
+    """Rewards of B completions.
+
+    Attributes:
+      rewards: `[B]` float32, the weighted sum.
+      values: `[B]` float64 of each function, before weighting; NaN where it cannot tell.
+      entries: `[B]` float64 by "function/entry", of functions that return several numbers; NaN where absent.
+      unknown: what was paid for NaN.
+      errors: all that was raised.
+    """
+
+    rewards: np.ndarray
+    values: dict[str, np.ndarray]
+    entries: dict[str, np.ndarray]
+    unknown: float
+    errors: tuple[RewardError, ...]
+
+    def metrics(self) -> dict[str, float]:
+        """Of each function mean and population std as paid, before weighting, and the share of unknown rewards."""
+        found: dict[str, float] = {}
+        for name, values in self.values.items():
+            cannot = np.isnan(values)
+            paid = np.where(cannot, self.unknown, values)
+            found[f"reward/{name}/mean"] = float(paid.mean())
+            found[f"reward/{name}/std"] = float(paid.std())
+            found[f"reward/{name}/unknown"] = float(cannot.mean())
+        return found | {f"reward/{name}": float(np.nanmean(values)) for name, values in self.entries.items()}
+
+
+def weighted_rewards(
+    functions: Iterable[tuple[str, RewardFunction]], weights: Sequence[float] = ()
+) -> tuple[WeightedReward, ...]:
+    """Reward functions by name with their weights, in their order; no weights are 1 each.
+
+    Raises:
+      ConfigError: as many weights as functions are expected, each name once, and a weight other than 0.
+    """
+    named = tuple(functions)
+    names = [name for name, _ in named]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"reward.functions: got {name!r} {names.count(name)} times, expected each once")
+    if weights and len(weights) != len(named):
+        raise ConfigError(
+            f"reward.weights: got {len(weights)} for {len(named)} functions, expected one each, or none"
+        )
+    weights = tuple(weights) or (1.0,) * len(named)
+    if not any(weights):
+        raise ConfigError("reward.weights: got none other than 0, expected a function to learn from")
+    return tuple(WeightedReward(*pair, weight) for pair, weight in zip(named, weights, strict=True))
+
+
+def score(samples: Sequence[Sample], rewards: Sequence[WeightedReward], *, unknown: float = 0.0) -> Scores:
+    """The weighted sum of several rewards, and each of them: `r_i = sum_k w_k r_ik`.
+
+    Args:
+      samples: B completions.
+      rewards: K functions.
+      unknown: reward of a function that returns None, raises, or returns what is no number; before weighting.
+
+    Raises:
+      DataError: a reward is NaN or infinite, which is wrong and not unknown; it names function and prompt.
+    """
+    B = len(samples)
+    values: dict[str, np.ndarray] = {}
+    entries: dict[str, np.ndarray] = {}
+    errors: list[RewardError] = []
+    total = np.zeros(B, np.float64)
+    for name, function, weight in rewards:
+        values[name] = np.full(B, np.nan)
+        for row, sample in enumerate(samples):
+            try:
+                value, parts = _numbers(function(sample.completion, sample.record, sample.context))
+            except Exception as error:  # whatever it is: the function is the user's, the text a model's
+                said = traceback.format_exception_only(error)[-1].strip()[:_SHOWN]
+                errors.append(RewardError(sample.prompt_id, name, said))
+                continue
+            for entry, number in parts.items():
+                entries.setdefault(f"{name}/{entry}", np.full(B, np.nan))[row] = _finite(name, sample, number)
+            if value is not None:
+                values[name][row] = _finite(name, sample, value)
+        total += weight * np.where(np.isnan(values[name]), unknown, values[name])
+    return Scores(total.astype(np.float32), values, entries, unknown, tuple(errors))
+
+
+def _numbers(returned: Any) -> tuple[float | None, dict[str, float]]:
+    """What a function returned, as its reward and its named entries."""
+    if returned is None:
+        return None, {}
+    if not isinstance(returned, Mapping):
+        return _number(returned), {}
+    parts = {str(name): _number(value) for name, value in returned.items()}
+    if not parts:
+        return None, {}
+    return (parts.pop("reward") if "reward" in parts else math.fsum(parts.values())), parts
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str | bytes):
+        raise TypeError(f"got the text {value!r}, expected a number")
+    return float(value)
+
+
+def _finite(name: str, sample: Sample, value: float) -> float:
+    if not abs(value) <= _LARGEST:  # false for NaN too
+        raise DataError(
+            f"prompt {sample.prompt_id}: reward function {name} returned {value}, expected a finite number."
+        )
+    return value
