@@ -29,11 +29,11 @@ from research.environments.base import Toolbox
 from research.environments.registry import NAMES, make_tools
 from research.environments.turns import TurnLimits, Turns
 from research.evals.best_of import sample_scores
-from research.evals.scorers import Scorer, load_scorers
+from research.evals.scorers import Scorer, make_scorers
 from research.sampling.constraints import Constraint, choice, json_schema, regex
 from research.sampling.engine import Row
 from research.sampling.session import Piece, Session, Settings, in_order, piece_bias
-from research.train.chain import Policy, load_policy
+from research.train.chain import Policy, load_policy, load_stage
 
 _CALLS = 4
 """Tool calls of one turn that are run; further ones are answered by an error."""
@@ -208,8 +208,8 @@ def _load_scorer(policy: Policy, longest: int) -> Scorer | None:
     if not _SCORER.value:
         return None
     folder = Path(_SCORER.value).resolve()
-    (scorer,) = load_scorers(
-        [folder],
+    (scorer,) = make_scorers(
+        [load_stage(folder)],
         tokenizer=policy.tokenizer,
         mesh=policy.mesh,
         length=longest,

@@ -28,9 +28,9 @@ from research.evals.scaling import BEST, STRATEGIES, WEIGHTED, powers_of_two, sc
 from research.evals.scaling_plot import write_scaling_plot
 from research.evals.scaling_report import to_json, to_markdown
 from research.evals.scored_samples import sample_and_score
-from research.evals.scorers import load_scorers
+from research.evals.scorers import make_scorers
 from research.tasks.sources import View
-from research.train.chain import load_policy
+from research.train.chain import load_policy, load_stage
 
 _STAGE = flags.DEFINE_string(
     "stage", None, "folder of the policy's stage: <workdir>/stages/<name>-<hash>", required=True
@@ -75,8 +75,8 @@ def main() -> None:
             f"expected a sum of at most {limit}, the model's context"
         )
     with jax.set_mesh(policy.mesh):
-        scorers = load_scorers(
-            [Path(path).resolve() for path in _SCORERS.value],
+        scorers = make_scorers(
+            [load_stage(Path(path).resolve()) for path in _SCORERS.value],
             tokenizer=policy.tokenizer,
             mesh=policy.mesh,
             length=length,

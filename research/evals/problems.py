@@ -19,8 +19,8 @@ from research.data.tokenizer import Tokenizer
 from research.environments.tool_use import ToolUse, was_cut
 from research.environments.turns import RowTurns
 from research.evals.exact_match import Completion, Evaluation, Problem, score_completions
-from research.evals.judge import make_judge
 from research.evals.passk import Values, majority_at_k
+from research.rewards.learned import ProcessScorer, RewardScorer
 from research.rewards.verifiers import get_verifier
 from research.rewards.verify import score_safely
 from research.sampling.engine import Look, sample_refilled
@@ -219,13 +219,13 @@ def evaluate_problems(run: StageRun, params: Params, count: int) -> dict[str, Va
         tools=run.tools,
     )
     scalars = sampler_scalars(seed=how.seed, step=0, temperature=how.temperature or 1.0)
-    judge = make_judge(run) if run.stage.final_answer in ("reward", "prm") else None
+    scorer = _final_scorer(run)
     scores: list[np.ndarray] = []
 
     def look(prompts: Mapping[str, np.ndarray], out: Decoded) -> None:
-        if judge is not None:
-            judged = judge(decoded_rows(prompts, out, how.samples))
-            scores.append(judged.reshape(-1, how.samples)[prompts["prompt_id"] >= 0])
+        if scorer is not None:
+            scored = scorer(decoded_rows(prompts, out, how.samples))
+            scores.append(scored.reshape(-1, how.samples)[prompts["prompt_id"] >= 0])
 
     found = score_problems(
         params,
@@ -243,7 +243,7 @@ def evaluate_problems(run: StageRun, params: Params, count: int) -> dict[str, Va
         tools=run.tools,
     )
     correct = np.array([problem.correct for problem in found.problems], np.float64)
-    if judge is not None:
+    if scorer is not None:
         best = np.concatenate(scores).argmax(axis=1)
         accuracy = correct[np.arange(len(correct)), best]
     elif run.stage.final_answer == "majority":
@@ -253,6 +253,18 @@ def evaluate_problems(run: StageRun, params: Params, count: int) -> dict[str, Va
     else:
         accuracy = correct.mean(axis=1)
     return {**found.per_problem, "eval/accuracy": accuracy}
+
+
+def _final_scorer(run: StageRun) -> Callable[[SequenceBatch], np.ndarray] | None:
+    """What picks the best of a problem's samples: `[B]` scores of rows; None where nothing does."""
+    stage = run.stage
+    if stage.final_answer == "reward":
+        networks = tuple(run.result_of(name).network for name in stage.roles.reward)
+        return RewardScorer(networks, run.mesh, stage.reward.ensemble, stage.reward.variance_coef)
+    if stage.final_answer == "prm":
+        process = ProcessScorer(run.result_of(stage.roles.prm).network, run.mesh, run.sources.tokenizer)
+        return lambda rows: process.solutions(rows, (stage.prm_score,))[0]
+    return None
 
 
 def score_problems(

@@ -1,29 +1,26 @@
-"""Trained scorers read back from their stages' folders, to choose among a policy's samples."""
+"""Trained scorers by name, to choose among a policy's samples and to weigh votes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array
 
-from objectives.prm import StepReduction, solution_scores
+from models.config import ModelConfig
+from models.transformer import Params
+from objectives.prm import StepReduction
+from research.algorithms.base import Algorithm
 from research.algorithms.prm import StepScorer
 from research.core.batch import SequenceBatch
 from research.core.errors import ConfigError, WorkdirError
-from research.core.mesh import to_device
 from research.core.network import Network
-from research.data.steps import step_end_mask
 from research.data.tokenizer import Tokenizer
 from research.evals.draws import Values
 from research.evals.scaling import vote_weights
-from research.rewards.learned import score_rows, step_probabilities
-from research.train.chain import load_stage
+from research.rewards.learned import ProcessScorer, RewardScorer
 
 Kind = Literal["reward", "outcome", "process"]
 
@@ -75,39 +72,44 @@ class Scorer:
 
     def _score(self, rows: SequenceBatch) -> np.ndarray:
         if self.kind == "reward":
-            return np.asarray(jax.device_get(_rewards(self.network, to_device(self.mesh, rows))))[None]
-        ends = step_end_mask(rows.tokens, self.tokenizer, rows.loss_mask)
-        how: tuple[StepReduction, ...] = self.reductions if self.kind == "process" else ("last",)
-        device_rows, device_ends = to_device(self.mesh, (rows, ends))
-        found = _solutions(self.network, device_rows, device_ends, reductions=how)
-        return np.where(ends.any(axis=1), np.asarray(jax.device_get(found)), -np.inf)
+            return RewardScorer((self.network,), self.mesh)(rows)[None]
+        process = ProcessScorer(self.network, self.mesh, self.tokenizer)
+        return process.solutions(rows, self.reductions if self.kind == "process" else ("last",))
 
 
-@jax.jit
-def _rewards(network: Network, rows: SequenceBatch) -> Array:
-    return score_rows(network.params, network.config, rows)
+class TrainedStage(Protocol):
+    """What is read of a finished stage."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def algorithm(self) -> Algorithm: ...
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def max_length(self) -> int:
+        """Tokens that the model can read."""
+
+    def params(self, mesh: Mesh) -> Params:
+        """The newest parameters."""
 
 
-@partial(jax.jit, static_argnames="reductions")
-def _solutions(
-    network: Network, rows: SequenceBatch, ends: Array, *, reductions: tuple[StepReduction, ...]
-) -> Array:
-    probs = step_probabilities(network.params, network.config, rows, ends)
-    return jnp.stack([solution_scores(step_probs=probs, step_mask=ends, reduction=how) for how in reductions])
-
-
-def load_scorers(
-    folders: Sequence[Path],
+def make_scorers(
+    stages: Sequence[TrainedStage],
     *,
     tokenizer: Tokenizer,
     mesh: Mesh,
     length: int,
     reductions: Sequence[StepReduction],
 ) -> list[Scorer]:
-    """Loads the newest parameters of scorers' stages.
+    """Scorers with the newest parameters of their stages.
 
     Args:
-      folders: <workdir>/stages/<name>-<hash>. Stages of one name are told apart by their folders' names.
+      stages: of reward models, outcome or process scorers. Those of one name are told apart by their folders' names.
       tokenizer: the policy's.
       mesh: the devices.
       length: of the longest row, tokens.
@@ -115,22 +117,21 @@ def load_scorers(
 
     Raises:
       ConfigError: a scorer reads another vocabulary, or shorter rows.
-      WorkdirError: a folder is not a stage's, or holds no scorer.
+      WorkdirError: a stage holds no scorer.
       CheckpointError: it holds no readable checkpoint.
     """
-    found = [_load(folder, tokenizer, mesh, length, tuple(reductions)) for folder in folders]
+    found = [_scorer(stage, tokenizer, mesh, length, tuple(reductions)) for stage in stages]
     names = [scorer.name for scorer in found]
     return [
-        replace(scorer, name=folder.name) if names.count(scorer.name) > 1 else scorer
-        for folder, scorer in zip(folders, found, strict=True)
+        replace(scorer, name=stage.folder.name) if names.count(scorer.name) > 1 else scorer
+        for stage, scorer in zip(stages, found, strict=True)
     ]
 
 
-def _load(
-    folder: Path, tokenizer: Tokenizer, mesh: Mesh, length: int, reductions: tuple[StepReduction, ...]
+def _scorer(
+    stage: TrainedStage, tokenizer: Tokenizer, mesh: Mesh, length: int, reductions: tuple[StepReduction, ...]
 ) -> Scorer:
-    stage = load_stage(folder)
-    algorithm = stage.algorithm
+    folder, algorithm = stage.folder, stage.algorithm
     if algorithm.layout not in ("scorer", "step_scorer"):
         raise WorkdirError(
             f"{folder}: holds a {algorithm.layout}, expected a reward model, an outcome scorer or a process scorer"

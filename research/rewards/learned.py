@@ -1,11 +1,16 @@
-"""Rewards from learned scorers: one reward model, an ensemble of them, a process reward model.
+"""Scores from trained models: one reward model, an ensemble of them, a process reward model.
 
-All are pure and jittable; rows are prompt + completion, padded on any side, one sequence a row. What they need
-to know of the completion is its mask: nothing here looks at token ids.
+Rows are prompt + completion, padded on any side, one sequence a row. The functions are pure and jittable; the classes
+take rows on the host, and hold what a run loads once.
 """
+
+from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from models.config import ModelConfig
@@ -13,9 +18,53 @@ from models.heads import last_token_scores
 from models.transformer import Params
 from objectives.bradley_terry import EnsembleReduction, ensemble_score
 from objectives.numerics import masked
+from objectives.prm import StepReduction, solution_scores
 from objectives.types import Scalar
 from research.core.batch import SequenceBatch
+from research.core.mesh import to_device
 from research.core.network import Network, row_outputs
+from research.data.steps import step_end_mask
+from research.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class RewardScorer:
+    """Reward models on a mesh; several are an ensemble, reduced as `ensemble_rows` says."""
+
+    networks: tuple[Network, ...]
+    mesh: Mesh
+    reduction: str = "mean"
+    variance_coef: float = 0.0
+
+    def __call__(self, rows: SequenceBatch) -> np.ndarray:
+        """`[B]` float32 scores of rows on the host."""
+        coef = np.float32(self.variance_coef)
+        found = _ensemble(self.networks, to_device(self.mesh, rows), coef, reduction=self.reduction)
+        return np.asarray(jax.device_get(found), np.float32)
+
+
+@dataclass(frozen=True)
+class ProcessScorer:
+    """A process reward model on a mesh. Steps are lines of what the policy drew: a tool's result ends none."""
+
+    network: Network
+    mesh: Mesh
+    tokenizer: Tokenizer
+
+    def steps(self, rows: SequenceBatch) -> tuple[np.ndarray, np.ndarray]:
+        """`[B, T]` float32 probabilities that a step is right, at its last token, else 0; and where steps end."""
+        ends = step_end_mask(rows.tokens, self.tokenizer, rows.loss_mask)
+        found = _steps(self.network, *to_device(self.mesh, (rows, ends)))
+        return np.asarray(jax.device_get(found), np.float32), ends
+
+    def solutions(self, rows: SequenceBatch, reductions: tuple[StepReduction, ...]) -> np.ndarray:
+        """`[R, B]` float32: of each reduction the score of each solution; -inf for a solution without a step.
+
+        `min` and `prod` favour solutions of few steps where the model is unsure of all; `last` does not.
+        """
+        ends = step_end_mask(rows.tokens, self.tokenizer, rows.loss_mask)
+        found = _solutions(self.network, *to_device(self.mesh, (rows, ends)), reductions=reductions)
+        return np.where(ends.any(axis=1), np.asarray(jax.device_get(found), np.float32), np.float32(-np.inf))
 
 
 def score_rows(params: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, " B"]:
@@ -75,3 +124,24 @@ def step_probabilities(
     """
     logits = step_logits(params, config, rows)
     return masked(jax.nn.sigmoid(masked(logits[:, :, 1] - logits[:, :, 0], step_mask)), step_mask)
+
+
+@partial(jax.jit, static_argnames="reduction")
+def _ensemble(
+    networks: tuple[Network, ...], rows: SequenceBatch, variance_coef: Array, *, reduction: EnsembleReduction
+) -> Array:
+    coef = variance_coef if reduction == "mean_minus_variance" else 0.0
+    return ensemble_rows(networks, rows, reduction=reduction, variance_coef=coef)
+
+
+@jax.jit
+def _steps(network: Network, rows: SequenceBatch, ends: Array) -> Array:
+    return step_probabilities(network.params, network.config, rows, ends)
+
+
+@partial(jax.jit, static_argnames="reductions")
+def _solutions(
+    network: Network, rows: SequenceBatch, ends: Array, *, reductions: tuple[StepReduction, ...]
+) -> Array:
+    probs = step_probabilities(network.params, network.config, rows, ends)
+    return jnp.stack([solution_scores(step_probs=probs, step_mask=ends, reduction=how) for how in reductions])

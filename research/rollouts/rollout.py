@@ -7,9 +7,10 @@ import numpy as np
 
 from research.algorithms.base import Rollouts
 from research.config.experiment import Reward
+from research.core.network import Network
 from research.environments.turns import RowTurns, turn_metrics
-from research.evals.judge import RewardJudge, StepJudge
 from research.evals.problems import Decoded, decoded_rows, sample_prompts, sampler_scalars, sampler_spec
+from research.rewards.learned import ProcessScorer, RewardScorer
 from research.rewards.normalization import RunningNorm, fit_norm
 from research.rewards.shaping import shape
 from research.rewards.verifiers import get_verifier
@@ -50,12 +51,18 @@ class Roller:
         self.reward: Reward = run.stage.reward
         self.norm = RunningNorm()
         self.verifier = get_verifier(run.sources.section["problems"]["verifier"])
-        self.judge = RewardJudge(run) if self.reward.source == "model" else None
-        self.steps = StepJudge(run) if self.reward.step_coef > 0 else None
-        scorers = self.judge.networks if self.judge is not None else ()
-        if self.steps is not None:
-            scorers = (*scorers, self.steps.network)
-        self.scorers = tuple(network.config for network in scorers)
+        how, roles = self.reward, run.stage.roles
+        self.scorer: RewardScorer | None = None
+        self.steps: ProcessScorer | None = None
+        networks: tuple[Network, ...] = ()
+        if how.source == "model":
+            networks = tuple(run.result_of(name).network for name in roles.reward)
+            self.scorer = RewardScorer(networks, run.mesh, how.ensemble, how.variance_coef)
+        if how.step_coef > 0:
+            network = run.result_of(roles.prm).network
+            self.steps = ProcessScorer(network, run.mesh, run.sources.tokenizer)
+            networks = (*networks, network)
+        self.models = tuple(network.config for network in networks)
 
     def get_state(self) -> dict[str, Any]:
         """Plain JSON, for the checkpoint."""
@@ -134,9 +141,9 @@ class Roller:
             prompt_tokens=int(prompts["prompt_mask"].sum()) + given,
             context=context,
         )
-        for scorer in self.scorers:
+        for model in self.models:
             real_tokens = tokens + given + int(rollouts.prompt_mask.sum())
-            session.spent.forward(model=scorer, real_tokens=real_tokens, context=context)
+            session.spent.forward(model=model, real_tokens=real_tokens, context=context)
         return drawn
 
     def _pay(self, session: Session, prompts: Mapping[str, np.ndarray], out: Decoded) -> Drawn:
@@ -157,10 +164,10 @@ class Roller:
                 f"verifier: {len(verified.errors)} samples raised, e.g. {verified.errors[0]}"
             )
         gold = np.where(out.stopped, verified.rewards, np.float32(0.0))  # what never ends is not right
-        if self.judge is None:
+        if self.scorer is None:
             scores, correct = gold, gold >= 1.0
-        else:  # who learns from a reward model does not hear what the verifier says
-            scores = self.judge(decoded_rows(prompts, out, G))
+        else:  # the verifier's score is logged but not used for training
+            scores = self.scorer(decoded_rows(prompts, out, G))
             groups = scores.reshape(-1, G) - scores[::G, None]  # equal scores give exactly 0
             correct = (groups > groups.mean(axis=1, keepdims=True)).reshape(-1)
         unfitted = spec.normalize == "reference" and not self.norm.count
@@ -181,7 +188,7 @@ class Roller:
         self.norm = RunningNorm() if unfitted and np.ptp(scores) == 0 else paid.state
         step_rewards, ends, metrics = None, None, paid.metrics()
         if self.steps is not None:
-            probs, ends = self.steps(decoded_rows(prompts, out, G))
+            probs, ends = self.steps.steps(decoded_rows(prompts, out, G))
             length = prompts["prompt_tokens"].shape[1]
             ends, probs = ends[:, length:], probs[:, length:]
             step_rewards = np.float32(self.reward.step_coef) * probs

@@ -44,22 +44,22 @@ def tokenizer(monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
 
 def scorer(kind: Any, tokenizer: Tokenizer, reductions: Any = ("min", "prod", "last", "mean")) -> Scorer:
     params = host_params(layout="scorer" if kind == "reward" else "step_scorer")
-    return Scorer("judge", kind, Network(params, MODEL), tokenizer, one_device(), reductions)
+    return Scorer("prm", kind, Network(params, MODEL), tokenizer, one_device(), reductions)
 
 
 def test_a_reward_model_is_read_at_the_last_token(rows: Any, tokenizer: Tokenizer) -> None:
-    judge = scorer("reward", tokenizer)
-    assert judge.scores == ("judge",)
-    outputs = hand.outputs(judge.network.params, rows)
+    found = scorer("reward", tokenizer)
+    assert found.scores == ("prm",)
+    outputs = hand.outputs(found.network.params, rows)
     expected = [[outputs[b, 3 + n - 1, 0] for b, n in enumerate(LENGTHS)]]
     for at_once in (2, 6):
-        np.testing.assert_allclose(judge(rows, at_once=at_once), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found(rows, at_once=at_once), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_steps_are_read_at_their_ends_and_reduced(rows: Any, tokenizer: Tokenizer) -> None:
-    judge = scorer("process", tokenizer)
-    assert judge.scores == ("judge-min", "judge-prod", "judge-last", "judge-mean")
-    outputs = hand.outputs(judge.network.params, rows)
+    found = scorer("process", tokenizer)
+    assert found.scores == ("prm-min", "prm-prod", "prm-last", "prm-mean")
+    outputs = hand.outputs(found.network.params, rows)
     probs = 1 / (1 + np.exp(outputs[:, :, 0] - outputs[:, :, 1]))
     ends = step_end_mask(rows.tokens, tokenizer, rows.loss_mask)
     assert len(set(ends.sum(axis=1))) > 2
@@ -69,18 +69,18 @@ def test_steps_are_read_at_their_ends_and_reduced(rows: Any, tokenizer: Tokenize
         if len(steps):
             expected[:, row] = steps.min(), steps.prod(), steps[-1], steps.mean()
     for at_once in (3, 6):
-        np.testing.assert_allclose(judge(rows, at_once=at_once), expected, rtol=1e-4)
+        np.testing.assert_allclose(found(rows, at_once=at_once), expected, rtol=1e-4)
     outcome = scorer("outcome", tokenizer)
-    assert outcome.scores == ("judge",)
+    assert outcome.scores == ("prm",)
     np.testing.assert_allclose(outcome(rows, at_once=6), expected[2:3], rtol=1e-4)
 
 
 def test_a_solution_without_a_step_comes_last_and_does_not_vote(rows: Any, tokenizer: Tokenizer) -> None:
-    judge = scorer("process", tokenizer, ("last",))
+    found = scorer("process", tokenizer, ("last",))
     empty = rows.replace(tokens=np.where(rows.loss_mask, 0, rows.tokens))
-    scores = judge(empty, at_once=6)
+    scores = found(empty, at_once=6)
     np.testing.assert_array_equal(scores, np.full((1, 6), -np.inf))
-    np.testing.assert_array_equal(judge.weights(scores), np.zeros((1, 6)))
+    np.testing.assert_array_equal(found.weights(scores), np.zeros((1, 6)))
 
 
 def test_rewards_vote_by_their_exponentials_and_probabilities_as_they_are(tokenizer: Tokenizer) -> None:

@@ -113,7 +113,7 @@ def test_groups_split_and_joined_are_the_batch() -> None:
 class Till:
     """A roller that only pays: two prompts, answers "0" and "1", verified by a function of the text."""
 
-    def __init__(self, verifier: Any, *, judge: Any = None, steps: Any = None, **reward: Any) -> None:
+    def __init__(self, verifier: Any, *, scorer: Any = None, steps: Any = None, **reward: Any) -> None:
         own = {"source": "verifier", "ensemble": "mean", "variance_coef": 0.0, "step_coef": 0.0}
         own["error_reward"] = reward.pop("error_reward", 0.0)
         own["step_coef"] = reward.pop("step_coef", 0.0)
@@ -123,7 +123,8 @@ class Till:
         self.roller.reward = Reward(**own, shaping=Shaping(**reward))
         self.roller.problems = [{"prompt": f"{i}?", "answer": str(i)} for i in range(2)]  # type: ignore[assignment]
         self.roller.norm, self.roller.verifier = RunningNorm(), verifier
-        self.roller.judge, self.roller.steps = judge, steps
+        self.roller.scorer = scorer
+        self.roller.steps = steps and SimpleNamespace(steps=steps)
         self.said: list[str] = []
         self.session: Any = SimpleNamespace(note={}, progress=SimpleNamespace(say=self.said.append))
 
@@ -199,11 +200,11 @@ def test_a_reward_model_pays_and_the_verifier_stays_as_gold() -> None:
     scores = np.linspace(-1, 1, 8).astype(np.float32)
     seen = []
 
-    def judge(rows: Any) -> np.ndarray:
+    def scorer(rows: Any) -> np.ndarray:
         seen.append(rows)
         return scores
 
-    paid = Till(equals, judge=judge).pay(["0"] * 8, lengths=[1, 2, 3, 4, 5, 6, 7, 8])
+    paid = Till(equals, scorer=scorer).pay(["0"] * 8, lengths=[1, 2, 3, 4, 5, 6, 7, 8])
     np.testing.assert_array_equal(paid.rollouts.rewards, scores)
     assert paid.gold.tolist() == [1] * 4 + [0] * 4
     # Nothing verifies what a reward model pays: right is what beats the mean of its group.

@@ -129,14 +129,6 @@ def batches(tools: ToolUse, tokenizer: Tokenizer, rows: int = 2) -> list[Mapping
     )
 
 
-class Judge:
-    """Remembers what it reads."""
-
-    def __call__(self, rows: Any) -> np.ndarray:
-        self.rows = rows
-        return np.arange(len(rows.tokens), dtype=np.float32)
-
-
 @pytest.fixture
 def drawn(tools: ToolUse, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> tuple[Drawn, Any, Roller]:
     """One iteration of the scripts, paid."""
@@ -150,7 +142,7 @@ def drawn(tools: ToolUse, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch)
     shaping = Shaping(overlong_buffer=N)  # -tokens / N: shows which tokens it counts
     roller.reward = Reward("verifier", "mean", 0.0, 0.0, 0.0, shaping)
     roller.problems, roller.norm, roller.verifier = RECORDS, RunningNorm(), exact_answer  # type: ignore[assignment]
-    roller.judge, roller.steps, roller.scorers = None, None, ()
+    roller.scorer, roller.steps, roller.models = None, None, ()
     session: Any = SimpleNamespace(
         policy=None, data=iter(batches(tools, tokenizer)), spent=Spending(MODEL), note={}, progress=None
     )
