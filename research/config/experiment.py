@@ -13,7 +13,7 @@ from research.algorithms.base import Algorithm, Objective, Setting
 from research.config.checks import Tree
 from research.config.effects import effective_data, is_online, is_policy
 from research.core.errors import ConfigError
-from research.environments.python import Isolation
+from research.rewards.sandbox.sandbox import Isolation
 from research.rewards.shaping import Shaping
 from research.sampling.methods import SamplingMethod
 from research.sampling.weights import Weights

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_args
 
-from research.environments.python import Isolation
+from research.rewards.sandbox.sandbox import Isolation
 from research.rewards.shaping import Shaping
 
 STAGE_SCALARS = (

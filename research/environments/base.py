@@ -76,7 +76,7 @@ class Toolbox:
     """
 
     def __init__(
-        self, tools: Sequence[Tool], tokenizer: Tokenizer, *, max_result_tokens: int, timeout_s: float = 30.0
+        self, tools: Sequence[Tool], tokenizer: Tokenizer, *, max_result_tokens: int, timeout_s: float = 300.0
     ) -> None:
         """Checks the tools.
 
@@ -84,7 +84,7 @@ class Toolbox:
           tools: with different names.
           tokenizer: measures results.
           max_result_tokens: tokens of one result, markup not counted.
-          timeout_s: seconds of wall time for one call.
+          timeout_s: seconds of wall time for one call; the last resort against a tool that hangs.
 
         Raises:
           ConfigError: no tools, two of one name or an odd one, a schema that is none, a limit too small, or a

@@ -6,8 +6,9 @@ from pathlib import Path
 from research.core.errors import ConfigError
 from research.environments.base import Tool
 from research.environments.calculator import calculator
-from research.environments.python import Isolation, Sandbox, SandboxLimits, python
+from research.environments.python import python
 from research.environments.search import Index, read_corpus, search
+from research.rewards.sandbox.sandbox import Isolation, SandboxLimits, make_sandbox
 
 NAMES = ("calculator", "python", "search")
 
@@ -27,7 +28,7 @@ def make_tools(
       corpus: the file that "search" searches; see `read_corpus`.
       search_results: documents of one answer of "search".
       sandbox_limits: of one program of "python"; None for the defaults.
-      isolation: of "python"; see `Sandbox`.
+      isolation: of "python"; see `make_sandbox`.
 
     Raises:
       ConfigError: an unknown name, "search" without a corpus or a corpus without it, a missing package, or a
@@ -46,7 +47,7 @@ def make_tools(
             assert corpus is not None
             made.append(search(Index(read_corpus(corpus)), results=search_results))
         elif name == "python":
-            made.append(python(Sandbox(sandbox_limits, isolation=isolation)))
+            made.append(python(make_sandbox(sandbox_limits, isolation=isolation)))
         else:
             made.append(calculator())
     return tuple(made)

@@ -1,0 +1,193 @@
+"""Runs Python programs that nobody has read: each in a locked process of its own, that is gone afterwards."""
+
+import marshal
+import os
+import pwd
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from research.core.errors import ConfigError
+from research.rewards.sandbox.process import Outcome, SandboxLimits, watch
+from research.rewards.sandbox.seccomp import KEYCTL, MACHINES, Instruction, build_filter, call_number
+
+Isolation = Literal["required", "best_effort"]
+
+# Like -I, which is -E -P -s: the environment is empty but for what must be there, so -E would only take away
+# the fixed hash seed, without which sets print in another order each time.
+_OPTIONS = ("-P", "-s", "-S", "-B", "-u")
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+_SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")  # shared libraries
+_HERE = Path(__file__).parent
+_MOST_CODE = 100_000  # bytes; Linux takes 128 KiB as one argument
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """What `confine.py` is told.
+
+    Attributes:
+      python: the interpreter, with `options` and `environment`.
+      root: the folder to build the program's file system at; "" without namespaces.
+      visible: paths of the host that the program may read.
+      uid: the user it becomes; None where there is no root to leave.
+      host: id of the process whose death it does not survive.
+      filter: see `seccomp.build_filter`.
+      keyctl: the number of that system call.
+      ready_fd: where it reports that every lock is on.
+    """
+
+    python: str
+    options: tuple[str, ...]
+    environment: Mapping[str, str]
+    root: str
+    visible: tuple[str, ...]
+    uid: int | None
+    host: int
+    cpu_s: int
+    memory_bytes: int
+    filter: tuple[Instruction, ...]
+    keyctl: int | None
+    ready_fd: int
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """Runs Python programs on Linux (x86_64, aarch64); make it with `make_sandbox`, which tries the locks.
+
+    A program has the standard library, an empty environment and standard input, one process and one thread, and
+    limits on processor time, wall time, memory, open files and output. A filter of system calls (`seccomp.py`)
+    refuses sockets, shared memory, message queues, keyrings, io_uring, ptrace and signals to other processes. It
+    dies with the process that runs it. Randomness that it does not seed is seeded: equal programs print the same.
+
+    With namespaces (Linux 5.12, and either root or unprivileged user namespaces) it also sees a read-only file
+    system of system libraries and Python's standard library, no network, no other process, and has no capability;
+    as root's child it runs as `nobody`.
+
+    It does not protect against:
+      - errors in the kernel, and side channels (timing, caches, access times of files that it may read);
+      - use of the processor within the limits: as many programs at once as there are workers;
+      - reading what is under /usr and in Python's own folder;
+      - without namespaces: reading what the host's user (as root: nobody) may read, the environment and memory of
+        the user's processes included. Use it only inside a container that holds nothing of value.
+
+    Attributes:
+      limits: of each program.
+      namespaces: whether programs run in namespaces of their own.
+    """
+
+    limits: SandboxLimits = SandboxLimits()
+    namespaces: bool = True
+
+    def run(self, code: str) -> Outcome:
+        """Runs a program to its end, or to the end of its limits.
+
+        Raises:
+          ValueError: the code is too long, or holds a null character.
+          OSError: the locks could not be put on.
+        """
+        if "\0" in code or len(code.encode()) > _MOST_CODE:
+            raise ValueError(f"the code has a null character, or more than {_MOST_CODE} bytes")
+        ready, ready_fd = os.pipe()
+        try:
+            with tempfile.TemporaryDirectory(prefix="sandbox-") as folder:
+                os.chmod(folder, 0o755)  # nobody's working directory
+                try:
+                    process = self._start(folder, code, ready_fd)
+                finally:
+                    os.close(ready_fd)
+                outcome = watch(process, self.limits)
+                said = os.read(ready, 4096)
+        finally:
+            os.close(ready)
+        if said != b"1" and outcome.ended == "exit":
+            raise OSError(f"the sandbox was not closed: {said[1:].decode() or outcome.last_line}")
+        return outcome
+
+    def _start(self, folder: str, code: str, ready_fd: int) -> "subprocess.Popen[bytes]":
+        machine, python = os.uname().machine, os.path.realpath(sys.executable)
+        spec = Confinement(
+            python=python,
+            options=_OPTIONS,
+            environment=_ENVIRONMENT,
+            root=folder if self.namespaces else "",
+            visible=_visible(),
+            uid=_nobody() if os.geteuid() == 0 else None,
+            host=os.getpid(),
+            cpu_s=self.limits.cpu_s,
+            memory_bytes=self.limits.memory_mb * 2**20,
+            filter=build_filter(machine, read_only=not self.namespaces),
+            keyctl=call_number(KEYCTL, machine),
+            ready_fd=ready_fd,
+        )
+        start = (_HERE / "start.py").read_text("utf-8")
+        return subprocess.Popen(
+            [python, *_OPTIONS, str(_HERE / "confine.py"), marshal.dumps(vars(spec)).hex(), start, code],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=dict(_ENVIRONMENT),
+            pass_fds=(ready_fd,),
+            start_new_session=True,
+        )
+
+
+def make_sandbox(limits: SandboxLimits | None = None, *, isolation: Isolation = "required") -> Sandbox:
+    """A sandbox whose locks were tried on a first program.
+
+    Args:
+      limits: of each program; None for the defaults.
+      isolation: "required" refuses to work without namespaces; "best_effort" warns and works without.
+
+    Raises:
+      ConfigError: this machine cannot run a program, or not with the isolation that is required.
+    """
+    system, machine = sys.platform, os.uname().machine
+    if system != "linux" or machine not in MACHINES:
+        raise ConfigError(
+            f"python sandbox: got {system} on {machine}, expected linux on {' or '.join(MACHINES)}."
+        )
+    limits = limits or SandboxLimits()
+    closed = _probe(namespaces=True)
+    if not closed:
+        return Sandbox(limits)
+    if isolation == "required":
+        raise ConfigError(
+            f"python sandbox: namespaces are not permitted here ({closed}), expected Linux 5.12, as root or with "
+            "unprivileged user namespaces; or isolation='best_effort' in a container of its own."
+        )
+    if wrong := _probe(namespaces=False):
+        raise ConfigError(f"python sandbox: {sys.executable} cannot run a program here ({wrong}).")
+    warnings.warn(
+        f"python sandbox: namespaces are not permitted here ({closed}); programs can read what this user can.",
+        stacklevel=2,
+    )
+    return Sandbox(limits, namespaces=False)
+
+
+def _probe(*, namespaces: bool) -> str:
+    """Why a first program does not run, or ""."""
+    try:
+        outcome = Sandbox(namespaces=namespaces).run("print(6 * 7)")
+    except OSError as error:
+        return str(error)
+    return "" if outcome == Outcome("42\n", 0, "exit") else f"a first program gave {outcome}"
+
+
+def _visible() -> tuple[str, ...]:
+    paths = [path for path in _SYSTEM if os.path.lexists(path)]
+    prefix = os.path.realpath(sys.base_prefix)
+    return tuple(paths) if prefix == "/usr" or prefix.startswith("/usr/") else (*paths, prefix)
+
+
+def _nobody() -> int:
+    try:
+        return pwd.getpwnam("nobody").pw_uid
+    except KeyError:
+        return 65534
