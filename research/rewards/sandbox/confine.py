@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _SIGKILL = 9
-_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
+_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 1, 22, 2, 38
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 23, 24
-_SECCOMP_MODE_FILTER = 2
 _CLONE_NEWUSER = 0x10000000
 _NEW_MOUNT, _NEW_UTS, _NEW_IPC, _NEW_PROCESS, _NEW_NETWORK = 0x20000, 1 << 26, 1 << 27, 1 << 29, 1 << 30
 _NAMESPACES = _NEW_MOUNT | _NEW_UTS | _NEW_IPC | _NEW_PROCESS | _NEW_NETWORK
@@ -161,9 +160,8 @@ def _become(spec: dict[str, Any], start: str, code: str) -> None:
     os.set_inheritable(spec["ready_fd"], False)
     _filter(spec["filter"])
     os.write(spec["ready_fd"], b"1")
-    python = spec["python"]
     try:
-        os.execve(python, [python, *spec["options"], "-c", start, code], spec["environment"])
+        os.execve(spec["python"], [spec["python"], *spec["options"], "-c", start, code], spec["environment"])
     except OSError as error:
         os.write(spec["ready_fd"], f"{error} (as user {os.geteuid()})".encode())
         os._exit(125)
@@ -196,9 +194,7 @@ def main(spec: dict[str, Any], start: str, code: str) -> None:
         os._exit(125)
     _build_root(spec["root"], spec["visible"])
     if (program := os.fork()) != 0:
-        os.close(spec["ready_fd"])
         _wait(program)
-    os.close(parent_lives)
     _become(spec, start, code)
 
 

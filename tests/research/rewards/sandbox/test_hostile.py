@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from research.rewards.sandbox.process import Outcome
-from tests.research.rewards.sandbox.hostile import ATTACKS, PREAMBLE, Attack
+from tests.research.rewards.sandbox.hostile import EXHAUSTING, PREAMBLE, Attack
+from tests.research.rewards.sandbox.hostile_reaching import REACHING
 from tests.research.rewards.sandbox.left import processes_with
 
+ATTACKS = (*EXHAUSTING, *REACHING)
 MARK = f"HOSTILE_TEST_{os.getpid()}"  # in the text of every program, to find what is left of it
 
 

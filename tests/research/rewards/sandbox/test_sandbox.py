@@ -2,6 +2,7 @@
 
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -80,6 +81,14 @@ def test_a_program_is_the_main_module_alone(run):
 def test_the_same_program_prints_the_same(run, code):
     first, second = run(code), run(code)
     assert first == second and first.status == 0
+
+
+def test_addresses_repeat(run):
+    fixed = "import ctypes, sys; sys.exit(ctypes.CDLL(None).personality(0x0040000) < 0)"
+    if subprocess.run([sys.executable, "-c", fixed]).returncode != 0:
+        pytest.skip("address space randomisation cannot be turned off here")
+    code = "print({object() for _ in range(9)}, print)"
+    assert len({run(code).output for _ in range(3)}) == 1
 
 
 def test_seeded_and_unseeded_generators_are_random(run):
