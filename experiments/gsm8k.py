@@ -2,7 +2,7 @@
 
 Varies: nothing; a 7M-parameter model from scratch on GSM8K's training split, 200 steps.
 Command: python -m launch.train --config=experiments/gsm8k.py --workdir=runs/gsm8k \
-    --config.data.problems.path=gsm8k_train.jsonl
+    --config.data.problems.jsonl.path=gsm8k_train.jsonl
 Hardware: 2 CPU cores.
 Time: about 10 minutes, estimated from 2.6 s a step.
 Result: validation loss 8.39 to 3.52 nats a token; nine samples in ten stop (experiments/LOG.md).
@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.update(
         {"num_layers": 6, "d_model": 288, "num_heads": 6, "num_kv_heads": 6, "head_dim": 48, "d_ff": 768}
     )
-    config.data.problems.kind = "jsonl"
+    config.data.problems.task = "jsonl"
     config.data.tokenizer.vocab_size = 4096
     config.sft.update(
         {
@@ -31,7 +31,6 @@ def get_config(arg: str = "") -> ConfigDict:
             "length": 256,
             "eval_every": 50,
             "eval_problems": 8,
-            "checkpoint_every": 100,
         }
     )
     config.sft.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 20})

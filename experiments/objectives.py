@@ -14,10 +14,17 @@ from ml_collections import ConfigDict
 
 from experiments import base
 
-_RM = "rl.roles.reward=('reward',)"
+_TERSE = {"transform": "terse", "terse": {"fraction": 0.5}}
+_RM = "rl.roles.reward=reward"
+_SFT = (
+    "rl.objective.name=sft",
+    "rl.data.limit=2000",
+    "rl.data.transform=terse",
+    "rl.data.terse.fraction=0.5",
+)
 
 ARMS = {
-    "sft": ("rl.objective.name=sft", "rl.data.limit=2000", "rl.data.terse_fraction=0.5"),
+    "sft": _SFT,
     "rejection_sampling": ("rl.objective.name=rejection_sampling",),
     "dpo_given": ("rl.objective.name=dpo", "rl.data.source=given"),
     "dpo": ("rl.objective.name=dpo",),
@@ -41,9 +48,7 @@ ARMS = {
     "cispo": ("rl.objective.name=cispo",),
     "distill": ("rl.objective.name=distill", "rl.roles.teacher=teacher_sft"),
     "prm_rerank": (
-        "rl.objective.name=sft",
-        "rl.data.limit=2000",
-        "rl.data.terse_fraction=0.5",
+        *_SFT,
         "rl.final_answer=prm",
         "rl.prm_score=mean",  # min, prod and last chose bare answers in an earlier run: one step, and no doubt in it
         "rl.roles.prm=prm",
@@ -57,7 +62,7 @@ def get_config(arg: str = "toy") -> ConfigDict:
     """All objectives; `arg` is toy or pod."""
     if arg not in ("", "toy", "pod"):
         raise ValueError(f"objectives: got {arg!r}, expected toy or pod")
-    config = base.get_config().unlock()
+    config = base.get_config()
     config.name = "objectives"
     config.question = "Which objective makes the most of one SFT checkpoint and the same number of samples?"
     config.stages = ("pretrain", "sft", "teacher_pretrain", "teacher_sft", "reward", "prm", "rl")
@@ -70,14 +75,13 @@ def get_config(arg: str = "toy") -> ConfigDict:
         config[name] = base.stage(objective)
     for name in ("teacher_pretrain", "teacher_sft"):
         config[name].model = "teacher_model"
-    config.data.preferences.kind = "arithmetic"
     config.ablation.control = "sft"
     config.ablation.metric = (
         "eval/accuracy"  # of the answer that the system gives; reranking picks one of four
     )
     config.ablation.arms = dict(ARMS)
     (_pod if arg == "pod" else _toy)(config)
-    return config.lock()
+    return config
 
 
 def _toy(config: ConfigDict) -> None:
@@ -89,12 +93,11 @@ def _toy(config: ConfigDict) -> None:
         {"num_layers": 4, "d_model": 128, "num_heads": 4, "num_kv_heads": 4, "head_dim": 32, "d_ff": 384}
     )
     config.data.text.max_bytes = 1_000_000
-    config.data.problems.update({"operations": "+-", "min_steps": 2, "max_steps": 4})
+    config.data.problems.arithmetic = {"operations": "+-", "min_steps": 2, "max_steps": 4}
 
     for name, steps, rate in (("pretrain", 1200, 3e-3), ("teacher_pretrain", 1000, 2e-3)):
         stage = config[name]
         stage.update({"steps": steps, "batch_size": 32, "length": 64, "log_every": 50})
-        stage.checkpoint_every = 400
         stage.data.update({"text_weight": 0.2, "problems_weight": 0.8})
         stage.optimizer.update({"learning_rate": rate, "warmup_steps": 50})
 
@@ -104,21 +107,22 @@ def _toy(config: ConfigDict) -> None:
         stage.update({"steps": 150, "batch_size": 32, "length": 64, "log_every": 25})
         stage.data.limit = 2_000
         stage.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 10})
-    config.sft.data.terse_fraction = 0.5
+    config.sft.data.update(_TERSE)
 
     for name in ("reward", "prm"):
         stage = config[name]
         stage.update({"steps": 300, "batch_size": 32, "length": 64, "log_every": 50, "eval_batches": 8})
         stage.optimizer.update({"learning_rate": 5e-4, "warmup_steps": 20})
-        stage.data.terse_fraction = 0.5  # scorers that never saw a bare answer take it for a safe one
-    config.reward.objective.reward_model.center_coef = 0.01
+        stage.data.update(_TERSE)  # scorers that never saw a bare answer take it for a safe one
+    config.reward.objective.reward_model = {"center_coef": 0.01}
 
     rl, lengths = config.rl, {"max_prompt_length": 24, "max_new_tokens": 44}
     rl.update({"steps": 16, "batch_size": 128, "length": 68, "log_every": 4, "eval_every": 8})
     rl.eval_problems = 64
-    rl.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 2, "end_fraction": 0.5, "weight_decay": 0.0})
+    rl.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 2})
+    rl.optimizer.update({"cosine": {"end_fraction": 0.5}, "adamw": {"weight_decay": 0.0}})
     rl.rollout.update({"prompts_per_step": 32, "group_size": 8, **lengths})
-    rl.objective.grpo.aggregation = "token_mean"
+    rl.objective.grpo = {"aggregation": "token_mean"}
     config.evaluation.update({"problems": 256, "samples": 4, "k": (1, 4), "batch_problems": 64, **lengths})
 
 
@@ -148,24 +152,22 @@ def _pod(config: ConfigDict) -> None:
         model.update({"scan_layers": True, "remat": "full", "compute_dtype": "bfloat16", "max_length": 4096})
         model.update({"tie_embeddings": False, "rope_theta": 500_000.0, "logprob_chunk": 256})
     config.mesh.update({"data": 1, "fsdp": -1})
-    config.data.problems.kind = "jsonl"
-    for kind in ("preferences", "steps"):
-        config.data[kind].kind = "jsonl"
+    config.data.problems.task = "jsonl"
     config.data.tokenizer.vocab_size = 32_000
 
     for name in ("pretrain", "teacher_pretrain"):
         stage = config[name]
-        stage.update({"steps": 20_000, "batch_size": 1024, "length": 4096, "checkpoint_every": 1_000})
+        stage.update({"steps": 20_000, "batch_size": 1024, "length": 4096})
         stage.optimizer.update({"learning_rate": 3e-4, "warmup_steps": 1_000})
     for name in ("sft", "teacher_sft", "reward", "prm"):
         stage = config[name]
-        stage.update({"steps": 1_000, "batch_size": 128, "length": 2048, "checkpoint_every": 200})
-        stage.optimizer.update({"learning_rate": 1e-5, "warmup_steps": 50, "weight_decay": 0.0})
+        stage.update({"steps": 1_000, "batch_size": 128, "length": 2048})
+        stage.optimizer.update({"learning_rate": 1e-5, "warmup_steps": 50, "adamw": {"weight_decay": 0.0}})
 
     rl, lengths = config.rl, {"max_prompt_length": 512, "max_new_tokens": 2048}
     rl.update({"steps": 400, "batch_size": 1024, "length": 2560, "log_every": 1, "eval_every": 50})
-    rl.update({"checkpoint_every": 25, "eval_problems": 256, "micro_batches": 4})
-    rl.optimizer.update({"learning_rate": 1e-6, "end_fraction": 1.0, "weight_decay": 0.0})
+    rl.update({"eval_problems": 256, "micro_batches": 4})
+    rl.optimizer.update({"learning_rate": 1e-6, "schedule": "constant", "adamw": {"weight_decay": 0.0}})
     rl.rollout.update({"prompts_per_step": 128, "group_size": 16, **lengths})
     config.evaluation.update({"problems": 1024, "samples": 8, "k": (1, 8), **lengths})
     config.ablation.arms = {

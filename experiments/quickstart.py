@@ -24,35 +24,37 @@ def get_config(arg: str = "") -> ConfigDict:
         {"num_layers": 3, "d_model": 96, "num_heads": 3, "num_kv_heads": 3, "head_dim": 32, "d_ff": 256}
     )
     config.data.text.max_bytes = 1_000_000
-    config.data.problems.update({"operations": "+-", "min_steps": 2, "max_steps": 4})
+    config.data.problems.arithmetic = {"operations": "+-", "min_steps": 2, "max_steps": 4}
 
     # Prose and worked arithmetic, half a million words: a base model that continues either.
-    config.pretrain.update(
-        {"steps": 1200, "batch_size": 32, "length": 64, "log_every": 50, "checkpoint_every": 400}
-    )
+    config.pretrain.update({"steps": 1200, "batch_size": 32, "length": 64, "log_every": 50})
     config.pretrain.data.update({"text_weight": 0.2, "problems_weight": 0.8})
     config.pretrain.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 50})
 
     # Two thousand answers as people write them: half show their work, half give the answer alone. The model
     # learns to do both; where it does not show its work it is mostly wrong.
     config.sft.update({"steps": 150, "batch_size": 32, "length": 64, "log_every": 25})
-    config.sft.data.update({"limit": 2_000, "terse_fraction": 0.5})
+    config.sft.data.update({"limit": 2_000, "transform": "terse", "terse": {"fraction": 0.5}})
     config.sft.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 10})
 
     # The control sees the same two thousand answers again; the others see questions and a verifier.
     config.rl.update({"steps": 16, "batch_size": 128, "length": 64, "log_every": 4})
     config.rl.update({"eval_every": 4, "eval_problems": 64})
-    config.rl.optimizer.update(
-        {"learning_rate": 1e-4, "warmup_steps": 2, "end_fraction": 0.5, "weight_decay": 0.0}
-    )
+    config.rl.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 2})
+    config.rl.optimizer.update({"cosine": {"end_fraction": 0.5}, "adamw": {"weight_decay": 0.0}})
     lengths = {"max_prompt_length": 24, "max_new_tokens": 44}
     config.rl.rollout.update({"prompts_per_step": 32, "group_size": 8, **lengths})
-    config.rl.objective.grpo.update({"aggregation": "token_mean"})
+    config.rl.objective.grpo = {"aggregation": "token_mean"}
     config.evaluation.update({"problems": 256, "samples": 4, "k": (1, 4), "batch_problems": 64, **lengths})
 
     config.ablation.control = "sft"
     config.ablation.arms = {
-        "sft": ("rl.objective.name=sft", "rl.data.limit=2000", "rl.data.terse_fraction=0.5"),
+        "sft": (
+            "rl.objective.name=sft",
+            "rl.data.limit=2000",
+            "rl.data.transform=terse",
+            "rl.data.terse.fraction=0.5",
+        ),
         "rejection_sampling": ("rl.objective.name=rejection_sampling",),
         "dpo": ("rl.objective.name=dpo",),
         "grpo": (),

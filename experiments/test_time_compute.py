@@ -20,7 +20,7 @@ from experiments import base
 
 def get_config(arg: str = "") -> ConfigDict:
     """The quickstart's model and data; `arg` is not used."""
-    config = base.get_config(arg).unlock()
+    config = base.get_config(arg)
     config.name = "test_time_compute"
     config.question = "How far do more samples carry a policy, and which scorer picks best among them?"
     config.stages = ("pretrain", "sft", "reward", "orm", "prm")
@@ -31,19 +31,15 @@ def get_config(arg: str = "") -> ConfigDict:
         {"num_layers": 3, "d_model": 96, "num_heads": 3, "num_kv_heads": 3, "head_dim": 32, "d_ff": 256}
     )
     config.data.text.max_bytes = 1_000_000
-    config.data.problems.update({"operations": "+-", "min_steps": 2, "max_steps": 4})
-    for kind in ("preferences", "steps"):
-        config.data[kind].kind = "arithmetic"
+    config.data.problems.arithmetic = {"operations": "+-", "min_steps": 2, "max_steps": 4}
 
-    config.pretrain.update(
-        {"steps": 1200, "batch_size": 32, "length": 64, "log_every": 50, "checkpoint_every": 400}
-    )
+    config.pretrain.update({"steps": 1200, "batch_size": 32, "length": 64, "log_every": 50})
     config.pretrain.data.update({"text_weight": 0.2, "problems_weight": 0.8})
     config.pretrain.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 50})
 
     # Half of the answers come without their steps, so samples differ in kind and are mostly wrong where bare.
     config.sft.update({"steps": 150, "batch_size": 32, "length": 64, "log_every": 25})
-    config.sft.data.update({"limit": 2_000, "terse_fraction": 0.5})
+    config.sft.data.update({"limit": 2_000, "transform": "terse", "terse": {"fraction": 0.5}})
     config.sft.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 10})
 
     for name in ("reward", "orm", "prm"):
@@ -52,9 +48,9 @@ def get_config(arg: str = "") -> ConfigDict:
         stage.optimizer.update({"learning_rate": 5e-4, "warmup_steps": 20})
     # Scorers of steps must know bare answers too; both see the same solutions.
     for name in ("orm", "prm"):
-        config[name].data.terse_fraction = 0.5
-    config.reward.objective.reward_model.center_coef = 0.01
+        config[name].data.update({"transform": "terse", "terse": {"fraction": 0.5}})
+    config.reward.objective.reward_model = {"center_coef": 0.01}
 
     lengths = {"max_prompt_length": 24, "max_new_tokens": 44}
     config.evaluation.update({"problems": 256, "samples": 4, "k": (1, 4), "batch_problems": 64, **lengths})
-    return config.lock()
+    return config

@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stages = ("pretrain",)
     # SwiGLU has three matrices where nanoGPT's MLP has two: 344 instead of 512 keeps the parameter count.
     config.model.update({"num_layers": 4, "d_model": 128, "num_heads": 4, "num_kv_heads": 4, "d_ff": 344})
-    config.data.text.validation_one_in = 10
+    config.data.validation_one_in = 10
     config.data.tokenizer.update({"model_type": "char", "vocab_size": 0})
     config.pretrain.update(
         {
@@ -32,10 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "log_every": 100,
             "eval_every": 500,
             "eval_batches": 200,
-            "checkpoint_every": 500,
         }
     )
-    config.pretrain.optimizer.update(
-        {"learning_rate": 1e-3, "warmup_steps": 100, "end_fraction": 0.1, "b2": 0.99}
-    )
+    config.pretrain.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 100, "adamw": {"b2": 0.99}})
     return config

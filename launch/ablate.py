@@ -16,12 +16,12 @@ from launch import common
 from research.ablation.runner import run_ablation
 from research.core.errors import TemperError
 
-_CONFIG = common.define_config()
+common.define_config()
 
 
 def main() -> None:
     """Runs what is left of the ablation, prints the report; exit status 1 if a run failed."""
-    results, paths = run_ablation(_CONFIG.value, common.workdir(), common.overridden_keys())
+    results, paths = run_ablation(common.config(), common.workdir(), common.overrides())
     head = paths.markdown.read_text(encoding="utf-8").partition("![")[0]
     show(Markdown(head))
     show(f"report: {paths.html}")

@@ -24,10 +24,11 @@ from research.benchmarks.runner import MACHINE, count_laps, run_benchmark
 from research.benchmarks.spec import read_benchmark
 from research.benchmarks.workers import own_system, peer_systems
 from research.benchmarks.workloads import make_workloads
+from research.config.files import load_config
 from research.core.errors import TemperError
 from research.core.progress import Progress
 
-_CONFIG = common.define_config()
+common.define_config()
 _PEERS = flags.DEFINE_list("peers", [], "NAME=PYTHON of each peer's venv: transformers, trl, tunix")
 
 _BUSY = 0.5
@@ -37,7 +38,7 @@ _BUSY = 0.5
 def main() -> None:
     """Runs a benchmark and reports; exit status 1 if a system failed."""
     console = get_console()
-    benchmark = read_benchmark(_CONFIG.value)
+    benchmark = read_benchmark(load_config(flags.FLAGS.config), common.overrides())
     load = os.getloadavg()[0]
     if load > _BUSY:
         console.print(f"the machine is busy (load average {load:.1f}): times will scatter")

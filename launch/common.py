@@ -1,7 +1,6 @@
 """What every entry point shares: flags, clear errors, exit codes."""
 
 import errno
-import importlib.util
 import logging as py_logging
 import os
 import sys
@@ -11,10 +10,10 @@ from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
-from research.config.checks import flatten, unknown_key
-from research.config.experiment import to_tree
+from research.config.bridge import old_data
+from research.config.files import load_config
 from research.core.errors import ConfigError, TemperError, WorkdirError
 from research.core.files import explain_os_error
 from research.data.examples import Records
@@ -24,25 +23,53 @@ from research.sampling.speculative import Draft, SpeculativeSpec
 from research.tasks.sources import Sources
 from research.train.chain import Policy, load_policy
 
+_OVERRIDE = "--config."
 
-def define_config() -> Any:
+
+def define_config() -> None:
     """`--config=FILE[:arg]` with `--config.key=value` overrides, and `--workdir`."""
-    config = config_flags.DEFINE_config_file(
-        "config", None, "experiment file, such as experiments/quickstart.py"
+    flags.DEFINE_string(
+        "config", None, "experiment file, such as experiments/quickstart.py, or FILE:ARGUMENT"
     )
-    flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and reports; one config owns it")
+    flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and reports")
     flags.mark_flags_as_required(["config", "workdir"])
-    return config
 
 
-def overridden_keys() -> list[str]:
-    """The dotted keys that the command line set."""
-    return list(config_flags.get_override_values(flags.FLAGS["config"]))
+def config() -> ConfigDict:
+    """The experiment that the command line names.
+
+    Raises:
+      ConfigError: the file cannot be read or run, or makes no config.
+    """
+    found = load_config(flags.FLAGS.config)
+    if "stages" not in found:
+        raise ConfigError(
+            f"--config: {flags.FLAGS.config}: has no stages, so it trains nothing (is it a benchmark?)"
+        )
+    return found
+
+
+def overrides() -> tuple[str, ...]:
+    """ "dotted.key=value" of every `--config.key=value`."""
+    return tuple(text.removeprefix(_OVERRIDE) for text in sys.argv[1:] if text.startswith(_OVERRIDE))
 
 
 def workdir() -> Path:
-    """The working directory that the command line names."""
-    return Path(flags.FLAGS.workdir)
+    """The working directory that the command line names.
+
+    Raises:
+      ConfigError: it is empty, or an address that is no local folder.
+    """
+    given = flags.FLAGS.workdir
+    if not given.strip():
+        raise ConfigError("--workdir: got '', expected a folder")
+    if "://" in given:
+        raise ConfigError(
+            f"--workdir: got {given!r}, expected a local folder; remote ones are not supported yet"
+        )
+    if "\0" in given:
+        raise ConfigError(f"--workdir: got {given!r}, expected a path without NUL")
+    return Path(given)
 
 
 def held_out_problems(path: str | None, policy: Policy, folder: Path) -> Records:
@@ -54,7 +81,7 @@ def held_out_problems(path: str | None, policy: Policy, folder: Path) -> Records
 
 def sources_of(policy: Policy, folder: Path) -> Sources:
     """The data that the policy of a stage's folder was trained on."""
-    return Sources(policy.experiment["data"], folder.parent.parent / "data")
+    return Sources(old_data(policy.experiment["data"]), folder.parent.parent / "data")
 
 
 NGRAM = "ngram"
@@ -100,56 +127,18 @@ def _keep_programs() -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """absl's parser, with its mistakes explained like every other one, in one sentence."""
+    """absl's parser, with its mistakes explained in one sentence; overrides of the config are kept apart."""
     try:
-        rest = flags.FLAGS(list(argv))
-        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            flags.FLAGS.config.is_locked  # noqa: B018 - a file that could not be read tells so when it is used
-        return rest
-    except OSError as error:
-        path = _config_path(argv)[0]
-        reason = "no such experiment file" if not Path(path).exists() else _last_line(error)
-        _fail(ConfigError(f"--config: {path}: {reason}"))
+        return flags.FLAGS([text for text in argv if not text.startswith(_OVERRIDE)])
     except flags.Error as error:
         _fail(ConfigError(f"{_last_line(error)} (--help shows an example)"))
-    except (AttributeError, KeyError, TypeError) as error:
-        _fail(ConfigError(_nearest(argv) or f"--config: {_config_path(argv)[0]}: {_last_line(error)}"))
-
-
-def _config_path(argv: Sequence[str]) -> tuple[str, str]:
-    """The experiment's file and its argument, as the command line has them."""
-    names = [a.partition("=")[2] for a in argv if a.startswith(("--config=", "-config="))]
-    names += [b for a, b in zip(argv, argv[1:], strict=False) if a in ("--config", "-config")]
-    path, _, arg = (names or [""])[-1].partition(":")
-    return path, arg
 
 
 def _last_line(error: Exception) -> str:
-    """What an error says, without the traceback that ml_collections puts before it."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)
-
-
-def _nearest(argv: Sequence[str]) -> str | None:
-    """Finds the override whose key the config does not have, and the nearest key that it has."""
-    overrides = [
-        text.removeprefix("--config.").partition("=")[0] for text in argv if text.startswith("--config.")
-    ]
-    path, arg = _config_path(argv)
-    spec = importlib.util.spec_from_file_location("config", path)
-    if not overrides or spec is None or spec.loader is None:
-        return None
-    module = importlib.util.module_from_spec(spec)  # once more, without overrides: on the way to an error
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config(arg) if arg else module.get_config()
-    except (AttributeError, KeyError, TypeError):  # the file itself is at fault
-        return None
-    known = flatten(to_tree(config))
-    for key in overrides:
-        if key not in known:
-            return str(unknown_key(key, known))
-    return None
+    """The end of an error's text."""
+    return next(
+        (line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__
+    )
 
 
 def _explained(main: Callable[[], None]) -> Callable[[list[str]], None]:

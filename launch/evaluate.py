@@ -14,7 +14,8 @@ from absl import flags
 from rich import print as show
 
 from launch import common
-from research.config.experiment import Sampler
+from research.config.bridge import old_verifier
+from research.config.sections import Sampler
 from research.core.errors import ConfigError
 from research.core.files import write_json_atomic
 from research.environments.tool_use import tools_of
@@ -81,7 +82,7 @@ def main() -> None:
             tokenizer=policy.tokenizer,
             batch_problems=_BATCH.value,
             max_prompt_length=_PROMPT_TOKENS.value,
-            verifier=policy.experiment["data"]["problems"]["verifier"],
+            verifier=old_verifier(policy.experiment["evaluation"]["correct"]),
             ks=ks,
             tools=tools,
         )

@@ -12,21 +12,23 @@ from rich import print as show
 
 from launch import common
 from research.config.resolve import resolve
-from research.core.stages import claim_workdir
+from research.core.stages import hold_workdir
 from research.train.chain import lay_ground, run_chain
 
-_CONFIG = common.define_config()
+common.define_config()
 
 
 def main() -> None:
     """Runs what is left of the chain and prints each stage's final metrics."""
-    experiment = resolve(_CONFIG.value, common.overridden_keys())
-    show(f"preparing data in {common.workdir() / 'data'}")
-    ground = lay_ground(experiment, common.workdir())
-    claim_workdir(common.workdir(), experiment.tree)
-    for done in run_chain(experiment, common.workdir(), ground=ground):
-        metrics = ", ".join(f"{key} {value:.4g}" for key, value in sorted(done.result["metrics"].items()))
-        show(f"[bold]{done.stage.name}[/bold] ({done.stage.objective.name}): {metrics}\n  {done.folder.path}")
+    experiment, workdir = resolve(common.config(), common.overrides()), common.workdir()
+    with hold_workdir(workdir, experiment.tree):
+        show(f"preparing data in {workdir / 'data'}")
+        ground = lay_ground(experiment, workdir)
+        for done in run_chain(experiment, workdir, ground=ground):
+            metrics = ", ".join(f"{key} {value:.4g}" for key, value in sorted(done.result["metrics"].items()))
+            show(
+                f"[bold]{done.stage.name}[/bold] ({done.stage.objective.name}): {metrics}\n  {done.folder.path}"
+            )
 
 
 if __name__ == "__main__":

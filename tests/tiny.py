@@ -7,15 +7,19 @@ from ml_collections import ConfigDict
 
 from experiments import quickstart
 
+EVERY_STEP = 1e-9
+"""Minutes between checkpoints: so few that each step has one."""
+
 
 def tiny_config() -> ConfigDict:
     """A config with the quickstart's keys and stages, small enough for a test."""
-    config = quickstart.get_config().unlock()
+    config = quickstart.get_config()
     config.model.update(
         {"num_layers": 2, "d_model": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "d_ff": 64}
     )
-    config.data.text.update({"max_bytes": 100_000, "validation_one_in": 5})
-    config.data.problems.update({"train": 400, "test": 40, "max_steps": 2})
+    config.data.validation_one_in = 5
+    config.data.text.max_bytes = 100_000
+    config.data.problems.arithmetic.update({"train": 400, "test": 40, "max_steps": 2})
     config.data.tokenizer.vocab_size = 384
     config.pretrain.update({"steps": 6, "batch_size": 8, "length": 64, "log_every": 2, "eval_batches": 2})
     config.sft.update({"steps": 6, "batch_size": 8, "length": 64, "log_every": 2, "eval_batches": 2})
@@ -26,7 +30,7 @@ def tiny_config() -> ConfigDict:
     config.rl.rollout.update(
         {"prompts_per_step": 8, "group_size": 4, "max_new_tokens": 24, "max_prompt_length": 40}
     )
-    config.rl.objective.dpo.pairs_per_prompt = 2
+    config.rl.objective.dpo = {"pairs_per_prompt": 2}
     config.evaluation.update(
         {
             "problems": 8,
@@ -38,18 +42,18 @@ def tiny_config() -> ConfigDict:
         }
     )
     config.ablation.seeds = (0, 1)
-    return config.lock()
+    return config
 
 
 def resumable_config(steps: int) -> ConfigDict:
-    """A GRPO run with a reference and two updates a rollout, that saves at every third iteration."""
-    config = tiny_config().unlock()
-    config.rl.update({"steps": steps, "checkpoint_every": 3, "eval_every": 10})
+    """A GRPO run with a reference and two updates a rollout, that saves at every iteration."""
+    config = tiny_config()
+    config.rl.update({"steps": steps, "checkpoint_every": EVERY_STEP, "eval_every": 10})
     config.rl.objective.grpo.beta = 0.01
-    config.rl.rollout.updates = 2
+    config.rl.rollout.epochs = 2
     # Untrained models are never right: reward the format's last line, so that there is something to learn.
-    config.data.problems.verifier = "final_line"
-    return config.lock()
+    config.rl.reward.functions = ("final_line",)
+    return config
 
 
 if __name__ == "__main__":

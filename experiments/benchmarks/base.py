@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from experiments import base
-
 SIZES = ("cpu", "gpu", "toy")
 """What `get_config(arg)` takes; "" is cpu."""
 
@@ -24,12 +22,16 @@ def sized(kind: str, question: str, cases: Callable[[str], dict[str, object]]) -
 
 def shared(kind: str, size: str) -> dict[str, object]:
     """What all benchmarks have."""
-    data = base.data()
-    data.problems.kind = "jsonl"
-    data.tokenizer.vocab_size = model(size)["vocab_size"]
-    if size == "toy":
-        data.text.update({"max_bytes": 100_000, "validation_one_in": 5})
-    objective = base.objectives()["grpo"]
+    text = {
+        "path": "",
+        "max_bytes": 100_000 if size == "toy" else 0,
+        "validation_one_in": 5 if size == "toy" else 20,
+    }
+    data = {
+        "text": text,
+        "problems": {"kind": "jsonl", "path": "", "validation_one_in": 20},
+        "tokenizer": {"path": "", "vocab_size": model(size)["vocab_size"], "model_type": "bpe"},
+    }
     return {
         "kind": kind,  # rollout, train_step, grpo_iteration
         "model": model(size),
@@ -49,8 +51,17 @@ def shared(kind: str, size: str) -> dict[str, object]:
             "admit": 8,  # prompts taken in at a time
             "cache_bucket": {"cpu": 32, "gpu": 128, "toy": 32}[size],  # tokens by which the KV cache grows
         },
-        "optimizer": base.stage("sft").optimizer,
-        "objective": {**objective, "beta": 0.04},  # of grpo_iteration
+        "optimizer": {
+            "learning_rate": 1e-3,
+            "warmup_steps": 10,
+            "end_fraction": 0.1,
+            "b1": 0.9,
+            "b2": 0.95,
+            "eps": 1e-8,
+            "weight_decay": 0.1,
+            "clip_norm": 1.0,
+        },
+        "objective": {"beta": 0.04},  # of grpo_iteration; the other options of GRPO are at their defaults
         "data": data,  # `data.problems.path`: a JSONL file for the cases on real lengths
     }
 

@@ -1,15 +1,17 @@
 """Arms: an experiment's config with a few dotted overrides each, checked before anything runs."""
 
-import ast
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from research.config.checks import flatten, unknown_key
-from research.config.experiment import Experiment, to_tree
+from research.config.experiment import Experiment
+from research.config.identity import run_identity
 from research.config.resolve import resolve
+from research.config.schema import short
+from research.config.tree import Tree, flatten, merged, parse_override, to_tree, unknown_key
 from research.core.errors import ConfigError
 
 
@@ -18,191 +20,236 @@ class Arm:
     """One arm.
 
     Attributes:
-      name: its name in tables.
-      overrides: dotted key -> value.
+      name: in tables and plots; printable, and free of what paths and folders mean.
+      overrides: each "dotted.key=value".
+      grid: where the arm lies in the ablation's grid: key -> value as it is spelled.
     """
 
     name: str
-    overrides: Mapping[str, Any]
+    overrides: tuple[str, ...]
+    grid: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def parse_override(text: str, known: Mapping[str, Any], where: str) -> tuple[str, Any]:
-    """`"rl.optimizer.learning_rate=3e-4"` to its key and a value of the type that the config has there.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An ablation, checked.
+
+    Attributes:
+      tree: the config that all arms start from, the command line's overrides in it.
+      arms: the control first.
+      base: the config itself, resolved: the ablation's own keys.
+      experiments: by arm's name, at the first seed.
+    """
+
+    tree: Tree
+    arms: tuple[Arm, ...]
+    base: Experiment
+    experiments: Mapping[str, Experiment]
+
+    def run(self, arm: Arm, seed: int) -> Experiment:
+        """The experiment of one run: the arm's overrides, then the seed written to every seed key."""
+        return _resolve(self.tree, arm, self.base, seed)
+
+
+def plan(config: ConfigDict, overrides: Iterable[str] = ()) -> Plan:
+    """Resolves every arm, and refuses an ablation that would compare a thing with itself.
 
     Args:
-      text: dotted.key=value.
-      known: the config's dotted keys and values.
-      where: what an error names.
+      config: with an `ablation` section.
+      overrides: from the command line; one that no arm reads is refused.
 
     Raises:
-      ConfigError: no such key, or a value of another type.
-    """
-    key, equals, raw = text.partition("=")
-    key, raw = key.strip(), raw.strip()
-    if not equals:
-        raise ConfigError(f"{where}: got {text!r}, expected dotted.key=value")
-    if key not in known:
-        raise ConfigError(f"{where}: {unknown_key(key, known)}")
-    now = known[key]
-    try:
-        if isinstance(now, str):
-            return key, raw
-        value: Any = {"true": True, "false": False}.get(raw.lower())
-        value = ast.literal_eval(raw) if value is None else value
-    except (ValueError, SyntaxError) as error:
-        raise ConfigError(
-            f"{where}: {key}: got {raw!r}, expected a {type(now).__name__} like {now!r}"
-        ) from error
-    if isinstance(now, float) and type(value) is int:
-        value = float(value)
-    if isinstance(now, list | tuple) and isinstance(value, list | tuple):
-        return key, tuple(value)
-    if type(value) is not type(now):
-        raise ConfigError(f"{where}: {key}: got {raw!r}, expected a {type(now).__name__} like {now!r}")
-    return key, value
-
-
-def read_arms(config: ConfigDict) -> list[Arm]:
-    """The arms of a config, in order.
-
-    Raises:
-      ConfigError: no arms, a malformed or repeated override, a control that does not exist.
+      ConfigError: no arms, a malformed or repeated override, one without effect, two arms that are the same
+        experiment or are measured differently, a control or seed key that does not exist.
     """
     tree = to_tree(config)
-    known = flatten({key: value for key, value in tree.items() if key != "ablation"})
+    texts = tuple(overrides)
+    for text in texts:
+        key, value = parse_override(text, "override")
+        tree = merged(tree, key, value)
+    arms = _read_arms(tree)
+    base = resolve(tree)
+    _check_ablation(base, arms)
+    control = base.ablation.control or arms[0].name
+    arms.sort(key=lambda arm: arm.name != control)  # first, so that every report has it to compare with
+    _check_overridden(tree, arms, texts)
+    return Plan(tree, tuple(arms), base, _check_arms(tree, arms, base))
+
+
+def _read_arms(tree: Tree) -> list[Arm]:
+    """The arms of a config, in order: those it lists, then those of its grid, its base point included."""
+    section = tree.get("ablation", {})
     arms = []
-    for name, overrides in tree["ablation"]["arms"].items():
-        where = f"ablation.arms.{name}"
-        if isinstance(overrides, str):
-            raise ConfigError(f"{where}: got a string, expected a tuple of 'dotted.key=value'")
-        parsed: dict[str, Any] = {}
-        for text in overrides:
-            key, value = parse_override(text, known, where)
-            if key in parsed:
-                raise ConfigError(f"{where}: {key} is set twice")
-            parsed[key] = value
-        arms.append(Arm(name, parsed))
+    for name, overrides in dict(section.get("arms", {})).items():
+        where = f"ablation.arms.{short(name)}"
+        if isinstance(overrides, Mapping):  # a dotted name that was read as sections
+            raise ConfigError(f"{where}: got a section, expected a tuple of 'dotted.key=value'")
+        if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
+            raise ConfigError(f"{where}: got {short(overrides)}, expected a tuple of 'dotted.key=value'")
+        arms.append(Arm(name, tuple(overrides)))
+    arms += _grid_arms(flatten(section.get("grid", {})))
+    for arm in arms:
+        _check_name(arm.name)
+    names = [arm.name for arm in arms]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"ablation.arms.{name}: is given twice")
     if not arms:
-        raise ConfigError("ablation.arms: got none, expected name -> ('dotted.key=value', ...)")
-    control = tree["ablation"]["control"]
-    if control and control not in {arm.name for arm in arms}:
         raise ConfigError(
-            f"ablation.control: got {control!r}, expected one of {', '.join(arm.name for arm in arms)}"
+            "ablation.arms: got none, expected name -> ('dotted.key=value', ...), or ablation.grid"
         )
     return arms
 
 
-def control_of(config: ConfigDict, arms: list[Arm]) -> str:
-    """The arm that all others are compared to."""
-    return config.ablation.control or arms[0].name
+def _grid_arms(grid: Mapping[str, Any]) -> list[Arm]:
+    """Every combination of the grid's values; names say the last part of each key that tells the keys apart."""
+    for key, values in grid.items():
+        if not isinstance(values, list | tuple) or not values or len(set(map(str, values))) < len(values):
+            raise ConfigError(
+                f"ablation.grid.{key}: got {short(values)}, expected a tuple of different values"
+            )
+    if not grid:
+        return []
+    named = _shortened(list(grid))
+    found = []
+    for point in itertools.product(*grid.values()):
+        texts = {key: _spelled(value) for key, value in zip(grid, point, strict=True)}
+        name = ", ".join(f"{named[key]}={text}" for key, text in texts.items())
+        found.append(Arm(name, tuple(f"{key}={text}" for key, text in texts.items()), texts))
+    return found
 
 
-def arm_config(config: ConfigDict, arm: Arm, seed: int | None = None) -> ConfigDict:
-    """The config of one run: the arm's overrides, then the seed written to every seed key."""
-    run = config.copy_and_resolve_references().unlock()
-    for key, value in arm.overrides.items():
-        _assign(run, key, value)
-    if seed is not None:
-        for key in config.ablation.seed_keys:
-            _assign(run, key, seed)
-    return run.lock()
+def _spelled(value: Any) -> str:
+    """A value as an override spells it: "0.003" for 3e-3, a tuple with commas."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_spelled, value))
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
-def check_arms(config: ConfigDict, arms: list[Arm]) -> dict[str, Experiment]:
-    """Resolves every arm and refuses an ablation that would compare a thing with itself.
+def _shortened(keys: list[str]) -> dict[str, str]:
+    """The shortest endings of dotted keys that tell them apart."""
+    found = {}
+    for key in keys:
+        parts = key.split(".")
+        for length in range(1, len(parts) + 1):
+            ending = ".".join(parts[-length:])
+            if sum(other == ending or other.endswith(f".{ending}") for other in keys) == 1:
+                break
+        found[key] = ending
+    return found
 
-    Returns:
-      The arms' experiments at the first seed.
 
-    Raises:
-      ConfigError: an override without effect, or two arms that are the same experiment.
-    """
-    seeds = list(config.ablation.seeds)
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise ConfigError(f"ablation.seeds: got {seeds}, expected at least one and each once")
-    known = flatten(to_tree(config))
-    for key in config.ablation.seed_keys:
+def _check_name(name: str) -> None:
+    """A name reaches tables, plots and folders."""
+    bad = not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 120
+    if bad or "/" in name or "\\" in name or name.strip(".") == "":
+        raise ConfigError(
+            f"ablation.arms: got the name {short(name)}, expected 1 to 120 printable characters without / and \\ "
+            "because reports and folders are named by it"
+        )
+
+
+def _check_ablation(base: Experiment, arms: list[Arm]) -> None:
+    section, names = base.ablation, [arm.name for arm in arms]
+    if not section.seeds or len(set(section.seeds)) != len(section.seeds):
+        raise ConfigError(f"ablation.seeds: got {list(section.seeds)}, expected at least one and each once")
+    if section.control and section.control not in names:
+        raise ConfigError(f"ablation.control: got {section.control!r}, expected one of {', '.join(names)}")
+    for pair in section.pairs:
+        if pair.count(":") != 1 or not set(pair.split(":")) <= set(names):
+            raise ConfigError(
+                f"ablation.pairs: got {pair!r}, expected 'a:b' of two arms among {', '.join(names)}"
+            )
+    known = flatten(base.tree)
+    for key in section.seed_keys:
         if key not in known:
             raise ConfigError(f"ablation.seed_keys: {unknown_key(key, known)}")
         for arm in arms:
-            if key in arm.overrides:
+            if any(text.partition("=")[0].strip() == key for text in arm.overrides):
                 raise ConfigError(
                     f"ablation.arms.{arm.name}: {key}: is one of ablation.seed_keys, which each run overwrites; "
                     "expected it not to be set"
                 )
-    until = config.ablation.stage
-    base = _resolve(config, Arm("base", {}), seeds[0])
+
+
+def _check_arms(tree: Tree, arms: list[Arm], base: Experiment) -> dict[str, Experiment]:
+    until, seeds = base.ablation.stage, base.ablation.seeds
+    plain = run_identity(_resolve(tree, Arm("base", ()), base, seeds[0]), until)
     experiments: dict[str, Experiment] = {}
+    seen: dict[str, Tree] = {}
     for arm in arms:
-        experiment = _resolve(config, arm, seeds[0])
-        identity = experiment.identity(until)
-        if arm.overrides and identity == base.identity(until):
+        experiment = _resolve(tree, arm, base, seeds[0])
+        identity = run_identity(experiment, until)
+        if arm.overrides and not arm.grid and identity == plain:
             raise ConfigError(
-                f"ablation.arms.{arm.name}: its overrides ({', '.join(arm.overrides)}) change nothing, expected "
-                "them to differ from the config's own values"
+                f"ablation.arms.{arm.name}: its overrides ({', '.join(arm.overrides)}) change nothing, expected them "
+                "to differ from the config's own values"
             )
-        for other, seen in experiments.items():
-            if seen.identity(until) == identity:
+        for other, known in seen.items():
+            if known == identity:
                 raise ConfigError(f"ablation.arms.{arm.name}: is the same experiment as arm {other}")
-        for seed in seeds[1:]:
-            if _resolve(config, arm, seed).identity(until) == identity:
+            if known["evaluation"]["evaluation"] != identity["evaluation"]["evaluation"]:
                 raise ConfigError(
-                    f"ablation.seed_keys: got {list(config.ablation.seed_keys)}, expected a key on which stage "
-                    f"{until} depends: arm {arm.name} is the same run at seeds {seeds[0]} and {seed}"
+                    f"ablation.arms.{arm.name}: is measured by another evaluation than arm {other}, expected one "
+                    "yardstick for all arms"
                 )
-        _check_metric(config, experiment, arm)
-        experiments[arm.name] = experiment
+        for seed in seeds[1:]:
+            if run_identity(_resolve(tree, arm, base, seed), until) == identity:
+                raise ConfigError(
+                    f"ablation.seed_keys: got {list(base.ablation.seed_keys)}, expected a key on which stage {until} "
+                    f"depends: arm {arm.name} is the same run at seeds {seeds[0]} and {seed}"
+                )
+        _check_metric(base, experiment, arm)
+        experiments[arm.name], seen[arm.name] = experiment, identity
     return experiments
 
 
-def check_overridden(config: ConfigDict, arms: list[Arm], overridden: Iterable[str]) -> None:
-    """Refuses a key set on the command line that no arm reads.
-
-    Raises:
-      ConfigError: names the key and why it has no effect.
-    """
-    for key in overridden:
+def _check_overridden(tree: Tree, arms: list[Arm], overridden: Iterable[str]) -> None:
+    """Refuses a key set on the command line that no arm reads."""
+    for text in overridden:
         refusals = []
         for arm in arms:
             try:
-                resolve(arm_config(config, arm), [key])
+                resolve(_with(tree, arm), [text])
             except ConfigError as error:
                 refusals.append(error)
         if len(refusals) == len(arms):
             raise refusals[0]
 
 
-def _resolve(config: ConfigDict, arm: Arm, seed: int) -> Experiment:
+def _with(tree: Tree, arm: Arm) -> Tree:
+    for text in arm.overrides:
+        key, value = parse_override(text, f"ablation.arms.{arm.name}")
+        tree = merged(tree, key, value)
+    return tree
+
+
+def _resolve(tree: Tree, arm: Arm, base: Experiment, seed: int) -> Experiment:
     """The arm's experiment, with the stage that is compared."""
+    for key in base.ablation.seed_keys:
+        tree = merged(tree, key, seed)
+    where = f"ablation.arms.{arm.name}"
     try:
-        experiment = resolve(arm_config(config, arm, seed), arm.overrides)
+        experiment = resolve(tree, arm.overrides, where)
     except ConfigError as error:
-        raise ConfigError(f"ablation.arms.{arm.name}: {error}") from error
+        text = str(error)
+        raise ConfigError(text if text.startswith(where) else f"{where}: {text}") from error
     names = [stage.name for stage in experiment.stages]
-    if config.ablation.stage not in names:
+    if base.ablation.stage not in names:
         raise ConfigError(
-            f"ablation.stage: got {config.ablation.stage!r}, which arm {arm.name} does not have; expected one of "
+            f"ablation.stage: got {base.ablation.stage!r}, which arm {arm.name} does not have; expected one of "
             f"{', '.join(names)}"
         )
     return experiment
 
 
-def _check_metric(config: ConfigDict, experiment: Experiment, arm: Arm) -> None:
+def _check_metric(base: Experiment, experiment: Experiment, arm: Arm) -> None:
     """Refuses a metric that the compared stage is known not to measure, before anything is trained."""
-    (stage,) = (stage for stage in experiment.stages if stage.name == config.ablation.stage)
+    stage, metric = experiment.stage(base.ablation.stage), base.ablation.metric
     k = experiment.evaluation.k
     sampled = {f"eval/pass@{n}" for n in k} | {f"eval/maj@{n}" for n in k if n > 1}
-    metric = config.ablation.metric
     if metric.startswith(("eval/pass@", "eval/maj@")) and (metric not in sampled or not stage.samples):
         found = ", ".join(sorted(sampled)) if stage.samples else "only eval/loss and the like"
         raise ConfigError(
             f"ablation.metric: got {metric!r}, but stage {stage.name} of arm {arm.name} measures {found}"
         )
-
-
-def _assign(config: ConfigDict, key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    section = config
-    for part in path:
-        section = section[part]
-    section[last] = value

@@ -1,5 +1,6 @@
 """Runs an ablation: every arm at every seed, in one process, so that arms share compiled steps and stages."""
 
+import dataclasses
 import json
 import traceback
 from collections.abc import Iterable
@@ -7,21 +8,21 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from research.ablation.arms import Arm, arm_config, check_arms, check_overridden, control_of, read_arms
+from research.ablation.arms import Arm, Plan, plan
 from research.analysis.report import ReportPaths, write_report
-from research.analysis.results import Budget, RunResult, save_results
+from research.analysis.results import Budget, RunResult, StageUse, save_results
 from research.config.experiment import Experiment
-from research.config.resolve import resolve
+from research.config.tree import to_json
 from research.core.errors import ConfigError
 from research.core.files import write_text_atomic
 from research.core.progress import Progress
-from research.core.stages import claim_workdir
+from research.core.stages import hold_workdir
 from research.core.versions import collect_versions
-from research.train.chain import Ground, lay_ground, run_chain
+from research.train.chain import Finished, Ground, lay_ground, run_chain
 
 
 def run_ablation(
-    config: ConfigDict, workdir: Path, overridden: Iterable[str] = ()
+    config: ConfigDict, workdir: Path, overrides: Iterable[str] = ()
 ) -> tuple[list[RunResult], ReportPaths]:
     """Runs what is not finished, notes the results after every run and writes the report after every seed.
 
@@ -31,124 +32,115 @@ def run_ablation(
 
     Args:
       config: with an `ablation` section.
-      workdir: belongs to this config from the first run on.
-      overridden: dotted keys that somebody set by hand; one that no arm reads is refused.
+      workdir: stages in it that this ablation shares are read.
+      overrides: "dotted.key=value" from the command line; one that no arm reads is refused.
 
     Returns:
       One result an (arm, seed), and the report's files.
 
     Raises:
       ConfigError: before anything runs, where arms or their overrides make no sense.
-      WorkdirError: the workdir holds another config's run.
+      WorkdirError: another process works in the workdir.
     """
-    arms = read_arms(config)
-    control = control_of(config, arms)
-    check_overridden(config, arms, overridden)
-    experiments = check_arms(config, arms)
-    grounds = {_ground_key(experiments[control]): lay_ground(experiments[control], workdir)}
-    claim_workdir(workdir, json.loads(config.to_json()))
-    arms.sort(key=lambda arm: arm.name != control)  # first, so that every report has it to compare with
-    seeds = list(config.ablation.seeds)
+    planned = plan(config, overrides)
+    first = planned.experiments[planned.arms[0].name]
+    seeds = planned.base.ablation.seeds
     results: dict[tuple[str, int], RunResult] = {}
-    with Progress("ablation", len(arms) * len(seeds), unit="runs") as overall:
-        for seed in seeds:
-            for arm in arms:
-                results[arm.name, seed] = _run(config, arm, seed, workdir, grounds)
-                overall.advance(1)
-                save_results(workdir / "results.json", _ordered(config, arms, results))
-            paths = _report(config, control, experiments, _ordered(config, arms, results), workdir)
+    with hold_workdir(workdir, planned.base.tree):
+        grounds = {_ground_key(first): lay_ground(first, workdir)}
+        with Progress("ablation", len(planned.arms) * len(seeds), unit="runs") as overall:
+            for seed in seeds:
+                for arm in planned.arms:
+                    results[arm.name, seed] = _run(planned, arm, seed, workdir, grounds)
+                    overall.advance(1)
+                    save_results(workdir / "results.json", _ordered(planned, results))
+                paths = _report(planned, _ordered(planned, results), workdir)
     return list(results.values()), paths
 
 
-def _run(config: ConfigDict, arm: Arm, seed: int, workdir: Path, grounds: dict[str, Ground]) -> RunResult:
+def _run(planned: Plan, arm: Arm, seed: int, workdir: Path, grounds: dict[str, Ground]) -> RunResult:
     """One run; whatever stops it is recorded, so that the other arms are not lost."""
-    experiment = resolve(arm_config(config, arm, seed))
-    text = _text(experiment)
+    experiment, section = planned.run(arm, seed), planned.base.ablation
     place = workdir / "failures" / f"{arm.name}-seed{seed}.txt"
+    result = RunResult(
+        arm=arm.name,
+        seed=seed,
+        status="failed",
+        metrics={},
+        budget=Budget(0, 0, 0, 0.0, 0.0),
+        curve=[],
+        error=None,
+        overrides={text.partition("=")[0]: text.partition("=")[2] for text in arm.overrides},
+        config_text=_text(experiment),
+        run_dir=str(place.relative_to(workdir)),
+        grid=dict(arm.grid),
+    )
     try:
         key = _ground_key(experiment)
         if key not in grounds:
             grounds[key] = lay_ground(experiment, workdir)
-        chain = run_chain(
-            experiment,
-            workdir,
-            until=config.ablation.stage,
-            ground=grounds[key],
-            label=f"{arm.name}, seed {seed}: ",
-        )
-        done = next(f for f in chain if f.stage.name == config.ablation.stage)
+        label = f"{arm.name}, seed {seed}: "
+        chain = run_chain(experiment, workdir, until=section.stage, ground=grounds[key], label=label)
+        done = next(f for f in chain if f.stage.name == section.stage)
         metrics = done.result["metrics"]
-        if config.ablation.metric not in metrics:
+        if section.metric not in metrics:
             raise ConfigError(
-                f"ablation.metric: got {config.ablation.metric!r}, expected one of {', '.join(sorted(metrics))}"
+                f"ablation.metric: got {section.metric!r}, expected one of {', '.join(sorted(metrics))}"
             )
     except Exception as error:  # noqa: BLE001 - one failed arm must not lose the others; recorded, reported
         place.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(place, traceback.format_exc())
-        nothing = Budget(0, 0, 0, 0.0, 0.0)
         line = " ".join(f"{type(error).__name__}: {error}".split())
-        return RunResult(
-            arm.name,
-            seed,
-            "failed",
-            {},
-            nothing,
-            [],
-            line,
-            dict(arm.overrides),
-            text,
-            str(place.relative_to(workdir)),
-        )
+        return dataclasses.replace(result, error=line)
     place.unlink(missing_ok=True)  # an earlier try's
-    return RunResult(
-        arm=arm.name,
-        seed=seed,
+    return dataclasses.replace(
+        result,
         status="finished",
         metrics=metrics,
         budget=Budget(**done.result["budget"]),
         curve=done.result["curve"],
-        error=None,
-        overrides=dict(arm.overrides),
-        config_text=text,
         run_dir=str(done.folder.path.relative_to(workdir)),
+        stages=tuple(_use(each, workdir) for each in chain),
     )
 
 
-def _ordered(
-    config: ConfigDict, arms: list[Arm], results: dict[tuple[str, int], RunResult]
-) -> list[RunResult]:
+def _use(done: Finished, workdir: Path) -> StageUse:
+    folder = str(done.folder.path.relative_to(workdir))
+    return StageUse(done.stage.name, folder, done.result["budget"]["seconds"], done.reused)
+
+
+def _ordered(planned: Plan, results: dict[tuple[str, int], RunResult]) -> list[RunResult]:
     """What there is so far, by arm and then by seed."""
-    return [
-        results[a.name, seed] for a in arms for seed in config.ablation.seeds if (a.name, seed) in results
-    ]
+    seeds = planned.base.ablation.seeds
+    return [results[a.name, seed] for a in planned.arms for seed in seeds if (a.name, seed) in results]
 
 
-def _report(
-    config: ConfigDict,
-    control: str,
-    experiments: dict[str, Experiment],
-    results: list[RunResult],
-    workdir: Path,
-) -> ReportPaths:
+def _report(planned: Plan, results: list[RunResult], workdir: Path) -> ReportPaths:
+    base, control = planned.base, planned.arms[0].name
     return write_report(
         results,
         directory=workdir / "report",
-        title=config.name,
-        question=config.question,
-        metric=config.ablation.metric,
+        title=base.name,
+        question=base.question,
+        metric=base.ablation.metric,
         control=control,
-        higher_is_better=config.ablation.higher_is_better,
-        base_config_text=_text(experiments[control]),
+        higher_is_better=base.ablation.higher_is_better,
+        base_config_text=_text(planned.experiments[control]),
         versions=collect_versions(),
     )
 
 
 def _ground_key(experiment: Experiment) -> str:
     """Equal for experiments that share data, mesh and model."""
-    parts = (experiment.data, experiment.mesh, experiment.models, experiment.resolved["stages"])
-    return json.dumps(parts, sort_keys=True)
+    tree = experiment.tree
+    parts = [tree[name] for name in ("data", "mesh", "model", "teacher_model", "evaluation", "tools")]
+    stages = [
+        (s.name, s.model, s.facts.given, s.online, s.batch_size, s.rollout, s.length)
+        for s in experiment.stages
+    ]
+    return repr((parts, stages))
 
 
 def _text(experiment: Experiment) -> str:
     """The run's config as the report shows it: all keys but those of the ablation itself."""
-    return json.dumps({key: value for key, value in experiment.tree.items() if key != "ablation"}, indent=1)
+    return json.dumps(to_json({k: v for k, v in experiment.tree.items() if k != "ablation"}), indent=1)

@@ -7,7 +7,7 @@ arrive traced, in a dict, at every call. Its module lists the names under which 
 
 import abc
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.struct
@@ -15,10 +15,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from models.config import ModelConfig
-from models.transformer import Params
+from models.heads import scorer_outputs
+from models.logprobs import TokenLogps, token_logps
+from models.transformer import Params, forward
 from objectives.types import WeightedSum
+from research.config.schema import Key
 from research.core.batch import Batch, RolloutBatch, SequenceBatch
-from research.core.network import Network
 from research.core.state import Layout
 
 DataKind = Literal["text", "chat", "preferences", "rankings", "unpaired", "steps"]
@@ -32,6 +34,18 @@ Read = Literal["correct", "rewards", "steps", "scale"]
 Scalars = dict[str, Float[Any, ""]]
 Summed = tuple[WeightedSum, dict[str, WeightedSum]]
 """Total and count of a loss, and of each metric."""
+
+
+class Network(flax.struct.PyTreeNode):
+    """A frozen model.
+
+    Attributes:
+      params: in the layout of its role: a policy's, or a scorer's {trunk, head}.
+      config: static model description.
+    """
+
+    params: Params
+    config: ModelConfig = flax.struct.field(pytree_node=False)
 
 
 class Frozen(flax.struct.PyTreeNode):
@@ -130,8 +144,7 @@ class Algorithm(abc.ABC):
     def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
         """On the host: samples to a training batch of fixed shape, and metrics about the choice.
 
-        `seed` is unique to the iteration. A batch without a target in a row of weight above 0 has nothing to learn
-        from, and no update is made.
+        `seed` is unique to the iteration. A batch whose weights are all zero means: nothing to learn from.
         """
         raise NotImplementedError(f"{type(self).__name__} does not learn from rollouts ({seed=})")
 
@@ -144,7 +157,7 @@ class Algorithm(abc.ABC):
         return metrics
 
     def adapt(self, scalars: Scalars, metrics: Mapping[str, float], completions: int) -> Scalars:
-        """On the host, after an iteration with an update: the scalars of the next one; a controller's whole state."""
+        """On the host, after an iteration: the scalars of the next one. A controller's state is its scalar."""
         del metrics, completions
         return scalars
 
@@ -157,39 +170,6 @@ class Algorithm(abc.ABC):
     def prepares(self) -> bool:
         """Whether `prepare` does anything."""
         return type(self).prepare is not Algorithm.prepare
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """What a config may say of one of an objective's options.
-
-    Attributes:
-      low, high: bounds of a number, None is unbounded; checked only where `choices` is empty.
-      why: the reason for the bounds, for the error.
-      choices: the names (or values) that exist, where the option is one of a few.
-      traced: whether the number arrives in `scalars`; every other option is static, read by `make`.
-    """
-
-    low: float | None = None
-    high: float | None = None
-    why: str = "it is a number"
-    choices: tuple[Any, ...] = ()
-    traced: bool = True
-
-
-def number(low: float | None, high: float | None, why: str) -> Option:
-    """A traced number between bounds."""
-    return Option(low, high, why)
-
-
-def static_number(low: float | None, high: float | None, why: str) -> Option:
-    """A number that shapes the program or the choice of rows: it is read once, when a run starts."""
-    return Option(low, high, why, traced=False)
-
-
-def choice(*names: Any, why: str = "") -> Option:
-    """One of a few names, and why no other."""
-    return Option(choices=names, traced=False, why=why)
 
 
 NO_K1 = (
@@ -230,7 +210,6 @@ class Objective:
       options: what its section may say.
       given: the given data it learns from; None where it only learns from the policy's own samples.
       own: whether it can learn from the policy's own samples.
-      no_effect: names of the options that have no effect under these options, online or not.
       check: raises ValueError where options exclude each other.
       rows_per_group: rows (or pairs) of the batch from one prompt's group of G samples.
       reads: what of a paid sample it learns from, under these options: "correct" (whether it is right), "rewards",
@@ -241,15 +220,55 @@ class Objective:
 
     name: str
     make: Callable[[Setting], Algorithm]
-    options: Mapping[str, Option]
+    options: Mapping[str, Key]
     given: DataKind | None = None
     own: bool = False
-    no_effect: Callable[[Mapping[str, Any], bool], Collection[str]] = lambda _options, _online: ()
     check: Callable[[Mapping[str, Any]], None] = lambda _options: None
     rows_per_group: Callable[[Mapping[str, Any], int], int] = lambda _options, group_size: group_size
     reads: Callable[[Mapping[str, Any]], frozenset[Read]] = lambda _options: frozenset({"rewards"})
     least_prompts: int = 1
     untruncated: bool = False
+
+    def static(
+        self, options: Mapping[str, Any], online: bool, group_size: int, max_new_tokens: int
+    ) -> Algorithm:
+        """The algorithm as far as it can be known without a tokenizer."""
+        return self.make(Setting(options, online, group_size, max_new_tokens))
+
+
+def batch_logps(
+    params: Params,
+    config: ModelConfig,
+    rows: SequenceBatch,
+    temperature: float | Array = 1.0,
+    *,
+    all_targets: bool = False,
+) -> TokenLogps:
+    """Teacher-forced log-probs of a SequenceBatch's targets; 0 elsewhere.
+
+    Where (nearly) `all_targets` of the rows count, it costs more to look for the others than to score them.
+    """
+    return token_logps(
+        params,
+        config,
+        rows.tokens,
+        rows.positions,
+        rows.segment_ids,
+        temperature=temperature,
+        first=rows.first_target,
+        needed_BT=None if all_targets else rows.loss_mask,
+        group=rows.group,
+    )
+
+
+def row_states(params: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T D"]:
+    """Hidden states after reading each token of a SequenceBatch."""
+    return forward(params, config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)
+
+
+def row_outputs(scorer: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T O"]:
+    """A scorer's outputs after reading each token of a SequenceBatch."""
+    return scorer_outputs(scorer, config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)
 
 
 def sequence_rows(rollouts: Rollouts, rows: np.ndarray | None, weights: np.ndarray) -> SequenceBatch:
@@ -313,16 +332,14 @@ def rollout_batch(rollouts: Rollouts, *, mask_truncated: bool) -> RolloutBatch:
 
     Args:
       rollouts: samples on the host.
-      mask_truncated: whether completions cut at their limit are masked out of the loss. Their rewards still enter
-        the baseline of their group, and as rows of the batch they count in the "constant" aggregation.
+      mask_truncated: whether completions cut at their limit are left out of the loss; their rewards still enter
+        the baseline of their group.
     """
     B, L = rollouts.prompt_tokens.shape
-    rows = sequence_rows(rollouts, None, np.ones(B))
-    kept = rollouts.stopped if mask_truncated else np.ones(B, bool)
+    weights = rollouts.stopped.astype(np.float32) if mask_truncated else np.ones(B, np.float32)
     scale, steps, ends = rollouts.advantage_scale, rollouts.step_rewards, rollouts.step_mask
     return RolloutBatch(
-        sequences=rows.replace(loss_mask=rows.loss_mask & kept[:, None]),
-        completion_mask=rows.loss_mask,
+        sequences=sequence_rows(rollouts, None, weights),
         sampler_logps=after_prompt(rollouts.sampler_logps, L),
         scores=rollouts.rewards.astype(np.float32),
         advantage_scale=np.ones(B, np.float32) if scale is None else scale.astype(np.float32),
@@ -334,8 +351,3 @@ def rollout_batch(rollouts: Rollouts, *, mask_truncated: bool) -> RolloutBatch:
 def used_mask(rows: SequenceBatch) -> Array:
     """`[B, T]` targets of the rows that count: a NaN in a row of weight 0 would reach the gradient, as 0 * NaN."""
     return rows.loss_mask & (rows.weights > 0)[:, None]
-
-
-def drawn_rows(batch: RolloutBatch) -> SequenceBatch:
-    """The rows with every drawn token as a target, also where the completion is masked out of the loss."""
-    return batch.sequences.replace(loss_mask=batch.completion_mask)

@@ -1,8 +1,7 @@
 """Distillation from a frozen teacher: on given responses, on the student's own, with or without more context."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +23,13 @@ from research.algorithms.base import (
     Scalars,
     Setting,
     Summed,
-    choice,
-    number,
+    row_states,
     sequence_rows,
-    static_number,
     used_mask,
 )
 from research.algorithms.context import teacher_rows
+from research.config.schema import choice, number, static_number
 from research.core.batch import DistillBatch, SequenceBatch
-from research.core.network import row_states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,26 +136,29 @@ def _make(setting: Setting) -> Algorithm:
     )
 
 
-def _no_effect(options: Mapping[str, Any], online: bool) -> Collection[str]:
-    del online
-    unused = [] if options["divergence"] == "jsd" else ["jsd_beta"]
-    return unused if options["top_k"] else [*unused, "tail"]
-
-
-OBJECTIVES = (
-    Objective(
-        "distill",
-        _make,
-        {
-            "divergence": choice(*get_args(Divergence)),
-            "jsd_beta": number(1e-3, 1 - 1e-3, "at 0 and at 1 the divergence is 0 everywhere"),
-            "temperature": number(1e-3, None, "logits are divided by it"),
-            "top_k": static_number(0, None, "0 compares the whole vocabulary"),
-            "tail": choice(*get_args(Tail)),
-        },
-        given="chat",
-        own=True,
-        reads=lambda _options: frozenset(),
-        no_effect=_no_effect,
+OPTIONS = {
+    "divergence": choice(
+        "reverse_kl", "forward_kl (teacher || student), reverse_kl, jsd.", *get_args(Divergence)
     ),
-)
+    "jsd_beta": number(
+        0.5,
+        "The teacher's weight in the mixture.",
+        1e-3,
+        1 - 1e-3,
+        "at 0 and at 1 the divergence is 0 everywhere",
+        used=lambda o, _: o["divergence"] == "jsd",
+    ),
+    "temperature": number(1.0, "Divides both models' logits.", 1e-3),
+    "top_k": static_number(0, "The teacher's likeliest tokens; 0 compares the whole vocabulary.", 0),
+    "tail": choice(
+        "bucket", "The other tokens, with top_k.", *get_args(Tail), used=lambda o, _: o["top_k"] > 0
+    ),
+}
+
+PROVIDES = {
+    "objective": {
+        "distill": Objective(
+            "distill", _make, OPTIONS, given="chat", own=True, reads=lambda _options: frozenset()
+        )
+    }
+}

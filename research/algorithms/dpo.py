@@ -1,7 +1,7 @@
 """Direct preference optimisation and the losses of its family, on given pairs or on pairs of own samples."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
@@ -12,18 +12,7 @@ from models.transformer import Params
 from objectives.dpo import OPTIONS as READ_BY
 from objectives.dpo import DPOLossType, dpo_loss
 from objectives.dpo_terms import FDivergence, bco_delta_statistic, length_desensitized_logps, wpo_weights
-from research.algorithms.base import (
-    Algorithm,
-    Batch,
-    Frozen,
-    Objective,
-    Role,
-    Scalars,
-    Setting,
-    Summed,
-    choice,
-    number,
-)
+from research.algorithms.base import Algorithm, Batch, Frozen, Objective, Role, Scalars, Setting, Summed
 from research.algorithms.pairs import (
     PAIR_OPTIONS,
     PairAlgorithm,
@@ -31,10 +20,11 @@ from research.algorithms.pairs import (
     mean_over_pairs,
     pair_logps,
     pair_masks,
-    pairs_no_effect,
     pairs_per_group,
     with_reference,
 )
+from research.config.schema import choice, number
+from research.config.sections import Facts
 from research.core.batch import PreferenceBatch
 
 PairWeighting = Literal["none", "wpo"]
@@ -135,12 +125,8 @@ def _make(setting: Setting) -> Algorithm:
     return DPO(o["loss_type"], o["f_divergence"], o["weighting"], pairs_per_prompt=o["pairs_per_prompt"])
 
 
-def _no_effect(options: Mapping[str, Any], online: bool) -> Collection[str]:
-    read = READ_BY[options["loss_type"]]
-    unread = {"label_smoothing", "f_divergence", "discopop_tau"} - read
-    if options["f_divergence"] != "alpha" or "f_divergence" in unread:
-        unread.add("alpha_divergence_coef")
-    return (*sorted(unread), *pairs_no_effect(options, online))
+def _reads(option: str) -> Callable[[Mapping[str, Any], Facts], bool]:
+    return lambda options, _: option in READ_BY[options["loss_type"]]
 
 
 def _check(options: Mapping[str, Any]) -> None:
@@ -159,28 +145,60 @@ def _check(options: Mapping[str, Any]) -> None:
         )
 
 
-OBJECTIVES = (
-    Objective(
-        "dpo",
-        _make,
-        {
-            "loss_type": choice(*get_args(DPOLossType)),
-            "f_divergence": choice(*get_args(FDivergence)),
-            "weighting": choice(*get_args(PairWeighting)),
-            "beta": number(1e-6, None, "at 0 the loss is constant"),
-            "label_smoothing": number(0, 0.4999, "at 0.5 the labels are noise"),
-            "alpha_divergence_coef": number(0, 1, "0 is the forward KL, 1 the reverse"),
-            "discopop_tau": number(1e-6, None, "the contrast is divided by it"),
-            "rpo_alpha": number(0, None, "it is the weight of a likelihood; 0 is off"),
-            "ld_alpha": number(
-                0, 1, "it is the share that counts of what exceeds the shorter side; 1 is off"
-            ),
-            **PAIR_OPTIONS,
-        },
-        given="preferences",
-        own=True,
-        no_effect=_no_effect,
-        check=_check,
-        rows_per_group=pairs_per_group,
+DPO_OPTIONS = {
+    "loss_type": choice(
+        "sigmoid", "Which function of the contrast: see objectives/dpo.py.", *get_args(DPOLossType)
     ),
-)
+    "f_divergence": choice(
+        "reverse_kl",
+        "What keeps the policy near the reference.",
+        *get_args(FDivergence),
+        used=_reads("f_divergence"),
+    ),
+    "weighting": choice(
+        "none", "wpo weighs a pair by how likely the policy itself is to write it.", *get_args(PairWeighting)
+    ),
+    "beta": number(
+        0.1, "Inverse temperature of the implicit reward.", 1e-6, None, "at 0 the loss is constant"
+    ),
+    "label_smoothing": number(
+        0.0,
+        "Probability that a label is flipped.",
+        0,
+        0.4999,
+        "at 0.5 the labels are noise",
+        used=_reads("label_smoothing"),
+    ),
+    "alpha_divergence_coef": number(
+        0.5,
+        "Alpha of the alpha-divergence: 0 is the forward KL, 1 the reverse.",
+        0,
+        1,
+        used=lambda o, f: o["f_divergence"] == "alpha" and _reads("f_divergence")(o, f),
+    ),
+    "discopop_tau": number(
+        0.05,
+        "Temperature of discopop.",
+        1e-6,
+        None,
+        "the contrast is divided by it",
+        used=_reads("discopop_tau"),
+    ),
+    "rpo_alpha": number(0.0, "Weight of the chosen's negative log-likelihood a token; 0 is off.", 0),
+    "ld_alpha": number(1.0, "Weight of the tokens beyond the shorter side's length; 1 is off.", 0, 1),
+    **PAIR_OPTIONS,
+}
+
+PROVIDES = {
+    "objective": {
+        "dpo": Objective(
+            "dpo",
+            _make,
+            DPO_OPTIONS,
+            given="preferences",
+            own=True,
+            check=_check,
+            rows_per_group=pairs_per_group,
+        )
+    }
+}

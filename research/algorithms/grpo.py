@@ -1,7 +1,7 @@
 """Critic-free policy gradients: GRPO and its family are settings of one algorithm."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -35,15 +35,13 @@ from research.algorithms.base import (
     Scalars,
     Setting,
     Summed,
-    choice,
-    drawn_rows,
-    number,
+    batch_logps,
     rollout_batch,
-    static_number,
     used_mask,
 )
+from research.config.schema import choice, number, static_number, with_defaults
+from research.config.sections import Facts
 from research.core.batch import RolloutBatch
-from research.core.network import batch_logps
 
 Advantage = Literal["group", "reinforce_pp", "reinforce_pp_baseline"]
 ImportanceCorrection = Literal["none", "token", "sequence"]
@@ -109,7 +107,7 @@ class GRPO(Algorithm):
     ) -> Batch:
         """Old and reference log-probs, at the rollout's temperature, and advantages."""
         assert isinstance(batch, RolloutBatch)
-        rows, temperature = drawn_rows(batch), scalars["temperature"]
+        rows, temperature = batch.sequences, scalars["temperature"]
         old_logps = batch.sampler_logps
         if self.importance != "none":
             old_logps = batch_logps(params, config, rows, temperature).logps
@@ -137,7 +135,7 @@ class GRPO(Algorithm):
                 weights=rows.weights,
             )
         if kl is not None:
-            rewards = rewards - coef * sequence_sum(kl, batch.completion_mask)
+            rewards = rewards - coef * sequence_sum(kl, rows.loss_mask)
         if self.advantage == "reinforce_pp_baseline":
             return scale[:, None] * reinforce_pp_baseline_advantages(
                 rewards=rewards,
@@ -157,7 +155,7 @@ class GRPO(Algorithm):
         return advantages[:, None] + scale[:, None] * process_advantages(
             step_rewards=batch.step_rewards,
             step_mask=batch.step_mask,
-            completion_mask=batch.completion_mask,
+            completion_mask=rows.loss_mask,
             group_size=self.group_size,
             ddof=self.ddof,
         )
@@ -218,47 +216,69 @@ _READ: Mapping[SurrogateName, tuple[str, ...]] = {
 }
 """The scalars that each surrogate reads."""
 
+
+def _uses(surrogate: SurrogateName) -> Callable[[Mapping[str, Any], Facts], bool]:
+    return lambda options, _: options["surrogate"] == surrogate
+
+
+def _group(options: Mapping[str, Any], _: Facts) -> bool:
+    return bool(options["advantage"] == "group")
+
+
+def _kl_loss(options: Mapping[str, Any], _: Facts) -> bool:
+    return bool(options["beta"] > 0 and options["kl_in"] == "loss")
+
+
+def _corrects(options: Mapping[str, Any], _: Facts) -> bool:
+    return bool(options["importance"] != "none")
+
+
 OPTIONS = {
-    "aggregation": choice("sequence_mean", "token_mean", "constant"),
-    "advantage": choice("group", "reinforce_pp", "reinforce_pp_baseline"),
-    "normalization": choice("group", "batch", "none"),
-    "baseline": choice("mean", "leave_one_out"),
-    "ddof": static_number(0, 1, "a group may have 2 completions"),
-    "ratio_level": choice("token", "sequence", "sequence_token"),
-    "surrogate": choice("clip", "cispo", "sapo"),
-    "clip_eps_low": number(0, 1, "the ratio is positive"),
-    "clip_eps_high": number(0, None, "the ratio is clipped above 1"),
-    "delta": number(0, None, "0 is off; it bounds the ratio"),
-    "cispo_clip": number(1e-6, None, "at 0 nothing is learned"),
-    "sapo_temperature_pos": number(1e-6, None, "the gate is divided by it"),
-    "sapo_temperature_neg": number(1e-6, None, "the gate is divided by it"),
-    "beta": number(0, None, "it is the strength of a penalty"),
-    "kl_in": choice("loss", "reward"),
-    "kl_estimator": choice("k2", "k3", why=NO_K1),
-    "kl_correction": choice("none", "ratio"),
-    "importance": choice("none", "token", "sequence"),
-    "importance_mode": choice("truncate", "mask"),
-    "importance_cap": number(1e-6, None, "at 0 nothing is learned"),
-    "mask_truncated": choice(False, True),
+    "aggregation": choice("sequence_mean", "How tokens become one number.", "token_mean", "constant"),
+    "advantage": choice(
+        "group", "Relative to the group, or whitened over the batch.", "reinforce_pp", "reinforce_pp_baseline"
+    ),
+    "normalization": choice(
+        "group", "Whose standard deviation divides the advantage.", "batch", "none", used=_group
+    ),
+    "baseline": choice("mean", "What is subtracted from the reward.", "leave_one_out", used=_group),
+    "ddof": static_number(
+        1,
+        "Of the standard deviation.",
+        0,
+        1,
+        "a group may have 2 completions",
+        used=lambda o, f: _group(o, f) and o["normalization"] != "none",
+    ),
+    "ratio_level": choice("token", "Ratio of each token or of the sequence.", "sequence", "sequence_token"),
+    "surrogate": choice("clip", "What replaces the policy gradient.", "cispo", "sapo"),
+    "clip_eps_low": number(
+        0.2, "The ratio is clipped below at 1 minus this.", 0, 1, "the ratio is positive", used=_uses("clip")
+    ),
+    "clip_eps_high": number(0.2, "The ratio is clipped above at 1 plus this.", 0, used=_uses("clip")),
+    "delta": number(0.0, "Bound of the ratio at negative advantages; 0 is off.", 0, used=_uses("clip")),
+    "cispo_clip": number(
+        5.0, "Largest ratio that weighs a token.", 1e-6, None, "at 0 nothing is learned", used=_uses("cispo")
+    ),
+    "sapo_temperature_pos": number(1.0, "Of the gate at positive advantages.", 1e-6, used=_uses("sapo")),
+    "sapo_temperature_neg": number(1.05, "Of the gate at negative advantages.", 1e-6, used=_uses("sapo")),
+    "beta": number(0.0, "Weight of the KL to the reference; 0 needs no reference.", 0),
+    "kl_in": choice("loss", "Where the KL enters.", "reward", used=lambda o, _: o["beta"] > 0),
+    "kl_estimator": choice("k3", "Of a KL in the loss.", "k2", why=NO_K1, used=_kl_loss),
+    "kl_correction": choice(
+        "none", "Whether a KL in the loss is weighted by the ratio.", "ratio", used=_kl_loss
+    ),
+    "importance": choice(
+        "none", "Correction for a sampler that differs from the trainer.", "token", "sequence"
+    ),
+    "importance_mode": choice("truncate", "What happens above the cap.", "mask", used=_corrects),
+    "importance_cap": number(2.0, "Largest weight.", 1e-6, None, "at 0 nothing is learned", used=_corrects),
+    "mask_truncated": choice(False, "Leave completions cut at their limit out of the loss.", True),
 }
+"""The options of the family; each member has its paper's own defaults, save that the KL is off (`beta`).
 
-
-def _no_effect(options: Mapping[str, Any], online: bool) -> Collection[str]:
-    del online
-    unread = {name for names in _READ.values() for name in names} - set(_READ[options["surrogate"]])
-    if options["surrogate"] != "clip":
-        unread.add("delta")
-    if options["advantage"] != "group":
-        unread |= {"normalization", "baseline", "ddof"}
-    if options["normalization"] == "none":
-        unread.add("ddof")
-    if options["beta"] == 0:
-        unread.add("kl_in")
-    if options["beta"] == 0 or options["kl_in"] == "reward":
-        unread |= {"kl_estimator", "kl_correction"}
-    if options["importance"] == "none":
-        unread |= {"importance_mode", "importance_cap"}
-    return unread
+DAPO's other parts belong to the stage: `rollout.resample_rounds`, `reward.overlong_buffer`.
+"""
 
 
 def _reads(options: Mapping[str, Any]) -> frozenset[Read]:
@@ -297,14 +317,34 @@ def _make(setting: Setting) -> Algorithm:
     )
 
 
-FAMILY = (
-    "grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "gspo", "cispo", "sapo",
-)  # fmt: skip
-"""Names of the family's members: one algorithm and one set of options, with each paper's own as defaults."""
+FAMILY: Mapping[str, Mapping[str, Any]] = {
+    "grpo": {},
+    "dr_grpo": {"aggregation": "constant", "normalization": "none"},
+    "dapo": {"aggregation": "token_mean", "clip_eps_high": 0.28},
+    "rloo": {
+        "aggregation": "constant",
+        "baseline": "leave_one_out",
+        "normalization": "none",
+        "kl_in": "reward",
+    },
+    "reinforce_pp": {"advantage": "reinforce_pp", "aggregation": "token_mean", "kl_in": "reward"},
+    "gspo": {"ratio_level": "sequence", "clip_eps_low": 3e-4, "clip_eps_high": 4e-4},
+    "cispo": {"surrogate": "cispo", "aggregation": "token_mean"},
+    "sapo": {"surrogate": "sapo"},
+}
+"""Names of the family's members, and what differs from GRPO: one algorithm and one set of options."""
 
-OBJECTIVES = tuple(
-    Objective(
-        name, _make, OPTIONS, own=True, no_effect=_no_effect, check=_check, reads=_reads, untruncated=True
-    )
-    for name in FAMILY
-)
+PROVIDES = {
+    "objective": {
+        name: Objective(
+            name,
+            _make,
+            with_defaults(OPTIONS, changes),
+            own=True,
+            check=_check,
+            reads=_reads,
+            untruncated=True,
+        )
+        for name, changes in FAMILY.items()
+    }
+}

@@ -15,19 +15,19 @@ from research.algorithms.base import (
     Algorithm,
     Batch,
     Frozen,
+    Network,
     Objective,
     Role,
     Rollouts,
     Scalars,
     Setting,
     Summed,
-    choice,
-    number,
+    batch_logps,
     sequence_rows,
     used_mask,
 )
+from research.config.schema import choice, number
 from research.core.batch import SequenceBatch, UnpairedBatch
-from research.core.network import Network, batch_logps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,19 +119,25 @@ def _make(setting: Setting) -> Algorithm:
     return KTO(setting.options["loss_type"])
 
 
-OBJECTIVES = (
-    Objective(
-        "kto",
-        _make,
-        {
-            "loss_type": choice(*get_args(KTOLossType)),
-            "beta": number(1e-6, None, "at 0 the loss is constant"),
-            "desirable_weight": number(0, None, "it is a weight"),
-            "undesirable_weight": number(0, None, "it is a weight"),
-        },
-        given="unpaired",
-        own=True,
-        reads=lambda _options: frozenset({"correct"}),
-        least_prompts=2,  # a completion is put under another prompt
+OPTIONS = {
+    "loss_type": choice("kto", "kto or apo_zero_unpaired.", *get_args(KTOLossType)),
+    "beta": number(
+        0.1, "Inverse temperature of the implicit reward.", 1e-6, None, "at 0 the loss is constant"
     ),
-)
+    "desirable_weight": number(1.0, "Of desirable completions.", 0),
+    "undesirable_weight": number(1.0, "Of undesirable completions.", 0),
+}
+
+PROVIDES = {
+    "objective": {
+        "kto": Objective(
+            "kto",
+            _make,
+            OPTIONS,
+            given="unpaired",
+            own=True,
+            reads=lambda _options: frozenset({"correct"}),
+            least_prompts=2,  # a completion is put under another prompt
+        )
+    }
+}

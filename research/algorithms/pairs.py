@@ -1,7 +1,7 @@
 """What the algorithms on pairs share: both sides' log-probs from one pass, and pairs from the policy's own samples."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,18 +14,9 @@ from models.logprobs import TokenLogps
 from models.transformer import Params
 from objectives.reduce import example_mean, reduce_metrics, sequence_sum
 from objectives.types import ObjectiveOutput
-from research.algorithms.base import (
-    Algorithm,
-    Batch,
-    Frozen,
-    Option,
-    Rollouts,
-    Summed,
-    sequence_rows,
-    static_number,
-)
+from research.algorithms.base import Algorithm, Batch, Frozen, Rollouts, Summed, batch_logps, sequence_rows
+from research.config.schema import Key, static_number
 from research.core.batch import PreferenceBatch, SequenceBatch
-from research.core.network import batch_logps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,15 +105,11 @@ def mean_over_pairs(out: ObjectiveOutput, weights: Float[Array, " B"]) -> Summed
     return example_mean(out.losses, weights), reduce_metrics(out.metrics, weights=weights)
 
 
-PAIR_OPTIONS: Mapping[str, Option] = {
-    "pairs_per_prompt": static_number(1, None, "with own samples a prompt gives pairs"),
+PAIR_OPTIONS: Mapping[str, Key] = {
+    "pairs_per_prompt": static_number(
+        4, "With own samples: disjoint pairs of a group, at most.", 1, used=lambda _, facts: facts.online
+    ),
 }
-
-
-def pairs_no_effect(options: Mapping[str, Any], online: bool) -> Collection[str]:
-    """Given pairs are not made from groups."""
-    del options
-    return () if online else ("pairs_per_prompt",)
 
 
 def pairs_per_group(options: Mapping[str, Any], group_size: int) -> int:

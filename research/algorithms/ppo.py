@@ -1,7 +1,7 @@
 """Proximal policy optimisation: a policy and its value model, trained together."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -28,15 +28,14 @@ from research.algorithms.base import (
     Scalars,
     Setting,
     Summed,
-    choice,
-    drawn_rows,
-    number,
+    batch_logps,
     rollout_batch,
-    static_number,
+    row_outputs,
     used_mask,
 )
+from research.config.schema import choice, number, static_number
+from research.config.sections import Facts
 from research.core.batch import RolloutBatch, SequenceBatch
-from research.core.network import batch_logps, row_outputs
 from research.core.state import Layout
 
 
@@ -95,9 +94,7 @@ class PPO(Algorithm):
         ref_logps, kl, coef = None, None, 0.0
         if frozen.reference is not None:
             reference = frozen.reference
-            scored = batch_logps(
-                reference.params, reference.config, drawn_rows(batch), scalars["temperature"]
-            )
+            scored = batch_logps(reference.params, reference.config, rows, scalars["temperature"])
             ref_logps = scored.logps
         if self.kl == "reward":
             assert ref_logps is not None
@@ -177,13 +174,12 @@ class PPO(Algorithm):
         return metrics
 
     def adapt(self, scalars: Scalars, metrics: Mapping[str, float], completions: int) -> Scalars:
-        """Moves `kl_coef` towards the target KL; it stays where no finite KL was measured."""
-        observed = metrics.get("kl/reference", np.nan)
-        if not self.adaptive or not np.isfinite(observed):
+        """Moves `kl_coef` towards the target KL."""
+        if not self.adaptive:
             return scalars
         coef = adaptive_kl_coef(
             kl_coef=scalars["kl_coef"],
-            observed_kl=observed,
+            observed_kl=metrics["kl/reference"],
             target_kl=self.target_kl,
             horizon=self.horizon,
             batch_size=completions,
@@ -195,18 +191,6 @@ def row_values(scorer: Params, config: ModelConfig, rows: SequenceBatch) -> Arra
     """`[B, T]` value of the state that each token is drawn from."""
     outputs = row_outputs(scorer, config, rows)
     return state_values(outputs[:, :, 0])
-
-
-def _no_effect(options: Mapping[str, Any], online: bool) -> Collection[str]:
-    del online
-    unread = set()
-    if options["kl_coef"] == 0:
-        unread |= {"kl_in", "kl_controller"}
-    if options["kl_coef"] == 0 or options["kl_in"] == "reward":
-        unread.add("kl_estimator")
-    if options["kl_coef"] == 0 or options["kl_controller"] == "fixed":
-        unread |= {"target_kl", "horizon"}
-    return unread
 
 
 def _check(options: Mapping[str, Any]) -> None:
@@ -232,33 +216,68 @@ def _make(setting: Setting) -> Algorithm:
     )
 
 
-OBJECTIVES = (
-    Objective(
-        "ppo",
-        _make,
-        {
-            "aggregation": choice("token_mean", "sequence_mean", "constant"),
-            "clip_eps_low": number(0, 1, "the ratio is positive"),
-            "clip_eps_high": number(0, None, "the ratio is clipped above 1"),
-            "dual_clip": number(0, None, "0 is off; it bounds the ratio"),
-            "clip_eps_value": number(0, None, "0 is off; it bounds a move"),
-            "value_coef": number(0, None, "it is the weight of a loss"),
-            "entropy_coef": number(0, None, "it is the strength of a bonus"),
-            "gamma": number(0, 1, "it is a discount per token"),
-            "gae_lambda": number(0, 1, "it is a share"),
-            "kl_coef": number(0, None, "it is the strength of a penalty"),
-            "kl_in": choice("reward", "loss"),
-            "kl_estimator": choice("k2", "k3", why=NO_K1),
-            "kl_controller": choice("fixed", "adaptive"),
-            "target_kl": static_number(1e-6, None, "the controller divides by it"),
-            "horizon": static_number(1e-6, None, "the controller divides by it"),
-            "whiten_advantages": choice(True, False),
-            "mask_truncated": choice(False, True),
-        },
-        own=True,
-        no_effect=_no_effect,
-        check=_check,
-        reads=lambda _options: frozenset({"rewards", "scale", "steps"}),
-        untruncated=True,
+def _has_kl(options: Mapping[str, Any], _: Facts) -> bool:
+    return bool(options["kl_coef"] > 0)
+
+
+def _adapts(options: Mapping[str, Any], facts: Facts) -> bool:
+    return _has_kl(options, facts) and options["kl_controller"] == "adaptive"
+
+
+OPTIONS = {
+    "aggregation": choice("token_mean", "How tokens become one number.", "sequence_mean", "constant"),
+    "clip_eps_low": number(0.2, "The ratio is clipped below at 1 minus this.", 0, 1, "the ratio is positive"),
+    "clip_eps_high": number(0.2, "The ratio is clipped above at 1 plus this.", 0),
+    "dual_clip": number(0.0, "Bound of the ratio at negative advantages; 0 is off.", 0),
+    "clip_eps_value": number(0.2, "Bound of a value's move; 0 is off.", 0, unit="reward units"),
+    "value_coef": number(0.1, "Weight of the value loss.", 0),
+    "entropy_coef": number(0.0, "Weight of the entropy bonus.", 0),
+    "gamma": number(1.0, "Discount per token.", 0, 1),
+    "gae_lambda": number(0.95, "Lambda of GAE.", 0, 1),
+    "kl_coef": number(0.05, "Weight of the KL to the reference; 0 needs no reference.", 0),
+    "kl_in": choice(
+        "reward", "Where the KL enters: the reward (k1 a token) or the loss.", "loss", used=_has_kl
     ),
-)
+    "kl_estimator": choice(
+        "k3",
+        "Of a KL in the loss.",
+        "k2",
+        why=NO_K1,
+        used=lambda o, f: _has_kl(o, f) and o["kl_in"] == "loss",
+    ),
+    "kl_controller": choice("fixed", "Whether kl_coef follows target_kl.", "adaptive", used=_has_kl),
+    "target_kl": static_number(
+        6.0,
+        "Of the adaptive controller.",
+        1e-6,
+        None,
+        "the controller divides by it",
+        unit="nats a completion",
+        used=_adapts,
+    ),
+    "horizon": static_number(
+        10_000.0,
+        "Of the adaptive controller.",
+        1e-6,
+        None,
+        "the controller divides by it",
+        unit="completions",
+        used=_adapts,
+    ),
+    "whiten_advantages": choice(True, "Advantages to mean 0 and standard deviation 1 over the batch.", False),
+    "mask_truncated": choice(False, "Leave completions cut at their limit out of the loss.", True),
+}
+
+PROVIDES = {
+    "objective": {
+        "ppo": Objective(
+            "ppo",
+            _make,
+            OPTIONS,
+            own=True,
+            check=_check,
+            reads=lambda _options: frozenset({"rewards", "scale", "steps"}),
+            untruncated=True,
+        )
+    }
+}

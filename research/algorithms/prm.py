@@ -11,16 +11,7 @@ from models.transformer import Params
 from objectives.gae import last_token
 from objectives.prm import prm_loss
 from objectives.reduce import reduce_metrics, token_mean
-from research.algorithms.base import (
-    Algorithm,
-    Batch,
-    Frozen,
-    Objective,
-    Scalars,
-    Setting,
-    Summed,
-    used_mask,
-)
+from research.algorithms.base import Algorithm, Batch, Frozen, Objective, Scalars, Setting, Summed, used_mask
 from research.core.batch import StepBatch
 from research.rewards.learned import step_logits
 
@@ -81,7 +72,9 @@ def _make_outcome(setting: Setting) -> Algorithm:
     return StepScorer("outcome")
 
 
-OBJECTIVES = (
-    Objective("prm", _make_process, {}, given="steps"),
-    Objective("orm", _make_outcome, {}, given="steps"),
-)
+PROVIDES = {
+    "objective": {
+        "prm": Objective("prm", _make_process, {}, given="steps"),
+        "orm": Objective("orm", _make_outcome, {}, given="steps"),
+    }
+}

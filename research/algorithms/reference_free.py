@@ -1,7 +1,7 @@
 """Preference optimisation without a reference: ORPO, SimPO, CPO."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from models.config import ModelConfig
@@ -10,18 +10,7 @@ from objectives.cpo import CPOLossType, cpo_loss
 from objectives.orpo import orpo_loss
 from objectives.simpo import simpo_loss
 from objectives.types import ObjectiveOutput
-from research.algorithms.base import (
-    Algorithm,
-    Batch,
-    Frozen,
-    Objective,
-    Option,
-    Scalars,
-    Setting,
-    Summed,
-    choice,
-    number,
-)
+from research.algorithms.base import Algorithm, Batch, Frozen, Objective, Scalars, Setting, Summed
 from research.algorithms.pairs import (
     PAIR_OPTIONS,
     PairAlgorithm,
@@ -30,9 +19,10 @@ from research.algorithms.pairs import (
     pair_logps,
     pair_masks,
     pair_sums,
-    pairs_no_effect,
     pairs_per_group,
 )
+from research.config.schema import Key, choice, number
+from research.config.sections import Facts
 from research.core.batch import PreferenceBatch
 
 
@@ -115,11 +105,6 @@ class CPO(ReferenceFree):
         )
 
 
-def _cpo_no_effect(options: Mapping[str, Any], online: bool) -> Collection[str]:
-    unread = () if options["loss_type"] == "sigmoid" else ("label_smoothing",)
-    return (*unread, *pairs_no_effect(options, online))
-
-
 def _make_orpo(setting: Setting) -> Algorithm:
     return ORPO(pairs_per_prompt=setting.options["pairs_per_prompt"])
 
@@ -132,42 +117,38 @@ def _make_cpo(setting: Setting) -> Algorithm:
     return CPO(setting.options["loss_type"], pairs_per_prompt=setting.options["pairs_per_prompt"])
 
 
-def _objective(
-    name: str,
-    make: Callable[[Setting], Algorithm],
-    options: Mapping[str, Option],
-    no_effect: Callable[[Mapping[str, Any], bool], Collection[str]] = pairs_no_effect,
-) -> Objective:
+def _objective(name: str, make: Callable[[Setting], Algorithm], options: Mapping[str, Key]) -> Objective:
     return Objective(
-        name,
-        make,
-        {**options, **PAIR_OPTIONS},
-        given="preferences",
-        own=True,
-        no_effect=no_effect,
-        rows_per_group=pairs_per_group,
+        name, make, {**options, **PAIR_OPTIONS}, given="preferences", own=True, rows_per_group=pairs_per_group
     )
 
 
-_BETA = number(1e-6, None, "at 0 there is no contrast")
-_SMOOTHING = number(0, 0.4999, "at 0.5 the labels are noise")
+def _beta(default: float) -> Key:
+    return number(default, "Scale of the contrast.", 1e-6, None, "at 0 there is no contrast")
 
-OBJECTIVES = (
-    _objective("orpo", _make_orpo, {"lambda_coef": number(0, None, "it is the weight of the contrast")}),
-    _objective(
-        "simpo",
-        _make_simpo,
-        {"beta": _BETA, "gamma": number(0, None, "it is a target margin"), "label_smoothing": _SMOOTHING},
-    ),
-    _objective(
-        "cpo",
-        _make_cpo,
-        {
-            "loss_type": choice(*get_args(CPOLossType)),
-            "beta": _BETA,
-            "nll_coef": number(0, None, "it is the weight of a likelihood"),
-            "label_smoothing": _SMOOTHING,
-        },
-        _cpo_no_effect,
-    ),
-)
+
+def _smoothing(used: Callable[[Mapping[str, Any], Facts], bool] | None = None) -> Key:
+    doc, why = "Probability that a label is flipped.", "at 0.5 the labels are noise"
+    return number(0.0, doc, 0, 0.4999, why, used=used)
+
+
+_ORPO = {"lambda_coef": number(0.1, "Weight of the odds ratio.", 0)}
+_SIMPO = {
+    "beta": _beta(2.0),
+    "gamma": number(1.0, "Target margin.", 0, unit="reward units"),
+    "label_smoothing": _smoothing(),
+}
+_CPO = {
+    "loss_type": choice("sigmoid", "Which function of the contrast.", *get_args(CPOLossType)),
+    "beta": _beta(0.1),
+    "nll_coef": number(1.0, "Weight of the chosen's likelihood.", 0),
+    "label_smoothing": _smoothing(lambda o, _: o["loss_type"] == "sigmoid"),
+}
+
+PROVIDES = {
+    "objective": {
+        "orpo": _objective("orpo", _make_orpo, _ORPO),
+        "simpo": _objective("simpo", _make_simpo, _SIMPO),
+        "cpo": _objective("cpo", _make_cpo, _CPO),
+    }
+}

@@ -5,17 +5,9 @@ from typing import Literal
 
 import numpy as np
 
-from research.algorithms.base import (
-    Algorithm,
-    Batch,
-    Objective,
-    Rollouts,
-    Setting,
-    choice,
-    sequence_rows,
-    static_number,
-)
+from research.algorithms.base import Algorithm, Batch, Objective, Rollouts, Setting, sequence_rows
 from research.algorithms.sft import NEXT_TOKEN_OPTIONS, NextToken
+from research.config.schema import choice, static_number
 
 Selector = Literal["leanest", "random"]
 
@@ -63,17 +55,21 @@ def _make(setting: Setting) -> Algorithm:
     )
 
 
-OBJECTIVES = (
-    Objective(
-        "rejection_sampling",
-        _make,
-        {
-            **NEXT_TOKEN_OPTIONS,
-            "keep_per_prompt": static_number(1, None, "something must be kept"),
-            "selector": choice("leanest", "random"),
-        },
-        own=True,
-        reads=lambda _options: frozenset({"correct"}),
-        rows_per_group=lambda options, _group_size: int(options["keep_per_prompt"]),
-    ),
-)
+OPTIONS = {
+    **NEXT_TOKEN_OPTIONS,
+    "keep_per_prompt": static_number(4, "Correct samples kept of each prompt, at most.", 1),
+    "selector": choice("leanest", "Which of the correct are kept; random is the control.", "random"),
+}
+
+PROVIDES = {
+    "objective": {
+        "rejection_sampling": Objective(
+            "rejection_sampling",
+            _make,
+            OPTIONS,
+            own=True,
+            reads=lambda _options: frozenset({"correct"}),
+            rows_per_group=lambda options, _group_size: int(options["keep_per_prompt"]),
+        )
+    }
+}

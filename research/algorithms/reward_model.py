@@ -1,7 +1,6 @@
 """Reward models: a scorer trained on pairs or on ranked candidates of one prompt."""
 
 import dataclasses
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +9,9 @@ from models.config import ModelConfig
 from models.transformer import Params
 from objectives.bradley_terry import bradley_terry_loss, ranking_loss
 from objectives.reduce import example_mean, reduce_metrics
-from research.algorithms.base import (
-    Algorithm,
-    Batch,
-    Frozen,
-    Objective,
-    Option,
-    Scalars,
-    Setting,
-    Summed,
-    number,
-)
+from research.algorithms.base import Algorithm, Batch, Frozen, Objective, Scalars, Setting, Summed
 from research.algorithms.pairs import both_sides, mean_over_pairs
+from research.config.schema import number
 from research.core.batch import PreferenceBatch, RankingBatch
 from research.rewards.learned import score_rows
 
@@ -88,9 +78,7 @@ class RankingRewardModel(Algorithm):
         )
 
 
-_OPTIONS: Mapping[str, Option] = {
-    "center_coef": number(0, None, "it is the strength of a penalty"),
-}
+_OPTIONS = {"center_coef": number(0.0, "Weight of the squared sum of a pair's scores.", 0)}
 
 
 def _make_pairs(setting: Setting) -> Algorithm:
@@ -103,7 +91,9 @@ def _make_rankings(setting: Setting) -> Algorithm:
     return RankingRewardModel()
 
 
-OBJECTIVES = (
-    Objective("reward_model", _make_pairs, _OPTIONS, given="preferences"),
-    Objective("reward_model_ranking", _make_rankings, _OPTIONS, given="rankings"),
-)
+PROVIDES = {
+    "objective": {
+        "reward_model": Objective("reward_model", _make_pairs, _OPTIONS, given="preferences"),
+        "reward_model_ranking": Objective("reward_model_ranking", _make_rankings, _OPTIONS, given="rankings"),
+    }
+}

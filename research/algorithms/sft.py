@@ -14,10 +14,10 @@ from research.algorithms.base import (
     Objective,
     Scalars,
     Summed,
-    number,
+    batch_logps,
 )
+from research.config.schema import number
 from research.core.batch import SequenceBatch
-from research.core.network import batch_logps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,8 @@ class NextToken(Algorithm):
 
 
 NEXT_TOKEN_OPTIONS = {
-    "label_smoothing": number(0, 1, "it is a probability"),
-    "z_loss_coef": number(0, None, "it is the strength of a penalty"),
+    "label_smoothing": number(0.0, "Probability mass spread over the vocabulary.", 0, 1),
+    "z_loss_coef": number(0.0, "Weight of the squared log-partition.", 0),
 }
 
 
@@ -65,7 +65,9 @@ def _objective(name: str, given: DataKind, algorithm: NextToken) -> Objective:
     return Objective(name, lambda _setting: algorithm, NEXT_TOKEN_OPTIONS, given=given)
 
 
-OBJECTIVES = (
-    _objective("next_token", "text", NextToken(every_token=True)),
-    _objective("sft", "chat", NextToken()),
-)
+PROVIDES = {
+    "objective": {
+        "next_token": _objective("next_token", "text", NextToken(every_token=True)),
+        "sft": _objective("sft", "chat", NextToken()),
+    }
+}

@@ -9,18 +9,9 @@ from models.config import ModelConfig
 from models.transformer import Params
 from objectives.reduce import reduce_metrics
 from objectives.step_dpo import step_dpo_loss
-from research.algorithms.base import (
-    Algorithm,
-    Batch,
-    Frozen,
-    Objective,
-    Role,
-    Scalars,
-    Setting,
-    Summed,
-    number,
-)
+from research.algorithms.base import Algorithm, Batch, Frozen, Objective, Role, Scalars, Setting, Summed
 from research.algorithms.pairs import mean_over_pairs, pair_logps, pair_masks, with_reference
+from research.config.schema import number
 from research.core.batch import PreferenceBatch
 
 
@@ -104,14 +95,13 @@ def _make(setting: Setting) -> Algorithm:
     return StepDPO(setting.step_end_ids)
 
 
-OBJECTIVES = (
-    Objective(
-        "step_dpo",
-        _make,
-        {
-            "beta": number(1e-6, None, "at 0 the loss is constant"),
-            "label_smoothing": number(0, 0.4999, "at 0.5 the labels are noise"),
-        },
-        given="preferences",
+OPTIONS = {
+    "beta": number(
+        0.1, "Inverse temperature of the implicit reward.", 1e-6, None, "at 0 the loss is constant"
     ),
-)
+    "label_smoothing": number(
+        0.0, "Probability that a label is flipped.", 0, 0.4999, "at 0.5 the labels are noise"
+    ),
+}
+
+PROVIDES = {"objective": {"step_dpo": Objective("step_dpo", _make, OPTIONS, given="preferences")}}

@@ -1,13 +1,14 @@
 """What a benchmark's config becomes: frozen dataclasses, checked once; see `experiments/benchmarks/base.py`."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 from ml_collections import ConfigDict
 
 from models.config import ModelConfig
-from research.config.experiment import to_tree
+from research.config.schema import Key
+from research.config.tree import flatten, merged, parse_override, to_tree, unknown_key
 from research.core.errors import ConfigError
 
 Kind = Literal["rollout", "train_step", "grpo_iteration"]
@@ -95,13 +96,19 @@ class Benchmark:
     tree: Mapping[str, Any]
 
 
-def read_benchmark(config: ConfigDict) -> Benchmark:
+def read_benchmark(config: ConfigDict, overrides: Iterable[str] = ()) -> Benchmark:
     """The benchmark that a config describes.
 
     Raises:
       ConfigError: names the key, what it holds and what was expected.
     """
     tree = to_tree(config)
+    known = flatten(tree)
+    for text in overrides:
+        key, value = parse_override(text, "override")
+        if key not in known:
+            raise unknown_key(key, known)
+        tree = merged(tree, key, Key(known[key]).parse(key, value))
     values = {**_section("", tree, Benchmark, also=("tree",)), "tree": tree}
     if tree["kind"] not in _CASES:
         raise ConfigError(f"kind: got {tree['kind']!r}, expected one of {', '.join(_CASES)}")

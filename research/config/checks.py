@@ -1,125 +1,213 @@
-"""Refusals of a config: unknown and missing keys, values out of range, overrides without effect."""
+"""Keys that do not fit each other: refused before anything runs."""
 
-import difflib
-import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
 
-from research.algorithms.base import Option, choice
-from research.algorithms.registry import objectives
-from research.config.rules import BOUNDS, CHOICES, SECTIONS
+from research.config.experiment import Experiment, Stage, make_model
+from research.config.sections import Evaluation, Reward, Rollout
 from research.core.errors import ConfigError
 
-Tree = dict[str, Any]
+
+def check_experiment(experiment: Experiment) -> None:
+    """Raises ConfigError where keys exclude each other or a role is played by nobody."""
+    if not experiment.name.isprintable() or not experiment.name:
+        raise ConfigError(f"name: got {experiment.name!r}, expected a printable name")
+    for name, model in experiment.models.items():
+        make_model(model, 512, name)
+        _check_context("evaluation", experiment.evaluation, name, model.max_length)
+    _check_evaluation(experiment.evaluation)
+    _check_mesh(experiment)
+    if experiment.tools.names and not experiment.sampler.slots:
+        raise ConfigError(
+            "sampler.slots: got 0, expected > 0 with tools because only refilled slots stop a row for its result while "
+            "the others go on"
+        )
+    if len(set(experiment.tools.names)) < len(experiment.tools.names):
+        raise ConfigError(f"tools.names: got {list(experiment.tools.names)}, expected each once")
+    known: dict[str, Stage] = {}
+    for stage in experiment.stages:
+        _check_stage(stage, experiment)
+        _check_roles(stage, known)
+        known[stage.name] = stage
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and leaf values."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _check_evaluation(how: Evaluation) -> None:
+    if not how.k or max(how.k) > how.samples:
+        raise ConfigError(
+            f"evaluation.k: got {list(how.k)}, expected values from 1 to evaluation.samples={how.samples} because "
+            "pass@k needs k samples"
+        )
+    if how.temperature == 0 and how.samples > 1:
+        raise ConfigError(
+            f"evaluation.samples: got {how.samples}, expected 1 at evaluation.temperature=0 because greedy samples are "
+            "equal"
+        )
 
 
-def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
-    """The error for a key that does not exist, with the nearest one that does."""
-    known = list(known)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return ConfigError(f"{key}: unknown config key; the nearest known one is {near[0] if near else 'none'}")
+def _check_mesh(experiment: Experiment) -> None:
+    axes = vars(experiment.mesh)
+    if list(axes.values()).count(-1) > 1 or 0 in axes.values():
+        raise ConfigError(
+            f"mesh: got {axes}, expected sizes of at least 1, at most one of them -1 (what is left)"
+        )
 
 
-def check_keys(tree: Tree) -> None:
-    """Refuses keys that nothing reads and names those that are missing."""
-    sections = sorted(key for key, value in tree.items() if isinstance(value, dict) and "objective" in value)
-    for pattern, known in SECTIONS.items():
-        paths = [pattern.replace("*", stage) for stage in sections] if "*" in pattern else [pattern]
-        for path in paths:
-            section: Any = tree
-            for part in filter(None, path.split(".")):
-                section = section.get(part, {}) if isinstance(section, dict) else {}
-            extra = sections if path == "" else []
-            _check_section(path, section, known, extra, optional=("ablation",) if path == "" else ())
-    known_objectives = objectives()
-    for stage in sections:
-        section = tree[stage]["objective"]
-        path = f"{stage}.objective"
-        _check_section(path, section, ("name", *known_objectives), [], optional=tuple(known_objectives))
-        for name, options in section.items():
-            if name != "name":
-                _check_section(f"{path}.{name}", options, tuple(known_objectives[name].options), [])
-
-
-def _check_section(
-    path: str, section: Any, known: Iterable[str], extra: Iterable[str], optional: tuple[str, ...] = ()
-) -> None:
-    prefix = f"{path}." if path else ""
-    for key in section:
-        if key not in known and key not in extra:
-            raise unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in known])
-    for key in known:
-        if key not in section and key not in optional:
-            raise ConfigError(f"{prefix}{key}: is missing, expected every key of experiments/base.py")
-
-
-def check_values(flat: Tree, tree: Tree, chain: tuple[str, ...]) -> None:
-    """Refuses names that do not exist and numbers out of bounds."""
-    for stage in chain:
-        name = flat[f"{stage}.objective.name"]
-        if name not in objectives():
+def _check_stage(stage: Stage, experiment: Experiment) -> None:
+    name, rollout, limit = stage.name, stage.rollout, experiment.models[stage.model].max_length
+    _check_unread(stage)
+    if stage.online:
+        _check_context(f"{name}.rollout", rollout, stage.model, limit)
+        _check_online(stage)
+    elif stage.length > limit:
+        raise ConfigError(
+            f"{name}.length: got {stage.length}, expected at most {stage.model}.max_length={limit}"
+        )
+    if stage.facts.given == "text" and stage.data.text_weight + stage.data.problems_weight <= 0:
+        raise ConfigError(f"{name}.data: got text_weight and problems_weight 0, expected one to be positive")
+    algorithm = stage.objective.static(
+        stage.options, stage.online, rollout.group_size, rollout.max_new_tokens
+    )
+    if stage.micro_batches > 1 and algorithm.batch_coupled:
+        raise ConfigError(
+            f"{name}.micro_batches: got {stage.micro_batches}, expected 1 under these options of "
+            f"{stage.objective.name} because a row's loss depends on the whole batch"
+        )
+    if stage.rows % stage.micro_batches:
+        raise ConfigError(
+            f"{name}.micro_batches: got {stage.micro_batches}, expected a divisor of the {stage.rows} rows of an update"
+        )
+    for key in ("start_from", "extend"):
+        given = getattr(stage, key)
+        if "/" in given and not (Path(given) / "done.json").exists():
             raise ConfigError(
-                f"{stage}.objective.name: got {name!r}, expected one of {', '.join(sorted(objectives()))}"
+                f"{name}.{key}: got {given!r}, expected the folder of a finished stage (with done.json)"
             )
-        if name not in tree[stage]["objective"]:
+
+
+def _check_online(stage: Stage) -> None:
+    name, rollout, objective = stage.name, stage.rollout, stage.objective
+    if objective.untruncated and rollout.truncates:
+        raise ConfigError(
+            f"{name}.rollout: got top_k {rollout.top_k} and top_p {rollout.top_p}, expected 0 and 1 under "
+            f"{objective.name} because its ratio compares log-probs of the untruncated distribution"
+        )
+    if rollout.prompts_per_step < objective.least_prompts:
+        raise ConfigError(
+            f"{name}.rollout.prompts_per_step: got {rollout.prompts_per_step}, expected at least "
+            f"{objective.least_prompts} under {objective.name}"
+        )
+    if rollout.curriculum_low >= rollout.curriculum_high:
+        raise ConfigError(
+            f"{name}.rollout.curriculum_low: got {rollout.curriculum_low}, expected less than curriculum_high="
+            f"{rollout.curriculum_high}"
+        )
+    if rollout.prompts_per_step % rollout.minibatches:
+        raise ConfigError(
+            f"{name}.rollout.minibatches: got {rollout.minibatches}, expected a divisor of the "
+            f"{rollout.prompts_per_step} prompts of an iteration because groups stay whole"
+        )
+    for key in ("keep_per_prompt", "pairs_per_prompt"):
+        most = rollout.group_size if key == "keep_per_prompt" else rollout.group_size // 2
+        if key in stage.options and not 1 <= stage.options[key] <= most:
             raise ConfigError(
-                f"{stage}.objective.{name}: is missing, expected a section with the options "
-                f"{', '.join(objectives()[name].options)}"
+                f"{name}.objective.{objective.name}.{key}: got {stage.options[key]}, expected 1 to {most} because a "
+                f"group has {rollout.group_size} completions"
             )
-    for pattern, choices in CHOICES.items():
-        for key in _keys(pattern, chain):
-            _check_value(key, flat[key], choice(*choices))
-    for pattern, (low, high, why) in BOUNDS.items():
-        for key in _keys(pattern, chain):
-            _check_value(key, flat[key], Option(low, high, why))
-    for stage in chain:
-        name = flat[f"{stage}.objective.name"]
-        for key, option in objectives()[name].options.items():
-            _check_value(f"{stage}.objective.{name}.{key}", flat[f"{stage}.objective.{name}.{key}"], option)
+    _check_reward(f"{name}.reward", stage.reward, rollout)
 
 
-def _keys(pattern: str, chain: tuple[str, ...]) -> list[str]:
-    return [f"{stage}.{pattern[2:]}" for stage in chain] if pattern.startswith("*.") else [pattern]
+def _check_reward(path: str, reward: Reward, rollout: Rollout) -> None:
+    if reward.source == "functions":
+        if not reward.functions or len(set(reward.functions)) < len(reward.functions):
+            raise ConfigError(
+                f"{path}.functions: got {list(reward.functions)}, expected at least one and each once"
+            )
+        if reward.weights and len(reward.weights) != len(reward.functions):
+            raise ConfigError(
+                f"{path}.weights: got {list(reward.weights)}, expected one for each of {list(reward.functions)}, or ()"
+            )
+        if reward.weights and not any(reward.weights):
+            raise ConfigError(f"{path}.weights: got only 0, expected a function to learn from")
+    if (reward.format_mode == "off") != (reward.format_coef == 0):
+        raise ConfigError(
+            f"{path}.format_coef: got {reward.format_coef} under format_mode={reward.format_mode!r}, expected > 0 with "
+            "a format reward and 0 without one because either alone has no effect"
+        )
+    if reward.overlong_buffer and not reward.overlong_coef:
+        raise ConfigError(f"{path}.overlong_coef: got 0, expected > 0 because overlong_buffer is set")
+    if reward.overlong_buffer > rollout.max_new_tokens:
+        raise ConfigError(
+            f"{path}.overlong_buffer: got {reward.overlong_buffer}, expected at most rollout.max_new_tokens="
+            f"{rollout.max_new_tokens}"
+        )
 
 
-def _check_value(key: str, value: Any, option: Option) -> None:
-    if option.choices:
-        if value not in option.choices:
-            because = f" because {option.why}" if option.why else ""
-            choices = ", ".join(map(str, option.choices))
-            raise ConfigError(f"{key}: got {value!r}, expected one of {choices}{because}")
+def _check_unread(stage: Stage) -> None:
+    """A reward that the objective would not learn from is a mistake, wherever it is set."""
+    if not stage.online:
         return
-    low, high = option.low, option.high
-    inside = (low is None or value >= low) and (high is None or value <= high)  # false for NaN
-    if not inside or value == math.inf:
-        if high is None:
-            limits = "expected a finite number" if low is None else f"expected >= {low:g}"
-        else:
-            limits = f"expected <= {high:g}" if low is None else f"expected {low:g} to {high:g}"
-        raise ConfigError(f"{key}: got {value}, {limits} because {option.why}")
+    used = stage.parsed.sections["reward"].used_keys(stage.facts)
+    plain = vars(Reward())
+    switches = {
+        "source",
+        "normalize",
+        "score_clip",
+        "format_mode",
+        "format_coef",
+        "length_coef",
+        "overlong_buffer",
+    }
+    switches |= {"missing_eos_penalty", "difficulty_weighting", "step_coef", "functions", "weights"}
+    for key in sorted(switches):
+        value = getattr(stage.reward, key)
+        if f"{stage.name}.reward.{key}" not in used and value != plain[key]:
+            because = f"{stage.name}.objective.name={stage.objective.name}"
+            if stage.reward.source == "model" and key in ("functions", "weights"):
+                because = f"{stage.name}.reward.source=model"
+            raise ConfigError(
+                f"{stage.name}.reward.{key}: got {value!r}, expected {plain[key]!r} because it has no effect under "
+                f"{because}"
+            )
 
 
-def refuse_overrides(overridden: Iterable[str], flat: Tree, effective: Tree, tree: Tree) -> None:
-    """Refuses a key that somebody set by hand and that changes nothing."""
-    headings = {"name", "question"}
-    for key in overridden:
-        if key.split(".")[0] == "ablation" or key in headings or key == "stages":
+_PLAYERS: Mapping[str, tuple[str, ...]] = {
+    "reference": ("policy", "actor_critic"),
+    "teacher": ("policy", "actor_critic"),
+    "reward": ("scorer",),
+    "value": ("scorer",),
+    "prm": ("step_scorer",),
+}
+"""What a stage must train to play a role."""
+
+
+def _check_roles(stage: Stage, known: Mapping[str, Stage]) -> None:
+    """Every role that the stage needs is played by an earlier stage of the right kind."""
+    for role, name in stage.played:
+        key = f"{stage.name}.roles.{role}"
+        if role == "value" and not name:  # it starts from the policy
             continue
-        if key not in flat:
-            raise unknown_key(key, flat)
-        if key not in effective:
-            section = key.split(".")[0]
-            objective = tree.get(section, {}).get("objective", {}).get("name")
-            under = f"{section}.objective.name={objective}" if objective else "this config"
-            raise ConfigError(f"{key}: has no effect under {under}; expected it not to be set")
+        if role == "reference" and not name:
+            if not stage.start:
+                raise ConfigError(f"{key}: got '', expected a stage because this one starts from scratch")
+            continue
+        if role == "reward" and not name:
+            raise ConfigError(f"{key}: got none, expected at least one stage that trains a reward model")
+        if name not in known:
+            raise ConfigError(f"{key}: got {name!r}, expected an earlier stage: {', '.join(known) or 'none'}")
+        layouts = _PLAYERS[role]
+        if known[name].facts.trains not in layouts:
+            raise ConfigError(
+                f"{key}: got {name!r}, which trains a {known[name].facts.trains}, expected a stage that trains a "
+                f"{layouts[0]}"
+            )
+        if role in ("value", "reference") and known[name].model != stage.model:
+            raise ConfigError(f"{key}: got {name!r} of {known[name].model}, expected one of {stage.model}")
+
+
+def _check_context(key: str, lengths: Rollout | Evaluation, model: str, limit: int) -> None:
+    longest = lengths.max_prompt_length + lengths.max_new_tokens
+    if longest > limit:
+        raise ConfigError(
+            f"{key}: got max_prompt_length {lengths.max_prompt_length} + max_new_tokens {lengths.max_new_tokens} = "
+            f"{longest}, expected at most {model}.max_length={limit}"
+        )

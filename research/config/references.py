@@ -31,8 +31,8 @@ PACKAGES: Mapping[Kind, str] = MappingProxyType(
         "evaluator": "research.evals",
         "tool": "research.environments",
         "environment": "research.environments",
-        "optimizer": "research.core",
-        "schedule": "research.core",
+        "optimizer": "research.config",
+        "schedule": "research.config",
     }
 )
 """Where the components of each kind live that have short names."""

@@ -161,7 +161,7 @@ def static_number(default: float, doc: str, low: float | None = None, high: floa
 def choice(default: Any, doc: str, *others: Any, why: str = "",
            used: Callable[[Any, Any], bool] | None = None) -> Key:  # fmt: skip
     """One of a few names: the default or one of the others."""
-    return Key(default, doc, why=why, choices=(default, *others), used=used)
+    return Key(default, doc, why=why, choices=tuple(dict.fromkeys((default, *others))), used=used)
 
 
 def keys_of(target: Any) -> Mapping[str, Key]:
@@ -182,7 +182,7 @@ def sections_of(target: Any) -> Mapping[str, type]:
     return {f.name: f.type for f in fields if isinstance(f.type, type) and dataclasses.is_dataclass(f.type)}
 
 
-def changed(options: Mapping[str, Key], **defaults: Any) -> dict[str, Key]:
+def with_defaults(options: Mapping[str, Key], defaults: Mapping[str, Any]) -> dict[str, Key]:
     """The same keys with other defaults, as members of a family have them."""
     assert defaults.keys() <= options.keys()
     return {

@@ -6,7 +6,9 @@ config gives them in a section of the component's name, beside the key that name
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 from research.config.schema import key
 
@@ -22,8 +24,10 @@ class Facts(NamedTuple):
       given: the kind of given data that its objective learns from, "" where only from own samples.
       own: whether its objective can learn from own samples.
       policy: whether its result can be sampled and is worth it (not a bare language model, not a scorer).
+      trains: the layout of what it trains: policy, actor_critic, scorer, step_scorer.
       reads: what of a rewarded sample the objective learns from: correct, rewards, steps, scale.
-      roles: the frozen models, and the other models, that it needs.
+      roles: the other models that its training needs: reference, teacher, reward, value, prm.
+      answer_roles: the models that its evaluation needs: reward or prm, to choose the best of n.
       untruncated: whether its ratio needs the untruncated distribution.
     """
 
@@ -31,9 +35,15 @@ class Facts(NamedTuple):
     given: str
     own: bool
     policy: bool
+    trains: Literal["policy", "actor_critic", "scorer", "step_scorer"]
     reads: frozenset[str]
     roles: frozenset[str]
-    untruncated: bool
+    answer_roles: frozenset[str] = frozenset()
+    untruncated: bool = False
+
+
+def _played(role: str) -> Callable[[Any, Facts], bool]:
+    return lambda _, facts: role in facts.roles | facts.answer_roles
 
 
 def _offline(_: Any, facts: Facts) -> bool:
@@ -181,7 +191,7 @@ class Sampler:
         128, "The KV cache grows by so many tokens.", unit="tokens", low=1, effect="speed"
     )
     int8_cache: bool = key(False, "Keys and values in 8 bits: half the memory of bfloat16, and not exact.")
-    weights: str = key(
+    weights: Literal["compute", "bfloat16", "int8"] = key(
         "compute",
         "Dtype of the layers' matrices. Embedding and LM head stay unquantised. Sampler and trainer log-probs then "
         "differ; see the log-prob gap metric, and correct with `importance`. int8 needs the extra `int8`.",
@@ -198,6 +208,13 @@ class Tools:
                          used=lambda s, _: bool(s.names))  # fmt: skip
     max_result_tokens: int = key(128, "Of one result; results count towards max_new_tokens.", unit="tokens", low=1,
                                  used=lambda s, _: bool(s.names))  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a stage learns by; each objective has its own options."""
+
+    name: str = key("next_token", "The objective.", component="objective")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,15 +257,13 @@ class StageData:
 class Roles:
     """The stages whose models play a role in this one: names of earlier stages, or folders of finished ones."""
 
-    reference: str = key(
-        "", "'' is the stage that this one starts from.", used=lambda _, f: "reference" in f.roles
-    )
-    teacher: str = key("", "Any size, same tokenizer.", used=lambda _, f: "teacher" in f.roles)
+    reference: str = key("", "'' is the stage that this one starts from.", used=_played("reference"))
+    teacher: str = key("", "Any size, same tokenizer.", used=_played("teacher"))
     reward: tuple[str, ...] = key((), "Reward models; several are an ensemble.",
-                                  used=lambda _, f: "reward" in f.roles)  # fmt: skip
+                                  used=_played("reward"))  # fmt: skip
     value: str = key("", "A reward model to start the value model from; '' is the policy.",
-                     used=lambda _, f: "value" in f.roles)  # fmt: skip
-    prm: str = key("", "Process reward model.", used=lambda _, f: "prm" in f.roles)
+                     used=_played("value"))  # fmt: skip
+    prm: str = key("", "Process reward model.", used=_played("prm"))
 
 
 def _learns(_: Any, facts: Facts) -> bool:
@@ -282,7 +297,7 @@ class Reward:
         high=1e6,
         used=lambda s, f: _learns(s, f) and s.source == "functions",
     )
-    ensemble: str = key(
+    ensemble: Literal["mean", "min", "mean_minus_variance"] = key(
         "mean",
         "How several reward models make one score.",
         choices=("mean", "min", "mean_minus_variance"),
@@ -339,46 +354,67 @@ class Optimizer:
     )
 
 
-def _filters(s: Any, _: Any) -> bool:
-    return bool((s.curriculum_low, s.curriculum_high) != (0.0, 1.0))
+def _online(_: Any, facts: Facts) -> bool:
+    return facts.online
+
+
+def _filters(s: Any, facts: Facts) -> bool:
+    return facts.online and s.curriculum
+
+
+_rollout_key = functools.partial(key, used=_online)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
     """How the policy is sampled, and how often each sample is learned from."""
 
-    prompts_per_step: int = key(32, "Prompts an iteration.", low=1)
-    group_size: int = key(8, "Completions a prompt.", low=2,
+    prompts_per_step: int = _rollout_key(32, "Prompts an iteration.", low=1)
+    group_size: int = _rollout_key(8, "Completions a prompt.", low=2,
                           why="a completion is compared with others of its prompt")  # fmt: skip
-    max_prompt_length: int = key(64, "Markup included.", unit="tokens", low=1)
-    max_new_tokens: int = key(64, "Longest completion.", unit="tokens", low=1)
-    temperature: float = key(1.0, "Log-probs are divided by it.", low=1e-3, high=100)
-    top_k: int = key(0, "0 keeps all.", low=0, high=COUNTER)
-    top_p: float = key(1.0, "1 keeps all.", low=1e-6, high=1)
-    epochs: int = key(1, "Passes over each iteration's samples.", low=1)
-    minibatches: int = key(1, "Optimizer steps a pass; groups stay whole.", low=1)
-    resample_rounds: int = key(
+    max_prompt_length: int = _rollout_key(64, "Markup included.", unit="tokens", low=1)
+    max_new_tokens: int = _rollout_key(64, "Longest completion.", unit="tokens", low=1)
+    temperature: float = _rollout_key(1.0, "Log-probs are divided by it.", low=1e-3, high=100)
+    top_k: int = _rollout_key(0, "0 keeps all.", low=0, high=COUNTER)
+    top_p: float = _rollout_key(1.0, "1 keeps all.", low=1e-6, high=1)
+    epochs: int = _rollout_key(1, "Passes over each iteration's samples.", low=1)
+    minibatches: int = _rollout_key(1, "Optimizer steps a pass; groups stay whole.", low=1)
+    resample_rounds: int = _rollout_key(
         0,
         "Extra prompt batches sampled to replace zero-variance groups (DAPO dynamic sampling).",
         low=0,
     )
-    curriculum_low: float = key(0.0, "Prompts whose pass rate lies in this band are sampled.", low=0, high=1)
-    curriculum_high: float = key(1.0, "Upper end of the band; 0 and 1 take all.", low=0, high=1)
-    curriculum_decay: float = key(0.5, "Share of an attempt's weight that is left at the next visit.", low=0, high=1,
-                                  used=_filters)  # fmt: skip
-    curriculum_retry: float = key(0.1, "Chance to try a prompt outside the band all the same.", low=0, high=1,
-                                  used=_filters)  # fmt: skip
+    curriculum_low: float = _rollout_key(
+        0.0, "Prompts whose pass rate lies in this band are sampled.", low=0, high=1
+    )
+    curriculum_high: float = _rollout_key(1.0, "Upper end of the band; 0 and 1 take all.", low=0, high=1)
+    curriculum_decay: float = key(
+        0.5, "Share of an attempt's weight that is left at the next visit.", low=0, high=1, used=_filters
+    )
+    curriculum_retry: float = key(
+        0.1, "Chance to try a prompt outside the band all the same.", low=0, high=1, used=_filters
+    )
     monitor_kl: bool = key(
         True,
         "Measure the KL to the start of the stage when metrics are written.",
         effect="record",
-        used=lambda _, f: not (f.untruncated and "reference" in f.roles),
+        used=lambda _, f: f.online and not (f.untruncated and "reference" in f.roles),
     )
+
+    @property
+    def curriculum(self) -> bool:
+        """Whether prompts are filtered by their pass rate."""
+        return (self.curriculum_low, self.curriculum_high) != (0.0, 1.0)
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens cannot be drawn: log-probs are then those of another distribution than the model's."""
+        return self.top_k > 0 or self.top_p < 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class StageSection:
-    """One stage. Keys without effect under its objective enter no identity, and are refused as overrides."""
+    """One stage without its objective. Keys without effect enter no identity and are refused as overrides."""
 
     model: str = key("model", "The section that describes its model: model or teacher_model.")
     start_from: str = key(
@@ -397,7 +433,7 @@ class StageSection:
         effect="evaluation",
         used=lambda _, f: f.policy,
     )
-    prm_score: str = key(
+    prm_score: Literal["min", "prod", "last", "mean"] = key(
         "min",
         "With prm: a solution's score from its steps'.",
         choices=("min", "prod", "last", "mean"),

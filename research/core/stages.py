@@ -130,22 +130,19 @@ class StageDir:
             write_json_atomic(place, [*noted, versions])
 
 
-def claim_workdir(workdir: Path | str, resolved: Mapping[str, Any]) -> None:
-    """Writes `workdir/config.json` the first time, and afterwards refuses every other config.
+@contextmanager
+def hold_workdir(workdir: Path | str, config: Mapping[str, Any]) -> Iterator[None]:
+    """Holds a working directory for this process and notes the config that it runs, in `config.json`.
+
+    Stages are addressed by content, so that another config may follow in the same directory: what both share is read.
 
     Raises:
-      WorkdirError: the directory holds another config's run, or cannot be written.
+      WorkdirError: another process works in it, or it cannot be written.
     """
     folder = make_folder(workdir)
-    plain = to_plain_json(resolved)
-    with _locked(folder / ".lock", f"workdir {folder}", wait=True):
-        place = folder / "config.json"
-        if not place.exists():
-            write_json_atomic(place, plain)
-            return
-        difference = describe_difference(read_json(place), plain)
-    if difference is not None:
-        raise WorkdirError(f"workdir {folder} holds another config's run: {difference}.")
+    with _locked(folder / ".lock", f"workdir {folder}"):
+        write_json_atomic(folder / "config.json", to_plain_json(config))
+        yield
 
 
 def describe_difference(there: Any, here: Any) -> str | None:

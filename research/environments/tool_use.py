@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from research.config.checks import Tree
-from research.config.effects import effective_tools
-from research.config.experiment import Tools
+from research.config.bridge import old_tools
+from research.config.tree import Tree
 from research.core.errors import ConfigError, DataError
 from research.data.builders.base import file_hash
 from research.data.chat import Message
@@ -31,30 +30,30 @@ class ToolUse:
       version: what results depend on, as JSON: the section's effective keys, the corpus by its content.
     """
 
-    def __init__(self, section: Tools, tokenizer: Tokenizer) -> None:
+    def __init__(self, tree: Tree, tokenizer: Tokenizer) -> None:
         """Makes the tools and reads the corpus, if any.
 
         Raises:
           ConfigError: a tool cannot run here, or the vocabulary cannot spell a call or the tools' descriptions.
           DataError: the corpus cannot be used.
         """
+        section = old_tools(tree)
         tools = make_tools(
-            section.names,
-            corpus=section.corpus or None,
-            search_results=section.search_results,
-            isolation=section.isolation,
+            section["names"],
+            corpus=section["corpus"] or None,
+            search_results=section["search_results"],
+            isolation=section["isolation"],
         )
-        self._toolbox = Toolbox(tools, tokenizer, max_result_tokens=section.max_result_tokens)
-        self._max_turns = section.max_turns
+        self._toolbox = Toolbox(tools, tokenizer, max_result_tokens=section["max_result_tokens"])
+        self._max_turns = section["max_turns"]
         self.system = tool_schema_text(tools)
         try:
             tokenizer.encode(self.system)
         except DataError as error:
             raise ConfigError(f"tools: the vocabulary cannot spell their descriptions ({error})") from error
-        self.version: Tree = effective_tools(dataclasses.asdict(section))
-        self.version["names"] = list(section.names)
-        if section.corpus:
-            self.version["corpus"] = file_hash(Path(section.corpus))
+        self.version: Tree = {**section, "names": list(section["names"])}
+        if section["corpus"]:
+            self.version["corpus"] = file_hash(Path(section["corpus"]))
 
     def prompts(self, problems: Records) -> Records:
         """The problems with the tools in the system turn of their prompts."""
@@ -76,8 +75,7 @@ class ToolUse:
 
 def tools_of(tree: Tree, tokenizer: Tokenizer) -> ToolUse | None:
     """The tools of a stored experiment, None where it has none."""
-    section = Tools(**{**tree["tools"], "names": tuple(tree["tools"]["names"])})
-    return ToolUse(section, tokenizer) if section.names else None
+    return ToolUse(tree["tools"], tokenizer) if tree["tools"]["names"] else None
 
 
 class Answers:

@@ -9,7 +9,8 @@ import numpy as np
 from models.config import ModelConfig
 from models.transformer import Params
 from research.algorithms.base import completion_rows
-from research.config.experiment import Sampler
+from research.config.bridge import old_verifier
+from research.config.sections import Sampler
 from research.core.batch import SequenceBatch
 from research.core.errors import ConfigError
 from research.core.mesh import to_device
@@ -237,7 +238,7 @@ def evaluate_problems(run: StageRun, params: Params, count: int) -> dict[str, Va
         tokenizer=run.sources.tokenizer,
         batch_problems=how.batch_problems,
         max_prompt_length=how.max_prompt_length,
-        verifier=run.sources.section["problems"]["verifier"],
+        verifier=old_verifier(how.correct),
         ks=how.k,
         look=look,
         tools=run.tools,

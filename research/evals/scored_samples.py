@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from research.config.experiment import Sampler
+from research.config.bridge import old_verifier
+from research.config.sections import Sampler
 from research.core.progress import Progress
 from research.data.examples import Records
 from research.environments.tool_use import tools_of
@@ -107,7 +108,7 @@ def sample_and_score(
             tokenizer=policy.tokenizer,
             batch_problems=batch_problems,
             max_prompt_length=max_prompt_length,
-            verifier=policy.experiment["data"]["problems"]["verifier"],
+            verifier=old_verifier(policy.experiment["evaluation"]["correct"]),
             ks=(1,),
             look=look,
             tools=tools,

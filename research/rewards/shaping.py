@@ -18,12 +18,13 @@ B = P * G completions, laid out [p1, p1, ..., p2, p2]. All on the host, in NumPy
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from research.config.sections import Reward
 from research.core.errors import ConfigError
 from research.rewards.normalization import Normalize, RunningNorm, check_finite, normalized
 from research.rewards.verifiers import final_line
@@ -108,6 +109,11 @@ class Shaping:
     def on(self) -> bool:
         """Whether anything is done at all."""
         return self != Shaping()
+
+
+def shaping_of(section: Reward) -> Shaping:
+    """What a reward section says of shaping."""
+    return Shaping(**{field.name: getattr(section, field.name) for field in fields(Shaping)})
 
 
 class Shaped(NamedTuple):

@@ -6,16 +6,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from research.algorithms.base import Rollouts
-from research.config.experiment import Reward
+from research.config.bridge import old_verifier
+from research.config.sections import Reward
 from research.core.network import Network
 from research.environments.turns import RowTurns, turn_metrics
 from research.evals.problems import Decoded, decoded_rows, sample_prompts, sampler_scalars, sampler_spec
 from research.rewards.learned import ProcessScorer, RewardScorer
 from research.rewards.normalization import RunningNorm, fit_norm
-from research.rewards.shaping import shape
+from research.rewards.shaping import shape, shaping_of
 from research.rewards.verifiers import get_verifier
 from research.rewards.verify import score_safely
 from research.rollouts.curriculum import CurriculumSampler
+from research.sampling.methods import SamplingMethod
 from research.tasks.sources import View, answer_of, question_of
 from research.train.session import Session, StageRun
 
@@ -50,7 +52,7 @@ class Roller:
         self.run, self.problems = run, problems
         self.reward: Reward = run.stage.reward
         self.norm = RunningNorm()
-        self.verifier = get_verifier(run.sources.section["problems"]["verifier"])
+        self.verifier = get_verifier(old_verifier(self.reward.functions[0]))
         how, roles = self.reward, run.stage.roles
         self.scorer: RewardScorer | None = None
         self.steps: ProcessScorer | None = None
@@ -120,7 +122,7 @@ class Roller:
                 run.sampler,
                 samples=G,
                 max_new_tokens=how.max_new_tokens,
-                method=how.method,
+                method=SamplingMethod(top_k=how.top_k, nucleus=how.top_p < 1.0),
                 tools=run.tools,
             ),
             mesh=run.mesh,
@@ -147,7 +149,7 @@ class Roller:
         return drawn
 
     def _pay(self, session: Session, prompts: Mapping[str, np.ndarray], out: Decoded) -> Drawn:
-        G, spec = self.run.stage.rollout.group_size, self.reward.shaping
+        G, spec = self.run.stage.rollout.group_size, shaping_of(self.reward)
         prompt_ids = np.repeat(prompts["prompt_id"], G)
         answers = [answer_of(self.problems[int(index)]) for index in prompts["prompt_id"]]
         verified = score_safely(
@@ -155,7 +157,7 @@ class Roller:
             [answer for answer in answers for _ in range(G)],
             self.verifier,
             prompt_ids=prompt_ids,
-            error_reward=self.reward.error_reward,
+            error_reward=self.reward.unknown,
         )
         if verified.errors:
             said = session.note.setdefault("verifier_errors", [])

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from research.config.checks import Tree
+from research.config.tree import Tree
 from research.core.errors import DataError
 from research.data.builders import (
     ChatSpec,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from research.algorithms.base import Algorithm
+from research.algorithms.base import Algorithm, Setting
 from research.config.experiment import Stage
 from research.core.optim import OptimizerScalars
 from research.data.chat import Message, render_turns
@@ -14,10 +14,14 @@ from research.train.step import StepScalars
 def build(stage: Stage, tokenizer: Tokenizer) -> tuple[Algorithm, StepScalars]:
     """The algorithm a stage names and every number its steps take; numbers are float32 scalars."""
     algorithm = stage.objective.make(
-        stage.setting._replace(
-            context_ids=context_ids(stage.data.context, tokenizer),
-            bos_id=tokenizer.bos_id,
-            step_end_ids=step_end_ids(tokenizer),
+        Setting(
+            stage.options,
+            stage.online,
+            stage.rollout.group_size,
+            stage.rollout.max_new_tokens,
+            context_ids(stage.data.context, tokenizer),
+            tokenizer.bos_id,
+            step_end_ids(tokenizer),
         )
     )
     traced = {
@@ -38,16 +42,13 @@ def context_ids(context: str, tokenizer: Tokenizer) -> tuple[int, ...]:
 def optimizer_scalars(stage: Stage) -> OptimizerScalars:
     """The optimizer's numbers; the schedule spans all updates of the stage."""
     o = stage.optimizer
-    updates = stage.steps * (stage.rollout.updates if stage.online else 1)
+    (rule,), (schedule,) = stage.chosen("optimizer", "name"), stage.chosen("optimizer", "schedule")
     values = {
         "learning_rate": o.learning_rate,
         "warmup_steps": o.warmup_steps,
-        "decay_steps": updates,
-        "end_fraction": o.end_fraction,
-        "b1": o.b1,
-        "b2": o.b2,
-        "eps": o.eps,
-        "weight_decay": o.weight_decay,
+        "decay_steps": stage.steps * stage.updates,
+        "end_fraction": schedule.options.get("end_fraction", 1.0),
+        **rule.options,
         "clip_norm": o.clip_norm,
     }
     return OptimizerScalars(**{key: np.float32(value) for key, value in values.items()})

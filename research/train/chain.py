@@ -11,16 +11,16 @@ from jax.sharding import Mesh
 
 from models.config import ModelConfig
 from models.transformer import Params
-from research.algorithms.base import Algorithm, Setting
-from research.algorithms.registry import objectives
-from research.config.checks import Tree
-from research.config.effects import is_policy
-from research.config.experiment import Experiment, Stage, make_model
+from research.algorithms.base import Algorithm, Network
+from research.config.bridge import old_data
+from research.config.experiment import Experiment, Stage
+from research.config.identity import evaluation_identity, stage_identity
+from research.config.resolve import resolve_tree
+from research.config.tree import Tree, to_json
 from research.core.checkpoint import restore_subtree
 from research.core.errors import ConfigError, WorkdirError
 from research.core.files import read_json, write_json_atomic
 from research.core.mesh import check_rows, make_mesh
-from research.core.network import Network
 from research.core.stages import StageDir
 from research.core.state import abstract_state, policy_of, state_shardings
 from research.data.tokenizer import Tokenizer, load_tokenizer
@@ -42,11 +42,13 @@ class Finished:
       stage: its resolved config.
       folder: where it is.
       result: what it left: metrics, budget, curve.
+      reused: whether it was read from disk, and not run.
     """
 
     stage: Stage
     folder: StageDir
     result: Mapping[str, Any]
+    reused: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +77,15 @@ def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
       ConfigError: rows or the model do not divide over the mesh.
       DataError: a file or record cannot be used.
     """
-    mesh = make_mesh(*experiment.mesh)
+    sizes = experiment.mesh
+    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
     check_rows(mesh, "evaluation.batch_problems", experiment.evaluation.batch_problems)
     for stage in experiment.stages:
         if stage.online:
             check_rows(mesh, f"{stage.name}.rollout.prompts_per_step", stage.rollout.prompts_per_step)
         key = "rollout.prompts_per_step" if stage.online else "batch_size"
         check_rows(mesh, f"{stage.name}.{key}", stage.rows, stage.micro_batches)
-    sources = Sources(experiment.data, workdir / "data")
+    sources = Sources(old_data(experiment.tree["data"]), workdir / "data")
     models = {name: experiment.model_config(sources.tokenizer.vocab_size, name) for name in experiment.models}
     for model in models.values():
         state_shardings(model, mesh)
@@ -93,18 +96,18 @@ def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
         except ValueError as error:
             raise ConfigError(f"{stage.name}.objective.{stage.objective.name}.{error}") from error
         _check_context(experiment, stage, sources.tokenizer)
-    tools = ToolUse(experiment.tools, sources.tokenizer) if experiment.tools.names else None
+    tools = ToolUse(experiment.tree["tools"], sources.tokenizer) if experiment.tools.names else None
     return Ground(sources, mesh, models, tools)
 
 
 def _check_context(experiment: Experiment, stage: Stage, tokenizer: Tokenizer) -> None:
     """A teacher must be able to read its longer rows."""
-    if "teacher" not in stage.algorithm().roles:
+    if "teacher" not in stage.facts.roles:
         return
     how, extra = stage.rollout, len(context_ids(stage.data.context, tokenizer))
     rows = how.max_prompt_length + how.max_new_tokens if stage.online else stage.length
     teacher = next(other for other in experiment.stages if other.name == stage.roles.teacher)
-    limit = experiment.models[teacher.model]["max_length"]
+    limit = experiment.models[teacher.model].max_length
     if rows + extra > limit:
         raise ConfigError(
             f"{stage.name}.data.context: got {extra} tokens before rows of {rows}, expected at most "
@@ -135,6 +138,7 @@ def run_chain(
         for stage in experiment.until(until) if until else experiment.stages:
             folder = _open_folder(experiment, stage, workdir, ground, finished)
             result = folder.result()
+            reused = result is not None
             if result is None:
                 run = StageRun(
                     stage=stage,
@@ -152,14 +156,14 @@ def run_chain(
                     ground.sources.tokenizer.save(folder.path / TOKENIZER)
                     write_json_atomic(folder.path / EXPERIMENT, {"stage": stage.name, **experiment.tree})
                     result = (run_online if stage.online else run_offline)(run)
-            finished[stage.name] = Finished(stage, folder, result)
+            finished[stage.name] = Finished(stage, folder, result, reused)
     return list(finished.values())
 
 
 def _load_result(finished: Mapping[str, Finished], ground: Ground, name: str) -> StageResult:
     """What a finished stage has trained, split over the mesh."""
     done = finished[name]
-    model, layout = ground.models[done.stage.model], done.stage.algorithm().layout
+    model, layout = ground.models[done.stage.model], done.stage.facts.trains
     state = abstract_state(model, ground.mesh, layout)
     params = restore_subtree(done.folder.checkpoints, state.params).arrays
     return StageResult(Network(params, model), layout)
@@ -224,18 +228,19 @@ def load_stage(folder: Path) -> TrainedStage:
     for name in (EXPERIMENT, TOKENIZER):
         if not (folder / name).exists():
             raise WorkdirError(f"{folder}: is not the folder of a stage that has run, expected {name} in it")
-    experiment = read_json(folder / EXPERIMENT)
+    tree = read_json(folder / EXPERIMENT)
+    name = tree.pop("stage")
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    section = experiment[experiment["stage"]]
-    objective = objectives()[section["objective"]["name"]]
+    experiment = resolve_tree(tree)
+    stage = experiment.stage(name)
     return TrainedStage(
         folder=folder,
-        name=experiment["stage"],
-        experiment=experiment,
-        algorithm=objective.make(Setting(section["objective"][objective.name], False, 2, 1)),
-        model=make_model(experiment[section["model"]], tokenizer.vocab_size),
+        name=name,
+        experiment=tree,
+        algorithm=stage.objective.static(stage.options, False, 2, 1),
+        model=experiment.model_config(tokenizer.vocab_size, stage.model),
         tokenizer=tokenizer,
-        max_length=experiment[section["model"]]["max_length"],
+        max_length=experiment.models[stage.model].max_length,
     )
 
 
@@ -248,7 +253,7 @@ def load_policy(folder: Path, mesh: Mesh | None = None) -> Policy:
     """
     stage = load_stage(folder)
     layout = stage.algorithm.layout
-    if not is_policy(stage.algorithm):
+    if layout not in ("policy", "actor_critic"):
         raise WorkdirError(f"{folder}: holds a {layout}, expected a policy, which can be sampled")
     mesh = mesh or make_mesh(-1, 1, 1)
     params = policy_of(stage.params(mesh), layout)
@@ -259,24 +264,15 @@ def _open_folder(
     experiment: Experiment, stage: Stage, workdir: Path, ground: Ground, finished: Mapping[str, Finished]
 ) -> StageDir:
     """The stage's folder: named by what its result is made of, and nothing else."""
-    identity: Tree = {
-        "stage": stage.identity,
-        "model": experiment.models[stage.model],
-        "mesh": dict(ground.mesh.shape),
-        "data": ground.sources.versions(_kinds(stage)),
-    }
+    identity: Tree = {**stage_identity(experiment, stage), "data": ground.sources.versions(_kinds(stage))}
+    if ground.tools is not None and "tools" in identity:
+        identity["tools"] = ground.tools.version
     if stage.samples:
-        identity["int8_cache"] = experiment.sampler.int8_cache
-        if ground.tools is not None:
-            identity["tools"] = ground.tools.version
-        if experiment.sampler.weights != "compute":
-            identity["weights"] = experiment.sampler.weights
-        identity["evaluation"] = {
-            "verifier": experiment.data["problems"]["verifier"],
-            "problems": ground.sources.problems.version,
-            **{key: value for key, value in experiment.tree["evaluation"].items() if key != "batch_problems"},
-        }
-    return StageDir.open(workdir, stage.name, identity, [finished[name].folder.hash for name in stage.inputs])
+        identity["evaluation"] = evaluation_identity(experiment, stage)
+        identity["problems"] = ground.sources.problems.version
+    return StageDir.open(
+        workdir, stage.name, to_json(identity), [finished[name].folder.hash for name in stage.inputs]
+    )
 
 
 def _kinds(stage: Stage) -> tuple[str, ...]:

@@ -79,9 +79,9 @@ def training_batches(stage: Stage, sources: Sources) -> Pipeline:
             weights.append(stage.data.problems_weight)
         return text_mixture_batches(parts, tokenizer, weights=weights, **shape)
     if kind == "chat":
-        change = terse(stage.data.terse_fraction) if stage.data.terse_fraction else dict
+        change = _transform(stage) or dict
         records = View(sources.problems.train, stage.data.limit, change)
-        if "teacher" not in stage.algorithm().roles:
+        if "teacher" not in stage.facts.roles:
             return sft_batches(records, tokenizer, packing=stage.data.packing, **shape)
         return sft_batches(records, tokenizer, packing=False, bucket_lengths=(stage.length,), **shape)
     return _judged_batches(stage, sources, train=True)
@@ -113,8 +113,9 @@ def _judged_batches(stage: Stage, sources: Sources, *, train: bool) -> Pipeline:
     kind = str(stage.objective.given)
     found = sources.prepared(kind)
     records: Records = found.train if train else found.validation
-    if kind in ("preferences", "steps") and stage.data.terse_fraction:
-        records = View(records, 0, terse(stage.data.terse_fraction))
+    change = _transform(stage)
+    if kind in ("preferences", "steps") and change is not None:
+        records = View(records, 0, change)
     shape: dict[str, Any] = {"length": stage.length, "name": stage.name}
     if train:
         shape["seed"] = stage.seed
@@ -125,6 +126,11 @@ def _judged_batches(stage: Stage, sources: Sources, *, train: bool) -> Pipeline:
         shape["batch_size"] = stage.batch_size
     training, ordered = _JUDGED[kind]
     return (training if train else ordered)(records, sources.tokenizer, **shape)
+
+
+def _transform(stage: Stage) -> Callable[[Mapping[str, Any]], Mapping[str, Any]] | None:
+    chosen = stage.chosen("data", "transform")
+    return terse(chosen[0].options["fraction"]) if chosen else None
 
 
 def as_batch(stage: Stage, algorithm: Algorithm, arrays: Mapping[str, np.ndarray]) -> Batch:

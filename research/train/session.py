@@ -11,15 +11,15 @@ from jax.sharding import Mesh
 
 from models.config import ModelConfig
 from models.transformer import Params
-from research.algorithms.base import Algorithm, Frozen, Scalars
-from research.config.experiment import Evaluation, Sampler, Stage
+from research.algorithms.base import Algorithm, Frozen, Network, Scalars
+from research.config.experiment import Stage
+from research.config.sections import Evaluation, Sampler
 from research.core.batch import Batch
 from research.core.checkpoint import Checkpointer
 from research.core.compilations import CompilationCounter
 from research.core.errors import CheckpointError
 from research.core.mesh import to_device
 from research.core.metrics import FILES, MetricsWriter
-from research.core.network import Network
 from research.core.progress import Progress
 from research.core.sinks import make_sinks
 from research.core.stages import StageDir
@@ -157,7 +157,7 @@ class Session:
         self.writer = MetricsWriter(run.folder.path, offsets=offsets, sinks=sinks)
         self.progress = Progress(run.label, run.stage.steps, initial=self.done)
         self._compiled = CompilationCounter()
-        self._tick = time.monotonic()
+        self._tick = self._saved = time.monotonic()
         self._alarms: set[str] = set()  # each is said once
         self._tokens, self._logged = 0, (self.spent.seconds, 0)
 
@@ -299,11 +299,13 @@ class Session:
         self.curve.append({"step": step, "tokens_spent": self.spent.tokens, **metrics})
 
     def save(self, step: int) -> None:
-        """Writes a checkpoint every `checkpoint_every` steps and after the last, before the final evaluation."""
-        every = self.run.stage.checkpoint_every
+        """Writes a checkpoint every `checkpoint_every` minutes and after the last, before the final evaluation."""
+        minutes = self.run.stage.checkpoint_every
         self.done = step
-        if step != self.run.stage.steps and (every == 0 or step % every):
+        now = time.monotonic()
+        if step != self.run.stage.steps and (minutes == 0 or now - self._saved < 60 * minutes):
             return
+        self._saved = now
         self._clock()
         record = {
             "data": self.data.get_state(),

@@ -1,4 +1,4 @@
-"""Golden texts of the experiments: every key and value, sorted, so that a change shows in a review.
+"""Golden texts of the experiments: every key that differs from its default, so that a change shows in a review.
 
 Write them anew with: python -m tests.experiments.golden --update
 """
@@ -9,8 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from research.config.checks import flatten
-from research.config.experiment import to_tree
+from research.config.tree import flatten, to_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "experiments" / "golden"

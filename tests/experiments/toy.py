@@ -26,31 +26,30 @@ def write_data(folder: Path) -> tuple[Path, Path]:
 def shrink(config: ConfigDict, folder: Path) -> ConfigDict:
     """Two steps of each stage on two layers; all experiments share one vocabulary and so one compilation."""
     text, problems = write_data(folder)
-    config = config.copy_and_resolve_references().unlock()
+    config = config.copy_and_resolve_references()
     for model in (config.model, config.teacher_model):
         model.update(
             {"num_layers": 2, "d_model": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "d_ff": 32}
         )
         model.update({"max_length": 64, "scan_layers": False, "remat": "none", "compute_dtype": "float32"})
-    config.data.text.update({"path": str(text), "max_bytes": 0, "validation_one_in": 5})
+    config.data.validation_one_in = 5
+    config.data.text = {"path": str(text)}
     config.data.tokenizer.update({"path": "", "model_type": "char", "vocab_size": 0})
-    if config.data.problems.kind == "jsonl":
-        config.data.problems.update({"path": str(problems), "validation_one_in": 5})
-    else:
-        config.data.problems.update({"train": 64, "test": 16, "min_steps": 2, "max_steps": 2})
+    config.data.problems.jsonl = {"path": str(problems)}
+    arithmetic = {"train": 64, "test": 16, "min_steps": 2, "max_steps": 2}
+    config.data.problems.arithmetic = {**config.data.problems.get("arithmetic", {}), **arithmetic}
     for kind in ("preferences", "rankings", "steps"):
-        config.data[kind].update({"kind": "arithmetic", "train": 48, "validation": 8})
+        config.data[kind].update({"train": 48, "validation": 8})
     lengths = {"max_prompt_length": 32, "max_new_tokens": 8}
     for name in config.stages:
         stage = config[name]
         stage.update({"steps": 2, "batch_size": 8, "length": 40, "log_every": 1, "eval_every": 0})
-        stage.update({"eval_batches": 1, "eval_problems": 8, "checkpoint_every": 0})
-        stage.data.limit = min(stage.data.limit, 32)
+        stage.update({"eval_batches": 1, "eval_problems": 8, "checkpoint_every": 0.0})
+        stage.data.limit = min(stage.data.get("limit", 0), 32)
         stage.rollout.update({"prompts_per_step": 8, "group_size": 4, **lengths})
-        for options in stage.objective.values():
-            for key in ("keep_per_prompt", "pairs_per_prompt"):
-                if isinstance(options, ConfigDict) and key in options:
-                    options[key] = min(2, options[key])
+        for name in ("dpo", "orpo", "simpo", "cpo"):
+            stage.objective[name] = {**stage.objective.get(name, {}), "pairs_per_prompt": 2}
+        stage.objective.rejection_sampling = {"keep_per_prompt": 2}
     config.evaluation.update({"problems": 8, "samples": 4, "k": (1, 4), "batch_problems": 8, **lengths})
     config.ablation.seeds = (0,)
-    return config.lock()
+    return config

@@ -17,12 +17,11 @@ from jax.sharding import Mesh
 
 from models.config import ModelConfig
 from models.transformer import Params
-from research.algorithms.base import Algorithm, Frozen, Rollouts, Setting
-from research.algorithms.registry import objectives
+from research.algorithms.base import Algorithm, Frozen, Network, Rollouts, Setting
 from research.benchmarks.systems.channel import Channel
+from research.config.references import find
 from research.core.batch import SequenceBatch
 from research.core.mesh import make_mesh, to_device
-from research.core.network import Network
 from research.core.optim import OptimizerScalars
 from research.core.state import TrainState, init_state
 from research.data.examples import Examples
@@ -252,7 +251,8 @@ def objective_of(
     work: Work, name: str, options: Mapping[str, Any], *, online: bool = False
 ) -> tuple[Algorithm, StepScalars]:
     """The algorithm and its numbers, as `research/train/build.py` makes them from a stage."""
-    objective, o = objectives()[name], work["optimizer"]
+    objective, o = find("objective", name, "objective").target, work["optimizer"]
+    options = {key: option.default for key, option in objective.options.items()} | dict(options)
     algorithm = objective.make(
         Setting(options, online, work.get("group_size", 1), work.get("max_new_tokens", 1))
     )

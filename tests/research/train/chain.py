@@ -10,30 +10,32 @@ from ml_collections import ConfigDict
 from experiments import base
 from research.config.experiment import Experiment
 from research.config.resolve import resolve
+from research.config.tree import merged, to_tree
 from research.train.chain import Finished, Ground, lay_ground, run_chain
 from tests.experiments.toy import shrink
 
 
 def chain_config(folder: Path, objective: str = "grpo") -> ConfigDict:
     """Bare answers to sums of two digits, learned for a moment; then three iterations on own samples."""
-    config = base.get_config().unlock()
+    config = base.get_config()
     config.stages = ("sft", "rl")
-    config = shrink(config, folder).unlock()
-    config.data.problems.update({"operations": "+", "min_steps": 1, "max_steps": 1, "max_operand": 9})
-    config.data.problems.update({"train": 48, "test": 8})
+    config = shrink(config, folder)
+    sums = {"operations": "+", "min_steps": 1, "max_steps": 1, "max_operand": 9, "train": 48, "test": 8}
+    config.data.problems.arithmetic.update(sums)
     config.sft.update({"steps": 80, "batch_size": 16, "log_every": 80})
-    config.sft.data.terse_fraction = 1.0
+    config.sft.data.update({"transform": "terse", "terse": {"fraction": 1.0}})
     config.sft.optimizer.learning_rate = 1e-2
     config.rl.steps = 3
     config.rl.objective.name = objective
-    return config.lock()
+    return config
 
 
 def changed(config: ConfigDict, changes: Mapping[str, Any]) -> Experiment:
     """The config with dotted keys set, resolved."""
-    config = config.copy_and_resolve_references().unlock()
-    config.update_from_flattened_dict(dict(changes))
-    return resolve(config.lock())
+    tree = to_tree(config)
+    for key, value in changes.items():
+        tree = merged(tree, key, value)
+    return resolve(tree)
 
 
 class Shared:

@@ -1,0 +1,206 @@
+"""Configs as nested dicts of plain values: flattened, parsed against their declarations, overridden."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from research.config.references import Component, find, provided
+from research.config.schema import Effect, Key, Text, keys_of, sections_of, short
+from research.core.errors import ConfigError
+
+Tree = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """A component that a config names, with the options that it gives it."""
+
+    component: Component
+    options: Mapping[str, Any]
+
+    def make(self) -> Any:
+        """The component with its options filled in."""
+        return self.component.make(self.options)
+
+    def identity(self, facts: Any) -> Tree:
+        """What it computes: its name, its source, and its options that have an effect."""
+        used = {
+            name: self.options[name]
+            for name, declared in self.component.options.items()
+            if declared.used is None or declared.used(self.options, facts)
+        }
+        return {
+            "name": self.component.name,
+            "source": self.component.source,
+            **({"options": used} if used else {}),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A section of a config, parsed.
+
+    Attributes:
+      where: its dotted path.
+      value: an instance of its dataclass.
+      chosen: by key, the components that the key names.
+      sections: the sections within.
+      unused: options of components that are not chosen, as the config gives them, checked.
+    """
+
+    where: str
+    value: Any
+    chosen: Mapping[str, tuple[Chosen, ...]]
+    sections: Mapping[str, "Section"]
+    unused: Tree
+
+    def tree(self) -> Tree:
+        """Every key and its value."""
+        found = {name: getattr(self.value, name) for name in keys_of(type(self.value))}
+        options = {each.component.name: dict(each.options) for many in self.chosen.values() for each in many}
+        sections = {name: section.tree() for name, section in self.sections.items()}
+        return {**found, **self.unused, **{k: v for k, v in options.items() if v}, **sections}
+
+    def effective(self, facts: Any, effects: Iterable[Effect]) -> Tree:
+        """The keys that have one of these effects, given the facts; components by what they compute."""
+        found: Tree = {}
+        for name, declared in keys_of(type(self.value)).items():
+            if declared.effect in effects and self._used(declared, facts):
+                many = self.chosen.get(name)
+                found[name] = getattr(self.value, name) if many is None else [c.identity(facts) for c in many]
+        return found | {
+            name: inner
+            for name, section in self.sections.items()
+            if (inner := section.effective(facts, effects))
+        }
+
+    def used_keys(self, facts: Any) -> set[str]:
+        """Dotted keys, options of components included, that have any effect, given the facts."""
+        found: set[str] = set()
+        for name, declared in keys_of(type(self.value)).items():
+            if self._used(declared, facts):
+                found.add(f"{self.where}{name}")
+                for each in self.chosen.get(name, ()):
+                    options = each.identity(facts).get("options", {})
+                    found |= {f"{self.where}{each.component.name}.{option}" for option in options}
+        return found.union(*(section.used_keys(facts) for section in self.sections.values()))
+
+    def _used(self, declared: Key, facts: Any) -> bool:
+        return declared.used is None or declared.used(self.value, facts)
+
+
+def to_tree(config: ConfigDict) -> Tree:
+    """A config as nested dicts."""
+    return {
+        k: to_tree(v) if isinstance(v, ConfigDict) else v
+        for k, v in config.items(preserve_field_references=False)
+    }
+
+
+def to_json(tree: Tree) -> Tree:
+    """The same with what JSON makes of it: tuples are lists."""
+    return json.loads(json.dumps(tree))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and leaf values."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def merged(tree: Mapping[str, Any], key: str, value: Any) -> Tree:
+    """The tree with one dotted key set."""
+    first, dot, rest = key.partition(".")
+    if not dot:
+        return {**tree, first: value}
+    inner = tree.get(first, {})
+    if not isinstance(inner, Mapping):
+        raise ConfigError(f"{key}: {first} is a single value, expected a section")
+    return {**tree, first: merged(inner, rest, value)}
+
+
+def parse_override(text: str, where: str) -> tuple[str, Text]:
+    """`"rl.optimizer.learning_rate=3e-4"` as its key and the value's text; the declaration reads it later."""
+    name, equals, raw = text.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(f"{where}: got {short(text)}, expected dotted.key=value")
+    return name.strip(), Text(raw.strip())
+
+
+def parse_section(cls: type, given: Any, where: str = "", others: Iterable[str] = ()) -> Section:
+    """A section of a config against its dataclass.
+
+    Args:
+      cls: declares its keys and the sections within.
+      given: what the config says; keys that are missing have their defaults.
+      where: its dotted path with a dot at the end, for errors.
+      others: names within that are parsed elsewhere.
+
+    Raises:
+      ConfigError: an unknown key, a value of another type or out of bounds, a component that does not exist.
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where.rstrip('.')}: got {short(given)}, expected a section of keys")
+    declared, inner, others = keys_of(cls), sections_of(cls), tuple(others)
+    values = {n: d.parse(f"{where}{n}", given[n]) if n in given else d.default for n, d in declared.items()}
+    chosen: dict[str, tuple[Chosen, ...]] = {}
+    for name, key in declared.items():
+        if key.component is not None:
+            named = (
+                values[name] if isinstance(values[name], tuple) else (values[name],) if values[name] else ()
+            )
+            found = [find(key.component, reference, f"{where}{name}") for reference in named]
+            chosen[name] = tuple(Chosen(c, _options(c, given.get(c.name, {}), where)) for c in found)
+    names = {each.component.name for many in chosen.values() for each in many}
+    known = {*declared, *inner, *others, *(n for n in names if n in given)}
+    unused = {}
+    for name in given:
+        if name not in known:
+            unused[name] = dict(_unchosen(declared.values(), name, given[name], where, known))
+    sections = {
+        name: parse_section(each, given.get(name, {}), f"{where}{name}.") for name, each in inner.items()
+    }
+    value = cls(**values, **{name: section.value for name, section in sections.items()})
+    return Section(where, value, chosen, sections, unused)
+
+
+def _options(component: Component, given: Any, where: str) -> Mapping[str, Any]:
+    path = f"{where}{component.name}"
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{path}: got {short(given)}, expected the options of {component.reference}")
+    for name in given:
+        if name not in component.options:
+            raise unknown_key(f"{path}.{name}", [f"{path}.{known}" for known in component.options])
+    return {
+        name: declared.parse(f"{path}.{name}", given[name]) if name in given else declared.default
+        for name, declared in component.options.items()
+    }
+
+
+def _unchosen(
+    keys: Iterable[Key], name: str, given: Any, where: str, known: Iterable[str]
+) -> Mapping[str, Any]:
+    """Options of a component that the config does not choose: checked all the same."""
+    kinds = [key.component for key in keys if key.component is not None]
+    for kind in kinds:
+        if name in provided(kind):
+            component = find(kind, name, f"{where}{name}")
+            options = _options(component, given, where)
+            return {option: options[option] for option in given}
+    names = [f"{where}{each}" for each in (*known, *(n for kind in kinds for n in provided(kind)))]
+    raise unknown_key(f"{where}{name}", names)
+
+
+def unknown_key(key: str, known: Iterable[str]) -> ConfigError:
+    """The error for a key that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.0)
+    return ConfigError(f"{key}: unknown config key; the nearest known one is {near[0] if near else 'none'}")
