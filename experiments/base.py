@@ -33,7 +33,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "evaluation": {},
             "sampler": {},
             "tools": {},
-            "ablation": {"arms": {}},  # name -> overrides, each "dotted.key=value"
+            # arms: name -> overrides, each "dotted.key=value"; grid: dotted key -> values. Plain dicts: names have dots.
+            "ablation": ConfigDict({"arms": {}, "grid": {}}, convert_dict=False),
         }
     )
 

@@ -9,6 +9,7 @@ the key that names the component, in a section of the component's name.
 import ast
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -101,7 +102,8 @@ def find(kind: Kind, reference: str, where: str) -> Component:
     )
 
 
-def provided(kind: Kind) -> dict[str, tuple[ModuleType, Any]]:
+@functools.cache
+def provided(kind: Kind) -> Mapping[str, tuple[ModuleType, Any]]:
     """Short name -> (module, component) of everything that the kind's package offers.
 
     Raises:
@@ -126,6 +128,7 @@ def provided(kind: Kind) -> dict[str, tuple[ModuleType, Any]]:
     return found
 
 
+@functools.cache
 def source_hash(module: ModuleType) -> str:
     """SHA-256 of a module's code and, for a user's own, of the modules beside it that it imports.
 
