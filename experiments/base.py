@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "evaluation": {},
             "sampler": {},
             "tools": {},
-            # arms: name -> overrides, each "dotted.key=value"; grid: dotted key -> values. Plain dicts: names have dots.
+            # arms: name -> overrides, each "dotted.key=value"; grid: dotted key -> values. Names may have dots.
             "ablation": ConfigDict({"arms": {}, "grid": {}}, convert_dict=False),
         }
     )

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from experiments import slic
-from research.ablation.arms import check_arms, read_arms
+from research.ablation.arms import plan
 from research.core.checkpoint import restore_subtree
 from research.train.chain import lay_ground, run_chain
 from research.config.resolve import resolve
@@ -34,14 +34,14 @@ from tests.experiments.toy import shrink
 
 jax.config.update("jax_disable_most_optimizations", True)
 folder = Path(sys.argv[1])
-check_arms(slic.get_config(), read_arms(slic.get_config()))
-config = shrink(slic.get_config(), folder).unlock()
+plan(slic.get_config())
+config = shrink(slic.get_config(), folder)
 config.stages = ("rl",)
 config.model.num_layers = 1
-config.rl.checkpoint_every = 1
+config.rl.checkpoint_every = 1e-9
 config.evaluation.update({"problems": 2, "samples": 1, "k": (1,), "batch_problems": 8})
 config.rl.eval_problems = 2
-experiment = resolve(config.lock(), ["rl.objective.name", "rl.objective.slic.delta"])
+experiment = resolve(config, ["rl.objective.slic.nll_coef=0.2"])
 ground = lay_ground(experiment, folder)
 (done,) = run_chain(experiment, folder, ground=ground)
 assert done.stage.objective.name == "slic" and not done.stage.online

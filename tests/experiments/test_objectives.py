@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,7 +12,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import objectives
-from research.ablation.arms import Arm, arm_config, read_arms
+from research.ablation.arms import Arm, read_arms
+from research.config.experiment import Experiment
 from research.config.resolve import resolve
 from research.core.mesh import make_mesh
 from research.train.chain import Finished, Ground, lay_ground, load_policy, run_chain
@@ -42,21 +43,21 @@ class Bench(NamedTuple):
     folder: Path
     ground: Ground
 
-    def run(self, config: ConfigDict, overridden: Any = ()) -> list[Finished]:
-        return run_chain(resolve(config, overridden), self.folder, until="rl", ground=self.ground)
+    def run(self, experiment: Experiment) -> list[Finished]:
+        return run_chain(experiment, self.folder, until="rl", ground=self.ground)
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("objectives")
-    config = shrink(objectives.get_config("toy"), folder).unlock()
+    config = shrink(objectives.get_config("toy"), folder)
     config.teacher_model.update({"d_model": 48, "num_heads": 3, "num_kv_heads": 3})
     # Bare answers to sums of two digits, learned for a moment: the policy stops, and is sometimes right.
-    config.data.problems.update({"operations": "+", "min_steps": 1, "max_steps": 1, "train": 48, "test": 8})
+    sums = {"operations": "+", "min_steps": 1, "max_steps": 1, "train": 48, "test": 8}
+    config.data.problems.arithmetic.update(sums)
     config.sft.update({"steps": 80, "batch_size": 16, "log_every": 80})
-    config.sft.data.terse_fraction = 1.0
+    config.sft.data.update({"transform": "terse", "terse": {"fraction": 1.0}})
     config.sft.optimizer.learning_rate = 1e-2
-    config.lock()
     with quick_compilation():
         yield Bench(config, folder, lay_ground(resolve(config), folder))
 
@@ -91,7 +92,7 @@ def check(finished: list[Finished], logs: tuple[str, ...]) -> None:
     ],
 )
 def test_an_arm_runs_at_toy_size(bench: Bench, arm: Arm) -> None:
-    finished = bench.run(arm_config(bench.config, arm, 0))
+    finished = bench.run(resolve(bench.config, arm.overrides))
     check(finished, LOGS.get(arm.name, ()))
     names = {done.stage.name for done in finished}
     expected = {
@@ -109,13 +110,13 @@ def test_an_arm_runs_at_toy_size(bench: Bench, arm: Arm) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["mean", "min", "mean_minus_variance"])
 def test_an_ensemble_of_reward_models_pays(bench: Bench, reduction: str) -> None:
-    config = bench.config.copy_and_resolve_references().unlock()
+    config = bench.config.copy_and_resolve_references()
     config.stages = ("pretrain", "sft", "reward", "reward_b", "rl")
     config.reward_b = config.reward.copy_and_resolve_references()
     config.reward_b.seed = 1
     config.rl.reward.update({"source": "model", "ensemble": reduction, "variance_coef": 0.5})
     config.rl.roles.reward = ("reward", "reward_b")
-    finished = bench.run(config.lock())
+    finished = bench.run(resolve(config))
     assert {"reward", "reward_b"} <= {done.stage.name for done in finished}
     check(finished, LOGS["grpo"])
 

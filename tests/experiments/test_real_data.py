@@ -22,7 +22,7 @@ def present(name: str) -> Path:
 
 @pytest.mark.slow
 def test_tinyshakespeare_reaches_nanogpt(tmp_path: Path) -> None:
-    config = tinyshakespeare.get_config().unlock()
+    config = tinyshakespeare.get_config()
     config.data.text.path = str(present("tinyshakespeare.txt"))
     (done,) = run_chain(resolve(config), tmp_path)
     assert done.result["metrics"]["eval/nll"] <= NANOGPT_CPU_LOSS + 0.05
@@ -30,8 +30,8 @@ def test_tinyshakespeare_reaches_nanogpt(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_gsm8k_loss_falls_and_answers_stop(tmp_path: Path) -> None:
-    config = gsm8k.get_config().unlock()
-    config.data.problems.path = str(present("gsm8k_train.jsonl"))
+    config = gsm8k.get_config()
+    config.data.problems.jsonl = {"path": str(present("gsm8k_train.jsonl"))}
     (done,) = run_chain(resolve(config), tmp_path)
     losses = [point["eval/nll"] for point in done.result["curve"]]
     assert losses == sorted(losses, reverse=True)

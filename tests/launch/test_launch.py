@@ -20,10 +20,10 @@ from experiments import quickstart
 from tests.experiments.toy import shrink
 
 def get_config(arg=""):
-    config = shrink(quickstart.get_config(), Path({folder!r})).unlock()
+    config = shrink(quickstart.get_config(), Path({folder!r}))
     config.stages = ("sft", "rl")
-    config.sft.checkpoint_every = 1
-    return config.lock()
+    config.sft.checkpoint_every = 1e-9
+    return config
 """
 
 
@@ -161,10 +161,10 @@ def test_mistakes_in_the_data(forks: Forks, config: Path, tmp_path: Path) -> Non
         tmp_path / "long.jsonl", *[f'{{"prompt": "{"1" * 80}{i}", "completion": "2"}}' for i in range(40)]
     )
     (tmp_path / "empty.txt").write_text("", encoding="utf-8")
-    problems = ("--config.data.problems.kind=jsonl", "--config.sft.data.terse_fraction=0.0")
+    problems = ("--config.data.problems.task=jsonl", "--config.sft.data.transform=")
     cases = [
-        ((*problems, f"--config.data.problems.path={bad}"), r"bad\.jsonl:4: is not valid JSON"),
-        ((*problems, f"--config.data.problems.path={tmp_path}/no.jsonl"), r"no\.jsonl: cannot be read"),
+        ((*problems, f"--config.data.problems.jsonl.path={bad}"), r"bad\.jsonl:4: is not valid JSON"),
+        ((*problems, f"--config.data.problems.jsonl.path={tmp_path}/no.jsonl"), r"no\.jsonl: cannot be read"),
         (problems, r"data\.problems\.path: got ''"),
         ((f"--config.data.text.path={tmp_path}/empty.txt",), r"empty\.txt: holds no records"),
         (
@@ -172,7 +172,7 @@ def test_mistakes_in_the_data(forks: Forks, config: Path, tmp_path: Path) -> Non
             r"vocab_size 100 is too small for the characters of this corpus, expected at least \d+",
         ),
         (
-            ("--config.stages=('rl',)", problems[0], f"--config.data.problems.path={long}"),
+            ("--config.stages=rl", problems[0], f"--config.data.problems.jsonl.path={long}"),
             r"record \d+: the prompt has \d+ tokens, expected at most max_prompt_length = 32",
         ),
     ]

@@ -18,6 +18,7 @@ from experiments import test_time_compute
 from launch import sample
 from research.config.experiment import make_model
 from research.config.resolve import resolve
+from research.config.tree import to_json
 from research.core.checkpoint import Checkpointer
 from research.core.errors import ConfigError, TemperError
 from research.core.files import write_json_atomic
@@ -74,18 +75,19 @@ def write_stage(folder: Path, tokenizer: Tokenizer, name: str, table: np.ndarray
     """
     V = tokenizer.vocab_size
     folder.mkdir(parents=True)
-    config = shrink(test_time_compute.get_config(), folder.parent).unlock()
+    config = shrink(test_time_compute.get_config(), folder.parent)
     config.stages = ("sft", "reward", "prm")
     for section, length in (("model", 64), ("teacher_model", 1024)):
         sizes = {"num_layers": 1, "d_model": V, "num_heads": 1, "num_kv_heads": 1, "head_dim": 2, "d_ff": 2}
         config[section].update({**sizes, "tie_embeddings": False, "max_length": length})
-    tree = json.loads(json.dumps(resolve(config.lock()).tree))
     for stage in ("sft", "reward", "prm"):
-        tree[stage]["model"] = "teacher_model"  # its context counts, not that of the section `model`
+        config[stage].model = "teacher_model"  # its context counts, not that of the section `model`
+    experiment = resolve(config)
+    tree = to_json(experiment.tree)
     write_json_atomic(folder / "experiment.json", {"stage": name, **tree})
     tokenizer.save(folder / "tokenizer.model")
     layout = chain.load_stage(folder).algorithm.layout
-    model = make_model(tree["teacher_model"], V)
+    model = make_model(experiment.models["teacher_model"], V)
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
 
     def fill(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -21,15 +21,15 @@ from experiments import test_time_compute
 from tests.experiments.toy import shrink
 
 def get_config(arg=""):
-    config = shrink(test_time_compute.get_config(), Path({folder!r})).unlock()
+    config = shrink(test_time_compute.get_config(), Path({folder!r}))
     config.stages = ("sft", "reward", "prm")
-    config.data.problems.update({{"operations": "+", "min_steps": 1, "max_steps": 1, "max_operand": 9}})
-    config.data.problems.update({{"train": 48, "test": 8}})
+    sums = {{"operations": "+", "min_steps": 1, "max_steps": 1, "max_operand": 9, "train": 48, "test": 8}}
+    config.data.problems.arithmetic.update(sums)
     # Bare answers to sums of two digits, learned for a moment: the policy stops, and is sometimes right.
     config.sft.update({{"steps": 80, "batch_size": 16, "log_every": 80}})
-    config.sft.data.update({{"terse_fraction": 1.0, "limit": 0}})
+    config.sft.data.update({{"transform": "terse", "terse": {{"fraction": 1.0}}, "limit": 0}})
     config.sft.optimizer.learning_rate = 1e-2
-    return config.lock()
+    return config
 """
 SIZES = ("--max_prompt_length=32", "--max_new_tokens=8", "--batch_problems=4")
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import objectives
 import research.algorithms
-from research.algorithms import registry
+from research.config.references import provided
 from tests.objectives.golden import ours
 from tests.objectives.golden.inputs import CASES
 from tests.objectives.golden.store import load
@@ -37,8 +37,8 @@ advantage; `b` without an index is beta, `e` a label smoothing, `s` as a functio
 of row b. Shapes: B rows or pairs, N = P * G completions of P prompts, T tokens, V vocabulary, K candidates, S steps,
 E models.
 
-Options are arguments of the function; what a config may set, and its defaults, are in `objectives()` of
-`experiments/base.py` (the KL of the GRPO family is off there).
+Options are arguments of the function; what a config may set, and its defaults, stand beside each algorithm
+(`python -m launch.describe rl.objective.grpo` prints them; the KL of the GRPO family is off by default).
 
 This file is generated from the code; write it anew with `{UPDATE}`.
 """
@@ -108,7 +108,7 @@ def text(bounds: Bounds) -> str:
 def name_table() -> str:
     """One row a module of `research/algorithms/`: what a config may call its objective, and what the module calls."""
     named: dict[str, list[str]] = {}
-    for objective in registry.objectives().values():
+    for _, objective in provided("objective").values():
         named.setdefault(objective.make.__module__, []).append(f"`{objective.name}`")
     rows = []
     for module, names in named.items():

@@ -11,6 +11,7 @@ from experiments import quickstart
 from research.ablation.runner import run_ablation
 from research.analysis.results import RunResult, load_results
 from research.core.errors import ConfigError, WorkdirError
+from research.core.stages import hold_workdir
 from tests.experiments.toy import shrink
 from tests.research.algorithms.toy import compilations, quick_compilation
 
@@ -25,14 +26,14 @@ def _quick() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
-    config = shrink(quickstart.get_config(), tmp_path_factory.mktemp("data")).unlock()
+    config = shrink(quickstart.get_config(), tmp_path_factory.mktemp("data"))
     config.stages = ("sft", "rl")
     del config.ablation.arms["grpo"], config.ablation.arms["sft"]  # run by other tests
     config.ablation.control = "dpo"
-    config.data.problems.verifier = "final_line"
+    config.evaluation.correct = "final_line"
     config.ablation.arms["broken"] = ("rl.rollout.max_prompt_length=3",)  # no prompt is that short
     config.ablation.seeds = (0, 1)
-    return config.lock()
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -109,19 +110,27 @@ def test_what_is_finished_is_never_run_again(config: ConfigDict, ran: tuple[Path
     ]
 
 
-def test_the_workdir_belongs_to_its_config(config: ConfigDict, ran: tuple[Path, list[RunResult]]) -> None:
-    workdir, _ = ran
-    before = files(workdir)
-    other = config.copy_and_resolve_references().unlock()
-    other.rl.steps = 3
-    with pytest.raises(WorkdirError, match=r"holds another config's run: rl\.steps: there 2, here 3"):
-        run_ablation(other.lock(), workdir)
-    assert files(workdir) == before
+def test_another_config_shares_the_workdir_and_what_both_have_in_common(
+    config: ConfigDict, ran: tuple[Path, list[RunResult]]
+) -> None:
+    """One more seed, another metric, another control: nothing that is on disk is run again."""
+    workdir, results = ran
+    other = config.copy_and_resolve_references()
+    other.ablation.update({"metric": "eval/pass@4", "control": "rejection_sampling"})
+    before = set(files(workdir / "stages"))
+    again, _ = run_ablation(other, workdir)
+    assert {(r.arm, r.seed): r.metrics for r in again} == {(r.arm, r.seed): r.metrics for r in results}
+    assert set(files(workdir / "stages")) == before
+
+
+def test_an_ablation_is_run_by_one_process_at_a_time(config: ConfigDict, tmp_path: Path) -> None:
+    with hold_workdir(tmp_path / "run", {}), pytest.raises(WorkdirError, match="is being run by process"):
+        run_ablation(config, tmp_path / "run")
 
 
 def test_senseless_arms_stop_before_anything_is_written(config: ConfigDict, tmp_path: Path) -> None:
-    other = config.copy_and_resolve_references().unlock()
+    other = config.copy_and_resolve_references()
     other.ablation.arms["dpo_too"] = ("rl.objective.name=dpo",)
     with pytest.raises(ConfigError, match=r"ablation\.arms\.dpo_too: is the same experiment as arm dpo"):
-        run_ablation(other.lock(), tmp_path / "run")
+        run_ablation(other, tmp_path / "run")
     assert not (tmp_path / "run").exists()

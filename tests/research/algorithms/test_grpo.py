@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.base import objectives as default_options
 from models.logprobs import compute_logits
 from models.transformer import forward, unembedding
 from research.algorithms.base import Frozen, Network, Rollouts, Setting
 from research.algorithms.grpo import FAMILY, GRPO
-from research.algorithms.registry import objectives
+from research.config.references import provided
 from research.core.batch import Batch, RolloutBatch, SequenceBatch
 from research.core.mesh import to_device
 from research.sampling.methods import SamplingMethod
@@ -282,8 +281,8 @@ def test_difficulty_scales_advantages_and_steps_add_to_them() -> None:
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_each_member_of_the_family_is_what_its_paper_says(name: str) -> None:
-    options = default_options()[name]
-    objective = objectives()[name]
+    objective = provided("objective")[name][1]
+    options = {key: option.default for key, option in objective.options.items()}
     objective.check(options)
     algorithm = objective.make(Setting(options, True, 8, 64))
     assert isinstance(algorithm, GRPO)

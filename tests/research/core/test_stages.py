@@ -11,8 +11,8 @@ import pytest
 
 from research.core import files
 from research.core.errors import WorkdirError
-from research.core.files import write_json_atomic, write_text_atomic
-from research.core.stages import StageDir, claim_workdir, stage_hash
+from research.core.files import read_json, write_json_atomic, write_text_atomic
+from research.core.stages import StageDir, hold_workdir, stage_hash
 from research.core.versions import collect_versions, git_revision
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -141,25 +141,26 @@ def test_two_processes_do_not_run_the_same_stage_and_a_killed_one_lets_go(tmp_pa
 # --- the working directory ---
 
 
-def test_a_workdir_belongs_to_one_config(tmp_path: Path) -> None:
-    claim_workdir(tmp_path / "run", CONFIG)
-    claim_workdir(tmp_path / "run", dict(reversed(CONFIG.items())))
-    other = {**CONFIG, "optim": {"lr": 1e-3, "betas": (0.9, 0.99)}, "tie": False}
-    with pytest.raises(WorkdirError) as caught:
-        claim_workdir(tmp_path / "run", other)
-    assert str(caught.value) == (
-        f"workdir {tmp_path}/run holds another config's run: optim.betas[1]: there 0.95, here 0.99 (+3 more)."
-    )
-    with pytest.raises(WorkdirError, match="optim.warmup: there 10, here absent"):
-        claim_workdir(tmp_path / "run", {**CONFIG, "optim": {"lr": 3e-4, "betas": (0.9, 0.95)}})
+def test_a_workdir_is_held_by_one_process_and_notes_its_config(tmp_path: Path) -> None:
+    with hold_workdir(tmp_path / "run", CONFIG):
+        with pytest.raises(WorkdirError, match=r"workdir .*run is being run by process \d+ on"):
+            hold(tmp_path / "run")
+        assert read_json(tmp_path / "run" / "config.json") == json.loads(json.dumps(CONFIG))
+    with hold_workdir(tmp_path / "run", {"other": 1}):
+        assert read_json(tmp_path / "run" / "config.json") == {"other": 1}
+
+
+def hold(path: Path) -> None:
+    with hold_workdir(path, CONFIG):
+        pass
 
 
 def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkdirError, match="file: expected a folder, found a file"):
-        claim_workdir(tmp_path / "file", CONFIG)
+        hold(tmp_path / "file")
     with pytest.raises(WorkdirError, match="file/run: cannot be written"):
-        claim_workdir(tmp_path / "file" / "run", CONFIG)
+        hold(tmp_path / "file" / "run")
     with pytest.raises(WorkdirError, match="cannot be written"):
         StageDir.open(tmp_path / "file", "sft", CONFIG)
 
@@ -168,7 +169,7 @@ def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 def test_a_workdir_without_permission_is_one_sentence(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(WorkdirError, match="cannot be written .*choose a directory that you may write to"):
-        claim_workdir(tmp_path / "run", CONFIG)
+        hold(tmp_path / "run")
 
 
 # --- atomic files ---

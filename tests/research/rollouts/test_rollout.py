@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from research.algorithms.base import rollout_batch
-from research.config.experiment import Reward
+from research.config.sections import Reward
 from research.core.errors import DataError
 from research.evals.problems import Decoded
 from research.rewards.normalization import RunningNorm
-from research.rewards.shaping import Shaping
 from research.rollouts.rollout import Drawn, Roller, join_groups, split_groups
 from tests.objectives.cases import SEEDS
 from tests.research.algorithms.toy import rollouts
@@ -114,13 +113,10 @@ class Till:
     """A roller that only pays: two prompts, answers "0" and "1", verified by a function of the text."""
 
     def __init__(self, verifier: Any, *, scorer: Any = None, steps: Any = None, **reward: Any) -> None:
-        own = {"source": "verifier", "ensemble": "mean", "variance_coef": 0.0, "step_coef": 0.0}
-        own["error_reward"] = reward.pop("error_reward", 0.0)
-        own["step_coef"] = reward.pop("step_coef", 0.0)
         self.roller = Roller.__new__(Roller)
         how = SimpleNamespace(group_size=G, max_new_tokens=8)
         self.roller.run = SimpleNamespace(stage=SimpleNamespace(rollout=how))  # type: ignore[assignment]
-        self.roller.reward = Reward(**own, shaping=Shaping(**reward))
+        self.roller.reward = Reward(**reward)
         self.roller.problems = [{"prompt": f"{i}?", "answer": str(i)} for i in range(2)]  # type: ignore[assignment]
         self.roller.norm, self.roller.verifier = RunningNorm(), verifier
         self.roller.scorer = scorer
@@ -160,7 +156,7 @@ def equals(text: str, answer: str) -> float:
 
 @pytest.mark.parametrize("error_reward", [0.0, -2.5])
 def test_a_verifier_that_raises_costs_one_sample_not_the_run(error_reward: float) -> None:
-    till = Till(equals, error_reward=error_reward)
+    till = Till(equals, unknown=error_reward)
     paid = till.pay(TEXTS)
     e = error_reward
     assert paid.rollouts.rewards.tolist() == [1, 0, 1, e, 1, e, 0, 1]

@@ -16,6 +16,7 @@ from scipy.stats import chisquare
 
 from models.logprobs import token_logps
 from models.transformer import Params, forward, unembedding
+from research.config.identity import stage_identity
 from research.config.resolve import resolve
 from research.core.errors import ConfigError
 from research.sampling.engine import sample_refilled
@@ -126,11 +127,11 @@ def test_without_qwix_one_sentence_says_what_to_install(monkeypatch: pytest.Monk
 
 def test_the_config_says_which_and_it_is_part_of_a_runs_identity() -> None:
     def identity(weights: str) -> dict:
-        config = tiny_config().unlock()
+        config = tiny_config()
         config.sampler.weights = weights
-        return resolve(config.lock()).identity("rl")
+        experiment = resolve(config)
+        return stage_identity(experiment, experiment.stage("rl"))["sampler"]
 
-    assert "weights" not in identity("compute")
     assert {**identity("compute"), "weights": "int8"} == identity("int8")
     with pytest.raises(ConfigError, match=r"sampler\.weights: got 'int4', expected"):
         identity("int4")

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from experiments import base
-from research.config.experiment import to_tree
+from research.config.bridge import old_data
+from research.config.resolve import resolve
 from research.core.errors import DataError
 from research.tasks.sources import Sources, View, answer_of, question_of, terse, worked_text
 from tests.experiments.toy import PROBLEMS, shrink
@@ -20,7 +21,7 @@ RECORDS: list[Mapping[str, Any]] = [
 
 @pytest.fixture
 def section(tmp_path: Path) -> dict[str, Any]:
-    return to_tree(shrink(base.get_config(), tmp_path))["data"]
+    return old_data(resolve(shrink(base.get_config(), tmp_path)).tree["data"])
 
 
 def test_a_view_is_the_first_so_many_records_changed() -> None:

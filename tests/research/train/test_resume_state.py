@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 CHANGES: dict[str, Any] = {
     "rl.steps": 5,
-    "rl.checkpoint_every": 2,
+    "rl.checkpoint_every": 1e-9,
     "rl.objective.name": "ppo",
     "rl.objective.ppo.kl_controller": "adaptive",
     "rl.objective.ppo.target_kl": 0.5,
@@ -29,7 +29,7 @@ CHANGES: dict[str, Any] = {
     "rl.rollout.curriculum_low": 0.2,
     "rl.rollout.curriculum_high": 0.9,
     "rl.rollout.resample_rounds": 1,
-    "rl.rollout.updates": 2,
+    "rl.rollout.epochs": 2,
 }
 
 

@@ -16,7 +16,7 @@ import pytest
 from models.logprobs import token_logps
 from research.algorithms.base import Frozen, Rollouts, batch_logps, completion_rows, rollout_batch
 from research.algorithms.kto import KTO
-from research.config.experiment import Reward, Sampler, Tools
+from research.config.sections import Reward, Rollout, Sampler
 from research.core.batch import UnpairedBatch
 from research.core.errors import ConfigError, DataError
 from research.data.chat import Message, render_messages, render_prompt
@@ -26,7 +26,6 @@ from research.environments.calls import Call, call_text
 from research.environments.tool_use import ToolUse
 from research.evals import problems
 from research.rewards.normalization import RunningNorm
-from research.rewards.shaping import Shaping
 from research.rewards.verifiers import exact_answer
 from research.rollouts.rollout import Drawn, Roller, rollout_metrics
 from research.sampling.engine import Give, Request, Row, Stats, sample_refilled
@@ -38,9 +37,7 @@ from tests.research.algorithms.toy import MODEL, grpo, host_params, objective_sc
 from tests.research.sampling.tiny import make_prompts, make_spec, scalars
 
 N, G = 200, 2
-SECTION = Tools(
-    names=("calculator",), corpus="", max_turns=1, max_result_tokens=40, search_results=3, isolation="required"
-)  # fmt: skip
+SECTION = {"names": ("calculator",), "max_turns": 1, "max_result_tokens": 40}
 SAMPLER = Sampler(slots=4, chunk=8, admit=2, cache_bucket=8, int8_cache=False, weights="compute")
 RECORDS = [{"prompt": "3+4", "answer": "7"}, {"prompt": "2*5", "answer": "10"}]
 
@@ -133,13 +130,12 @@ def drawn(tools: ToolUse, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch)
     """One iteration of the scripts, paid."""
     monkeypatch.setattr(problems, "sample_refilled", Engine(scripts(tokenizer)))
     roller = Roller.__new__(Roller)
-    how = SimpleNamespace(group_size=G, max_new_tokens=N, temperature=1.0, top_p=1.0, method=SamplingMethod())
+    how = Rollout(group_size=G, max_new_tokens=N)
     roller.run = SimpleNamespace(  # type: ignore[assignment]
         stage=SimpleNamespace(rollout=how, seed=0), model=MODEL, mesh=None, sampler=SAMPLER, tools=tools,
         sources=SimpleNamespace(tokenizer=tokenizer),
     )  # fmt: skip
-    shaping = Shaping(overlong_buffer=N)  # -tokens / N: shows which tokens it counts
-    roller.reward = Reward("verifier", "mean", 0.0, 0.0, 0.0, shaping)
+    roller.reward = Reward(overlong_buffer=N)  # -tokens / N: shows which tokens it counts
     roller.problems, roller.norm, roller.verifier = RECORDS, RunningNorm(), exact_answer  # type: ignore[assignment]
     roller.scorer, roller.steps, roller.models = None, None, ()
     session: Any = SimpleNamespace(
