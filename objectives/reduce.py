@@ -63,7 +63,8 @@ def sequence_mean(
     Returns:
       total in nats per token, count in (weighted) sequences.
 
-    Differs from the paper: a sequence without an unmasked token is left out of the count too.
+    Differs from the paper: a sequence without an unmasked token is left out of the count too. TRL counts it,
+    so that its loss is ours times the share of sequences with a token.
     """
     lengths = _lengths(mask)
     means = sequence_sum(losses, mask) / jnp.maximum(lengths, 1.0)
@@ -87,8 +88,8 @@ def constant(
       losses: `[B, T]`, any float dtype, nats.
       mask: `[B, T]`, bool, True on the tokens that count.
       max_length: `L_max`, tokens: the configured completion limit, *not* the T this batch was padded to.
-      weights: `[B]`, non-negative; None means 1. Every row counts, fully masked ones too (a truncated
-        completion taken out of the loss was still sampled), so rows that only pad the batch need weight 0.
+      weights: `[B]`, non-negative; None means 1. Every row of weight 1 counts, also one that is fully masked,
+        such as a truncated completion; a row that only fills the batch needs weight 0.
 
     Returns:
       total in nats, count in (weighted) rows times `L_max`.

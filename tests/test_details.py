@@ -28,7 +28,7 @@ DETAILS: list[tuple[str, ...]] = [
     (
         "2",
         "numerator and denominator share one mask",
-        "research/algorithms/test_grpo.py::test_truncated_completions_can_be_left_out_but_stay_in_the_baseline",
+        "research/algorithms/test_grpo.py::test_a_truncated_completion_is_masked_out_but_stays_in_the_baseline",
         "objectives/test_reduce.py::test_weights_count_in_the_denominator_and_carry_no_gradient",
     ),
     (
@@ -130,7 +130,7 @@ DETAILS: list[tuple[str, ...]] = [
     (
         "19",
         "train and eval items disjoint by content",
-        "research/tasks/arithmetic/test_arithmetic.py::test_splits_are_disjoint_by_content_whatever_the_seed_and_count",
+        "research/tasks/arithmetic/test_problems.py::test_splits_are_disjoint_by_content_whatever_the_seed_and_count",
         "research/data/test_feedback_builders.py::test_generated_splits_share_no_prompt_whatever_the_seed",
         "research/tasks/test_sources.py::test_problems_held_out_are_not_trained_on",
     ),

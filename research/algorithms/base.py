@@ -15,12 +15,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from models.config import ModelConfig
-from models.heads import scorer_outputs
-from models.logprobs import TokenLogps, token_logps
-from models.transformer import Params, forward
+from models.transformer import Params
 from objectives.types import WeightedSum
 from research.config.schema import Key
 from research.core.batch import Batch, RolloutBatch, SequenceBatch
+from research.core.network import Network
 from research.core.state import Layout
 
 DataKind = Literal["text", "chat", "preferences", "rankings", "unpaired", "steps"]
@@ -34,18 +33,6 @@ Read = Literal["correct", "rewards", "steps", "scale"]
 Scalars = dict[str, Float[Any, ""]]
 Summed = tuple[WeightedSum, dict[str, WeightedSum]]
 """Total and count of a loss, and of each metric."""
-
-
-class Network(flax.struct.PyTreeNode):
-    """A frozen model.
-
-    Attributes:
-      params: in the layout of its role: a policy's, or a scorer's {trunk, head}.
-      config: static model description.
-    """
-
-    params: Params
-    config: ModelConfig = flax.struct.field(pytree_node=False)
 
 
 class Frozen(flax.struct.PyTreeNode):
@@ -144,7 +131,8 @@ class Algorithm(abc.ABC):
     def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
         """On the host: samples to a training batch of fixed shape, and metrics about the choice.
 
-        `seed` is unique to the iteration. A batch whose weights are all zero means: nothing to learn from.
+        `seed` is unique to the iteration. A batch without a target in a row of weight above 0 has nothing to learn
+        from, and no update is made.
         """
         raise NotImplementedError(f"{type(self).__name__} does not learn from rollouts ({seed=})")
 
@@ -157,7 +145,7 @@ class Algorithm(abc.ABC):
         return metrics
 
     def adapt(self, scalars: Scalars, metrics: Mapping[str, float], completions: int) -> Scalars:
-        """On the host, after an iteration: the scalars of the next one. A controller's state is its scalar."""
+        """On the host, after an iteration with an update: the scalars of the next one; a controller's whole state."""
         del metrics, completions
         return scalars
 
@@ -236,41 +224,6 @@ class Objective:
         return self.make(Setting(options, online, group_size, max_new_tokens))
 
 
-def batch_logps(
-    params: Params,
-    config: ModelConfig,
-    rows: SequenceBatch,
-    temperature: float | Array = 1.0,
-    *,
-    all_targets: bool = False,
-) -> TokenLogps:
-    """Teacher-forced log-probs of a SequenceBatch's targets; 0 elsewhere.
-
-    Where (nearly) `all_targets` of the rows count, it costs more to look for the others than to score them.
-    """
-    return token_logps(
-        params,
-        config,
-        rows.tokens,
-        rows.positions,
-        rows.segment_ids,
-        temperature=temperature,
-        first=rows.first_target,
-        needed_BT=None if all_targets else rows.loss_mask,
-        group=rows.group,
-    )
-
-
-def row_states(params: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T D"]:
-    """Hidden states after reading each token of a SequenceBatch."""
-    return forward(params, config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)
-
-
-def row_outputs(scorer: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T O"]:
-    """A scorer's outputs after reading each token of a SequenceBatch."""
-    return scorer_outputs(scorer, config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)
-
-
 def sequence_rows(rollouts: Rollouts, rows: np.ndarray | None, weights: np.ndarray) -> SequenceBatch:
     """The chosen rollouts as prompt + completion rows; None is all of them, in the groups that share a prompt."""
     chosen = slice(None) if rows is None else rows
@@ -332,14 +285,16 @@ def rollout_batch(rollouts: Rollouts, *, mask_truncated: bool) -> RolloutBatch:
 
     Args:
       rollouts: samples on the host.
-      mask_truncated: whether completions cut at their limit are left out of the loss; their rewards still enter
-        the baseline of their group.
+      mask_truncated: whether completions cut at their limit are masked out of the loss. Their rewards still enter
+        the baseline of their group, and as rows of the batch they count in the "constant" aggregation.
     """
     B, L = rollouts.prompt_tokens.shape
-    weights = rollouts.stopped.astype(np.float32) if mask_truncated else np.ones(B, np.float32)
+    rows = sequence_rows(rollouts, None, np.ones(B))
+    kept = rollouts.stopped if mask_truncated else np.ones(B, bool)
     scale, steps, ends = rollouts.advantage_scale, rollouts.step_rewards, rollouts.step_mask
     return RolloutBatch(
-        sequences=sequence_rows(rollouts, None, weights),
+        sequences=rows.replace(loss_mask=rows.loss_mask & kept[:, None]),
+        completion_mask=rows.loss_mask,
         sampler_logps=after_prompt(rollouts.sampler_logps, L),
         scores=rollouts.rewards.astype(np.float32),
         advantage_scale=np.ones(B, np.float32) if scale is None else scale.astype(np.float32),
@@ -351,3 +306,8 @@ def rollout_batch(rollouts: Rollouts, *, mask_truncated: bool) -> RolloutBatch:
 def used_mask(rows: SequenceBatch) -> Array:
     """`[B, T]` targets of the rows that count: a NaN in a row of weight 0 would reach the gradient, as 0 * NaN."""
     return rows.loss_mask & (rows.weights > 0)[:, None]
+
+
+def drawn_rows(batch: RolloutBatch) -> SequenceBatch:
+    """The rows with every drawn token as a target, also where the completion is masked out of the loss."""
+    return batch.sequences.replace(loss_mask=batch.completion_mask)

@@ -23,13 +23,13 @@ from research.algorithms.base import (
     Scalars,
     Setting,
     Summed,
-    row_states,
     sequence_rows,
     used_mask,
 )
 from research.algorithms.context import teacher_rows
 from research.config.schema import choice, number, static_number
 from research.core.batch import DistillBatch, SequenceBatch
+from research.core.network import row_states
 
 
 @dataclasses.dataclass(frozen=True)

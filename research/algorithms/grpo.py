@@ -35,13 +35,14 @@ from research.algorithms.base import (
     Scalars,
     Setting,
     Summed,
-    batch_logps,
+    drawn_rows,
     rollout_batch,
     used_mask,
 )
 from research.config.schema import choice, number, static_number, with_defaults
 from research.config.sections import Facts
 from research.core.batch import RolloutBatch
+from research.core.network import batch_logps
 
 Advantage = Literal["group", "reinforce_pp", "reinforce_pp_baseline"]
 ImportanceCorrection = Literal["none", "token", "sequence"]
@@ -107,7 +108,7 @@ class GRPO(Algorithm):
     ) -> Batch:
         """Old and reference log-probs, at the rollout's temperature, and advantages."""
         assert isinstance(batch, RolloutBatch)
-        rows, temperature = batch.sequences, scalars["temperature"]
+        rows, temperature = drawn_rows(batch), scalars["temperature"]
         old_logps = batch.sampler_logps
         if self.importance != "none":
             old_logps = batch_logps(params, config, rows, temperature).logps
@@ -135,7 +136,7 @@ class GRPO(Algorithm):
                 weights=rows.weights,
             )
         if kl is not None:
-            rewards = rewards - coef * sequence_sum(kl, rows.loss_mask)
+            rewards = rewards - coef * sequence_sum(kl, batch.completion_mask)
         if self.advantage == "reinforce_pp_baseline":
             return scale[:, None] * reinforce_pp_baseline_advantages(
                 rewards=rewards,
@@ -155,7 +156,7 @@ class GRPO(Algorithm):
         return advantages[:, None] + scale[:, None] * process_advantages(
             step_rewards=batch.step_rewards,
             step_mask=batch.step_mask,
-            completion_mask=rows.loss_mask,
+            completion_mask=batch.completion_mask,
             group_size=self.group_size,
             ddof=self.ddof,
         )

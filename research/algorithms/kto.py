@@ -15,19 +15,18 @@ from research.algorithms.base import (
     Algorithm,
     Batch,
     Frozen,
-    Network,
     Objective,
     Role,
     Rollouts,
     Scalars,
     Setting,
     Summed,
-    batch_logps,
     sequence_rows,
     used_mask,
 )
 from research.config.schema import choice, number
 from research.core.batch import SequenceBatch, UnpairedBatch
+from research.core.network import Network, batch_logps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,10 @@ from models.logprobs import TokenLogps
 from models.transformer import Params
 from objectives.reduce import example_mean, reduce_metrics, sequence_sum
 from objectives.types import ObjectiveOutput
-from research.algorithms.base import Algorithm, Batch, Frozen, Rollouts, Summed, batch_logps, sequence_rows
+from research.algorithms.base import Algorithm, Batch, Frozen, Rollouts, Summed, sequence_rows
 from research.config.schema import Key, static_number
 from research.core.batch import PreferenceBatch, SequenceBatch
+from research.core.network import batch_logps
 
 
 @dataclasses.dataclass(frozen=True)

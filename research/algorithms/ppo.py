@@ -28,14 +28,14 @@ from research.algorithms.base import (
     Scalars,
     Setting,
     Summed,
-    batch_logps,
+    drawn_rows,
     rollout_batch,
-    row_outputs,
     used_mask,
 )
 from research.config.schema import choice, number, static_number
 from research.config.sections import Facts
 from research.core.batch import RolloutBatch, SequenceBatch
+from research.core.network import batch_logps, row_outputs
 from research.core.state import Layout
 
 
@@ -94,7 +94,9 @@ class PPO(Algorithm):
         ref_logps, kl, coef = None, None, 0.0
         if frozen.reference is not None:
             reference = frozen.reference
-            scored = batch_logps(reference.params, reference.config, rows, scalars["temperature"])
+            scored = batch_logps(
+                reference.params, reference.config, drawn_rows(batch), scalars["temperature"]
+            )
             ref_logps = scored.logps
         if self.kl == "reward":
             assert ref_logps is not None
@@ -174,12 +176,13 @@ class PPO(Algorithm):
         return metrics
 
     def adapt(self, scalars: Scalars, metrics: Mapping[str, float], completions: int) -> Scalars:
-        """Moves `kl_coef` towards the target KL."""
-        if not self.adaptive:
+        """Moves `kl_coef` towards the target KL; it stays where no finite KL was measured."""
+        observed = metrics.get("kl/reference", np.nan)
+        if not self.adaptive or not np.isfinite(observed):
             return scalars
         coef = adaptive_kl_coef(
             kl_coef=scalars["kl_coef"],
-            observed_kl=metrics["kl/reference"],
+            observed_kl=observed,
             target_kl=self.target_kl,
             horizon=self.horizon,
             batch_size=completions,

@@ -14,10 +14,10 @@ from research.algorithms.base import (
     Objective,
     Scalars,
     Summed,
-    batch_logps,
 )
 from research.config.schema import number
 from research.core.batch import SequenceBatch
+from research.core.network import batch_logps
 
 
 @dataclasses.dataclass(frozen=True)

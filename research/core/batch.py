@@ -105,7 +105,9 @@ class RolloutBatch(flax.struct.PyTreeNode):
     """Sampled completions with their advantages.
 
     Attributes:
-      sequences: left-padded prompt + right-padded completion; `loss_mask` is the completion mask.
+      sequences: left-padded prompt + right-padded completion; `loss_mask` is True on the drawn tokens that enter
+        the loss: all of `completion_mask`, or nothing of a truncated completion that is masked out.
+      completion_mask: `[B, T]` bool, True on every drawn token, those of masked-out completions included.
       sampler_logps: `[B, T]` float32, nats, under the distribution sampled from.
       scores: `[B]` float32, rewards after shaping.
       advantage_scale: `[B]` float32, difficulty weights of the advantages.
@@ -118,6 +120,7 @@ class RolloutBatch(flax.struct.PyTreeNode):
     """
 
     sequences: SequenceBatch
+    completion_mask: Bool[Any, "B T"]
     sampler_logps: Float[Any, "B T"]
     scores: Float[Any, " B"]
     advantage_scale: Float[Any, " B"]

@@ -13,9 +13,9 @@ class OptimizerScalars(NamedTuple):
 
     Attributes:
       learning_rate: peak learning rate.
-      warmup_steps: linear warm-up from 0, optimizer steps.
-      decay_steps: cosine decay ends here, optimizer steps, warm-up included.
-      end_fraction: share of the peak that remains after the decay; 1 keeps it constant.
+      warmup_steps: length of the linear warm-up, optimizer steps.
+      decay_steps: all optimizer steps, warm-up included; the cosine decay ends after the last of them.
+      end_fraction: share of the peak that the decay ends at; 1 keeps the rate constant.
       b1, b2: Adam's decay rates.
       eps: added to the root of the second moment, outside the root (Kingma and Ba 2015, algorithm 1).
       weight_decay: decoupled (Loshchilov and Hutter 2019), on matrices only: norms' scales are not decayed.
@@ -34,9 +34,16 @@ class OptimizerScalars(NamedTuple):
 
 
 def learning_rate_at(step: Int[Array, ""], s: OptimizerScalars) -> Float[Array, ""]:
-    """Learning rate of optimizer step `step`, counted from 0; the first step is not wasted on a rate of 0."""
-    step = step.astype(jnp.float32) + 1.0
-    warm = jnp.minimum(step / jnp.maximum(s.warmup_steps, 1.0), 1.0)
+    """Learning rate of optimizer step `step`, counted from 0; positive at every step before `decay_steps`.
+
+    `lr * min((step + 1) / warmup, 1) * (end + (1 - end) * (1 + cos(pi * done)) / 2)` with
+    `done = (step - warmup) / (decay - warmup)` within [0, 1].
+
+    The first update is at `lr / warmup`, the last one of the warm-up and the first one after it are at the peak, and
+    `end_fraction` is reached right after the last update, at step `decay_steps`.
+    """
+    step = step.astype(jnp.float32)
+    warm = jnp.minimum((step + 1.0) / jnp.maximum(s.warmup_steps, 1.0), 1.0)
     span = jnp.maximum(s.decay_steps - s.warmup_steps, 1.0)
     done = jnp.clip((step - s.warmup_steps) / span, 0.0, 1.0)
     cosine = s.end_fraction + (1.0 - s.end_fraction) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))

@@ -29,7 +29,7 @@ class TrainState(flax.struct.PyTreeNode):
     """A pytree that a checkpoint holds whole.
 
     Attributes:
-      step: int32 scalar, optimizer steps taken in this stage.
+      step: int32 scalar, batches that this stage has seen; one whose update was skipped counts too.
       params: what is trained, in the algorithm's layout.
       opt_state: optax state.
     """

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from models.config import ModelConfig
 from models.transformer import Params
-from research.algorithms.base import Algorithm, Network
+from research.algorithms.base import Algorithm
 from research.config.bridge import old_data
 from research.config.experiment import Experiment, Stage
 from research.config.identity import evaluation_identity, stage_identity
@@ -21,6 +21,7 @@ from research.core.checkpoint import restore_subtree
 from research.core.errors import ConfigError, WorkdirError
 from research.core.files import read_json, write_json_atomic
 from research.core.mesh import check_rows, make_mesh
+from research.core.network import Network
 from research.core.stages import StageDir
 from research.core.state import abstract_state, policy_of, state_shardings
 from research.data.tokenizer import Tokenizer, load_tokenizer

@@ -8,11 +8,12 @@ from jaxtyping import Array
 
 from objectives.kl import kl_estimate
 from objectives.reduce import sequence_sum, token_mean
-from research.algorithms.base import Network, batch_logps, rollout_batch
+from research.algorithms.base import rollout_batch
 from research.analysis.rl_plots import write_reward_against_kl
-from research.core.batch import Batch, RolloutBatch, SequenceBatch, rows_of
+from research.core.batch import Batch, RolloutBatch
 from research.core.mesh import to_device
 from research.core.metrics import METRICS, load_metrics
+from research.core.network import Network, batch_logps
 from research.data.pipelines import prompt_batches
 from research.evals.problems import problem_metrics
 from research.rollouts.curriculum import Curriculum, CurriculumSampler
@@ -122,11 +123,11 @@ def _iterate(session: Session, keeper: Keeper, step: int) -> tuple[dict[str, Any
     tokens = int(rollouts.lengths.sum())
     shown = step % stage.log_every == 0 or step in (1, stage.steps)
     prepared: Batch | None = None
-    if any(rows.weights.any() for rows in rows_of(batch)):
-        counts = count_tokens(batch)
+    counts = count_tokens(batch)
+    if counts["target_tokens"]:
         prepared = session.prepare(batch, counts)
     if isinstance(prepared, RolloutBatch) and prepared.ref_logps is not None:
-        kl = _kl(prepared.sequences, prepared.sampler_logps, prepared.ref_logps)
+        kl = _kl(prepared.completion_mask, prepared.sampler_logps, prepared.ref_logps)
         metrics.update({name: float(value) for name, value in jax.device_get(kl).items()})
     elif shown and stage.rollout.monitor_kl and stage.start:
         drawn_batch = to_device(run.mesh, rollout_batch(rollouts, mask_truncated=False))
@@ -141,7 +142,7 @@ def _iterate(session: Session, keeper: Keeper, step: int) -> tuple[dict[str, Any
             metrics.update(update)
             if number == 0 and gap is not None:
                 metrics["sampler_trainer_gap"] = gap
-    session.adapt(metrics, len(rollouts.rewards))
+        session.adapt(metrics, len(rollouts.rewards))
     metrics.update(keeper.monitors.update(reading_of(jax.device_get(metrics))))
     if shown:
         session.writer.write_samples(step, keeper.roller.samples(drawn))
@@ -149,16 +150,16 @@ def _iterate(session: Session, keeper: Keeper, step: int) -> tuple[dict[str, Any
 
 
 @jax.jit
-def _kl(rows: SequenceBatch, sampler_logps: Array, ref_logps: Array) -> dict[str, Array]:
+def _kl(mask: Array, sampler_logps: Array, ref_logps: Array) -> dict[str, Array]:
     """KL of the policy that sampled to the reference: nats per completion (k1) and per token (k3)."""
-    logps, ref_logps = (jnp.where(rows.loss_mask, x, 0.0) for x in (sampler_logps, ref_logps))
+    logps, ref_logps = (jnp.where(mask, x, 0.0) for x in (sampler_logps, ref_logps))
     return {
-        "kl/reference": sequence_sum(kl_estimate(logps, ref_logps, "k1"), rows.loss_mask).mean(),
-        "kl_ref": token_mean(kl_estimate(logps, ref_logps, "k3"), rows.loss_mask).mean(),
+        "kl/reference": sequence_sum(kl_estimate(logps, ref_logps, "k1"), mask).mean(),
+        "kl_ref": token_mean(kl_estimate(logps, ref_logps, "k3"), mask).mean(),
     }
 
 
 @jax.jit
 def _reference_kl(reference: Network, batch: RolloutBatch, temperature: float) -> dict[str, Array]:
     ref = batch_logps(reference.params, reference.config, batch.sequences, temperature)
-    return _kl(batch.sequences, batch.sampler_logps, ref.logps)
+    return _kl(batch.completion_mask, batch.sampler_logps, ref.logps)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from models.config import ModelConfig
 from models.transformer import Params
-from research.algorithms.base import Algorithm, Frozen, Network, Scalars
+from research.algorithms.base import Algorithm, Frozen, Scalars
 from research.config.experiment import Stage
 from research.config.sections import Evaluation, Sampler
 from research.core.batch import Batch
@@ -20,6 +20,7 @@ from research.core.compilations import CompilationCounter
 from research.core.errors import CheckpointError
 from research.core.mesh import to_device
 from research.core.metrics import FILES, MetricsWriter
+from research.core.network import Network
 from research.core.progress import Progress
 from research.core.sinks import make_sinks
 from research.core.stages import StageDir

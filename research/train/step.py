@@ -57,9 +57,13 @@ def train_step(
     Totals, counts and gradients are summed over micro-batches and devices and divided once, so neither the
     number of micro-batches nor the mesh changes the loss.
 
+    An update is skipped if the loss, the global norm of the gradient or that of the update is not finite: parameters
+    and optimizer state (Adam's own count too) stay bit for bit as they were. `state.step` advances all the same: it
+    counts batches, so the schedule stays in step with the loop.
+
     Returns:
-      The next state and scalar metrics: `loss`, `grad_norm` (before clipping), `learning_rate`, and the
-      algorithm's own, averaged with the same weights as the loss.
+      The next state and scalar metrics: `loss`, `grad_norm` (before clipping), `learning_rate`, `skipped_updates`
+      (1 if this update was skipped, else 0), and the algorithm's own, averaged with the same weights as the loss.
     """
 
     def objective(params: Params, part: Batch) -> tuple[Array, tuple[WeightedSum, dict[str, WeightedSum]]]:
@@ -88,11 +92,18 @@ def train_step(
     updates, opt_state = make_optimizer(scalars.optimizer, state.step).update(
         grads, state.opt_state, state.params
     )
-    params = optax.apply_updates(state.params, updates)
     metrics = algorithm.summarize({name: value.mean() for name, value in sums.items()})
     metrics["loss"] = loss.mean()
     metrics["grad_norm"] = optax.tree.norm(grads)
     metrics["learning_rate"] = learning_rate_at(state.step, scalars.optimizer)
+    sizes = jnp.stack([metrics["loss"], metrics["grad_norm"], optax.tree.norm(updates)])
+    finite = jnp.isfinite(sizes).all()
+    metrics["skipped_updates"] = 1.0 - finite.astype(jnp.float32)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (optax.apply_updates(state.params, updates), opt_state),
+        (state.params, state.opt_state),
+    )
     return TrainState(state.step + 1, params, opt_state), metrics
 
 

@@ -14,13 +14,14 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from research.algorithms.base import Frozen, Network, Rollouts, batch_logps
+from research.algorithms.base import Frozen, Rollouts
 from research.algorithms.dpo import DPO
 from research.algorithms.grpo import GRPO
 from research.algorithms.prm import StepScorer
 from research.algorithms.reward_model import RewardModel
 from research.algorithms.sft import NextToken
 from research.core.batch import PreferenceBatch, SequenceBatch, StepBatch
+from research.core.network import Network, batch_logps
 from research.core.optim import OptimizerScalars, init_optimizer
 from research.core.state import TrainState
 from research.train.step import StepScalars, prepare_step, train_step

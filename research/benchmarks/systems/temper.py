@@ -17,11 +17,12 @@ from jax.sharding import Mesh
 
 from models.config import ModelConfig
 from models.transformer import Params
-from research.algorithms.base import Algorithm, Frozen, Network, Rollouts, Setting
+from research.algorithms.base import Algorithm, Frozen, Rollouts, Setting
 from research.benchmarks.systems.channel import Channel
 from research.config.references import find
 from research.core.batch import SequenceBatch
 from research.core.mesh import make_mesh, to_device
+from research.core.network import Network
 from research.core.optim import OptimizerScalars
 from research.core.state import TrainState, init_state
 from research.data.examples import Examples

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from research.algorithms.base import Frozen, Network, Setting
+from research.algorithms.base import Frozen, Setting
 from research.algorithms.context import teacher_rows
 from research.algorithms.distill import OBJECTIVES, Distill
 from research.core.batch import DistillBatch, SequenceBatch
+from research.core.network import Network
 from research.train.step import eval_step
 from tests.research.algorithms import hand
 from tests.research.algorithms.toy import (

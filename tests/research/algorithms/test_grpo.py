@@ -11,11 +11,12 @@ import pytest
 
 from models.logprobs import compute_logits
 from models.transformer import forward, unembedding
-from research.algorithms.base import Frozen, Network, Rollouts, Setting
+from research.algorithms.base import Frozen, Rollouts, Setting
 from research.algorithms.grpo import FAMILY, GRPO
 from research.config.references import provided
 from research.core.batch import Batch, RolloutBatch, SequenceBatch
 from research.core.mesh import to_device
+from research.core.network import Network
 from research.sampling.methods import SamplingMethod
 from research.sampling.sampler import sample
 from research.sampling.types import STOPPED, Prompts, SamplerScalars, SamplerSpec
@@ -66,7 +67,9 @@ def numpy_logps(params, batch: RolloutBatch, temperature: float) -> np.ndarray:
     return logps
 
 
-def numpy_loss(policy, old, ref, advantages, lengths, aggregation: str, clip=(0.1, 0.2), beta=0.3) -> float:
+def numpy_loss(
+    policy, old, ref, advantages, lengths, aggregation: str, kept=None, clip=(0.1, 0.2), beta=0.3
+) -> float:
     """Completions occupy slots 3 .. 3 + length of each row: nothing here looks at a mask."""
     rows = []
     for b, length in enumerate(lengths):
@@ -76,12 +79,13 @@ def numpy_loss(policy, old, ref, advantages, lengths, aggregation: str, clip=(0.
             bounded = np.clip(ratio, 1 - clip[0], 1 + clip[1])
             d = policy[b, t] - ref[b, t]
             tokens.append(-min(ratio * advantages[b], bounded * advantages[b]) + beta * (np.exp(-d) - 1 + d))
-        rows.append(tokens)
+        if kept is None or kept[b]:
+            rows.append(tokens)
     if aggregation == "token_mean":
-        return sum(map(sum, rows)) / sum(lengths)
+        return sum(map(sum, rows)) / sum(map(len, rows))
     if aggregation == "sequence_mean":
         return float(np.mean([np.mean(row) for row in rows]))
-    return sum(map(sum, rows)) / (len(rows) * 8)
+    return sum(map(sum, rows)) / (len(lengths) * 8)
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
@@ -247,16 +251,55 @@ def test_a_sampler_that_differs_is_corrected_for(params) -> None:
     assert float(sums["ratio"].mean()) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_truncated_completions_can_be_left_out_but_stay_in_the_baseline() -> None:
-    stopped = np.array([False, True, True, True, True, True, True, True])
-    drawn = rollouts(REWARDS, LENGTHS, group_size=4, stopped=stopped)
-    algorithm = grpo(kl="none", mask_truncated=True)
-    batch, _ = algorithm.from_rollouts(drawn, 0)
-    np.testing.assert_array_equal(batch.sequences.weights, stopped)
-    every, _ = grpo(kl="none").from_rollouts(drawn, 0)
-    np.testing.assert_array_equal(
-        prepared(algorithm, batch).advantages, prepared(algorithm, every).advantages
+KEPT = np.array([False, True, False, True, True, False, False, False])
+
+
+@pytest.mark.parametrize("kl", ["none", "reward"])
+@pytest.mark.parametrize("advantage", ["group", "reinforce_pp_baseline"])
+def test_a_truncated_completion_is_masked_out_but_stays_in_the_baseline(
+    params, kl: Any, advantage: Any
+) -> None:
+    drawn = rollouts(REWARDS, LENGTHS, group_size=4, stopped=KEPT)
+    algorithm = grpo(kl=kl, advantage=advantage, normalization="none")
+    frozen = {} if kl == "none" else {"reference": Network(jax.tree.map(lambda x: 0.9 * x, params), MODEL)}
+    masked = dataclasses.replace(algorithm, mask_truncated=True)
+    some = prepared(masked, masked.from_rollouts(drawn, 0)[0], params, **frozen)
+    every = prepared(algorithm, algorithm.from_rollouts(drawn, 0)[0], params, **frozen)
+    np.testing.assert_array_equal(some.sequences.loss_mask.any(axis=1), KEPT)
+    np.testing.assert_array_equal(some.completion_mask, every.sequences.loss_mask)
+    if advantage == "group":
+        np.testing.assert_allclose(some.advantages, every.advantages, rtol=1e-6)
+        return
+    # whitened over the kept tokens: equal up to shift and scale
+    tokens = some.sequences.loss_mask
+    x, y = every.advantages[tokens], some.advantages[tokens]
+    np.testing.assert_allclose((x - x.mean()) / x.std(), (y - y.mean()) / y.std(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "count"), [("token_mean", 1 + 5 + 2), ("sequence_mean", 3), ("constant", 8 * 8)]
+)
+def test_masked_out_completions_leave_the_loss_but_not_the_constant(
+    params, aggregation: Any, count: int
+) -> None:
+    """As TRL's dr_grpo, `constant` divides by all rows, the masked-out ones too: `B * max_new_tokens`."""
+    drawn = rollouts(REWARDS, LENGTHS, group_size=4, stopped=KEPT)
+    algorithm = grpo(
+        aggregation=aggregation, normalization="none", max_new_tokens=8, mask_truncated=True, kl="loss"
     )
+    reference = jax.tree.map(lambda x: 0.9 * x, params)
+    batch, _ = algorithm.from_rollouts(drawn, 0)
+    batch = prepared(algorithm, batch, params, reference=Network(reference, MODEL))
+    scalars = objective_scalars(algorithm)
+    loss, sums = jax.jit(lambda p, b: algorithm.loss(p, MODEL, b, scalars, Frozen()))(params, batch)
+    old = np.zeros((8, 11))
+    old[:, 3:] = drawn.sampler_logps
+    policy, ref = (numpy_logps(each, batch, TEMPERATURE) for each in (params, reference))
+    advantages = REWARDS - np.repeat(REWARDS.reshape(2, 4).mean(axis=1), 4)
+    expected = numpy_loss(policy, old, ref, advantages, LENGTHS, aggregation, KEPT)
+    assert float(loss.count) == count and abs(expected) > 1e-3
+    assert float(loss.mean()) == pytest.approx(expected, rel=1e-4)
+    assert float(sums["ratio"].count) == 8  # metrics are of the tokens in the loss
 
 
 def test_difficulty_scales_advantages_and_steps_add_to_them() -> None:

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from research.algorithms.base import batch_logps
 from research.algorithms.sft import NextToken
 from research.core.batch import SequenceBatch
+from research.core.network import batch_logps
 from research.data.packing import assemble_row, empty_row
 from research.train.step import eval_step
 from tests.research.algorithms.toy import MODEL, host_params, objective_scalars

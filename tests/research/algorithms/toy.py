@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from models.config import ModelConfig
-from research.algorithms.base import Algorithm, Frozen, Network, Rollouts
+from research.algorithms.base import Algorithm, Frozen, Rollouts
 from research.algorithms.distill import Distill
 from research.algorithms.dpo import DPO
 from research.algorithms.grpo import GRPO
@@ -35,6 +35,7 @@ from research.core.batch import (
     rows_of,
 )
 from research.core.mesh import make_mesh
+from research.core.network import Network
 from research.core.optim import OptimizerScalars
 from research.core.state import Layout, TrainState, abstract_state, state_from_params
 from research.train.step import StepScalars
@@ -237,8 +238,10 @@ def host_batch(algorithm: Algorithm, seed: int = 0) -> Batch:
     if isinstance(algorithm, Distill):
         return algorithm.from_rows(first)
     if isinstance(algorithm, GRPO | PPO):
+        kept = np.arange(ROWS)[:, None] != 4  # a truncated completion of weight 1 is masked out
         batch = RolloutBatch(
-            first,
+            first.replace(loss_mask=first.loss_mask & kept),
+            completion_mask=first.loss_mask,
             sampler_logps=near(ROWS, LENGTH),
             scores=draw(ROWS),
             advantage_scale=draw(ROWS),

@@ -1,5 +1,7 @@
 """The optimizer against optax's own pieces, assembled another way, and against NumPy."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,11 +29,12 @@ def rates(scalars: OptimizerScalars, steps: range) -> list[float]:
 
 def test_equals_optax_adamw_with_clipping_and_its_schedule_step_by_step() -> None:
     s = optimizer_scalars(warmup_steps=3, decay_steps=12, end_fraction=0.2, eps=1e-8)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 3, 12, end_value=0.2e-2)
+    decay = optax.cosine_decay_schedule(1e-2, 12 - 3, alpha=0.2)
+    schedule = optax.join_schedules([lambda count: 1e-2 * (count + 1) / 3, decay], boundaries=[3])
     theirs = optax.chain(
         optax.clip_by_global_norm(0.5),
         optax.adamw(
-            lambda count: schedule(count + 1),  # no step is wasted on a rate of 0
+            schedule,
             b1=0.9,
             b2=0.95,
             eps=1e-8,
@@ -58,15 +61,35 @@ def test_equals_optax_adamw_with_clipping_and_its_schedule_step_by_step() -> Non
     assert not np.allclose(ours_params["w"], PARAMS["w"], atol=1e-3)
 
 
-def test_schedule_endpoints() -> None:
-    s = optimizer_scalars(learning_rate=1.0, warmup_steps=4, decay_steps=12, end_fraction=0.25)
-    found = rates(s, range(14))
-    assert found[0] == pytest.approx(1 / 4)  # the first step moves
-    assert found[3] == pytest.approx(1.0)  # the last step of the warm-up is at the peak
-    assert found[7] == pytest.approx(0.25 + 0.75 / 2)  # half of the cosine
-    assert found[11] == pytest.approx(0.25) and found[13] == pytest.approx(0.25)
-    assert all(a < b for a, b in zip(found[:3], found[1:4], strict=True))
-    assert all(a > b for a, b in zip(found[3:11], found[4:12], strict=True))
+def numpy_rate(step: int, peak: float, warmup: int, decay: int, end: float) -> float:
+    """The schedule of one update, in plain Python."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if step >= max(decay, warmup + 1):
+        return peak * end
+    share_left = (1 + math.cos(math.pi * (step - warmup) / (decay - warmup))) / 2 if decay > warmup else 1.0
+    return peak * (end + (1 - end) * share_left)
+
+
+@pytest.mark.parametrize("end", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize(("warmup", "decay"), [(0, 1), (0, 7), (1, 1), (1, 2), (3, 12), (4, 4), (10, 5)])
+def test_the_schedule_update_by_update(warmup: int, decay: int, end: float) -> None:
+    s = optimizer_scalars(learning_rate=2.0, warmup_steps=warmup, decay_steps=decay, end_fraction=end)
+    found = rates(s, range(decay + 3))
+    expected = [numpy_rate(step, 2.0, warmup, decay, end) for step in range(decay + 3)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert min(found[:decay]) > 0  # no update is wasted, not even the last one with end_fraction 0
+    if 0 < warmup <= decay:
+        assert found[warmup - 1] == pytest.approx(2.0)
+
+
+def test_the_decay_ends_after_the_last_update() -> None:
+    s = optimizer_scalars(learning_rate=1.0, warmup_steps=0, decay_steps=4, end_fraction=0.0)
+    root = math.sqrt(0.5)
+    expected = [1, (1 + root) / 2, 0.5, (1 - root) / 2, 0, 0]
+    np.testing.assert_allclose(rates(s, range(6)), expected, atol=1e-6)
+    single = optimizer_scalars(learning_rate=1.0, warmup_steps=0, decay_steps=1, end_fraction=0.0)
+    assert rates(single, range(1)) == [1.0]
 
 
 def test_end_fraction_1_is_constant_and_no_warm_up_starts_at_the_peak() -> None:

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from research.algorithms.base import Network, sequence_rows
+from research.algorithms.base import sequence_rows
+from research.core.network import Network
 from research.data.steps import step_end_mask
 from research.data.tokenizer import Tokenizer
 from research.evals.scaling import vote_weights

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from research.algorithms.base import Network, sequence_rows
+from research.algorithms.base import sequence_rows
+from research.core.network import Network
 from research.rewards.learned import ensemble_rows, score_rows, step_probabilities
 from tests.research.algorithms import hand
 from tests.research.algorithms.toy import MODEL, host_params, one_device, quick_compilation, rollouts

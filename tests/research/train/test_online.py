@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from research.algorithms.dpo import DPO
+from research.algorithms.ppo import PPO
 from research.algorithms.rejection_sampling import RejectionSampling
+from research.core.checkpoint import restore_subtree
+from research.core.state import abstract_state
 from research.rollouts.rollout import Drawn, rollout_metrics
 from research.train.chain import Finished
 from research.train.offline import count_tokens
@@ -88,3 +91,34 @@ def test_an_update_is_charged_for_what_it_learns_from() -> None:
     assert count_tokens(kept)["target_tokens"] == 8
     pairs, _ = DPO(pairs_per_prompt=1).from_rollouts(made, 0)
     assert count_tokens(pairs)["target_tokens"] in (8 + 1, 8 + 3, 8 + 5)
+
+
+def test_an_iteration_of_truncated_completions_moves_no_controller(
+    shared: Shared, tmp_path: Path, quick: None
+) -> None:
+    """Nothing is learned from one token of each answer, in the logged iterations 1 and 3 nor in the other."""
+    del quick
+    changes = {
+        "rl.log_every": 10,
+        "rl.objective.name": "ppo",
+        "rl.objective.ppo.kl_controller": "adaptive",
+        "rl.objective.ppo.target_kl": 1e-3,
+        "rl.objective.ppo.horizon": 10.0,
+        "rl.objective.ppo.mask_truncated": True,
+        "rl.rollout.max_new_tokens": 1,
+    }
+    done = shared.run(changes, shared.copy(tmp_path))
+    logged = [line for line in lines(done, "metrics.jsonl") if "kl/reference" in line]
+    assert [line["step"] for line in logged] == [1, 3]
+    assert {line["completions/truncated_fraction"] for line in logged} == {1.0}
+    layout = abstract_state(shared.ground.models["model"], shared.ground.mesh, "actor_critic")
+    record = restore_subtree(done.folder.checkpoints, layout.params).record
+    assert record["objective_scalars"]["kl_coef"] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("metrics", [{}, {"kl/reference": float("nan")}])
+def test_the_kl_controller_stays_where_no_kl_was_measured(metrics: dict[str, float]) -> None:
+    algorithm = PPO(max_new_tokens=8, adaptive=True, target_kl=1.0, horizon=10.0)
+    scalars = {"kl_coef": np.float32(0.05)}
+    assert algorithm.adapt(scalars, metrics, 8) == scalars
+    assert algorithm.adapt(scalars, {"kl/reference": 2.0}, 8)["kl_coef"] == pytest.approx(0.05 * 1.16)

@@ -1,20 +1,25 @@
 """The update is one function of the global batch: devices, micro-batches and numbers change nothing else."""
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh
 
+from research.algorithms.base import Frozen
 from research.algorithms.dpo import DPO
 from research.algorithms.grpo import GRPO
 from research.algorithms.rejection_sampling import RejectionSampling
 from research.algorithms.sft import NextToken
 from research.core.batch import Batch
+from research.core.cpu import training_options
 from research.core.mesh import make_mesh, to_device
+from research.core.optim import make_optimizer
 from research.core.state import TrainState
 from research.train.step import StepScalars, eval_step, train_step
 from tests.research.algorithms.toy import (
@@ -90,14 +95,14 @@ def _each(*quick: str) -> list[Any]:
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS]
 
 
-@pytest.mark.parametrize("name", _each("next_token", "reward_model", "grpo_token_mean"))
+@pytest.mark.parametrize("name", _each("next_token", "reward_model", "grpo_constant"))
 def test_eight_devices_take_the_step_of_one(name: str) -> None:
     assert_same(run(name, eight_devices()), whole(name))
 
 
 @pytest.mark.parametrize(
     "name",
-    _each("next_token", "dpo"),  # GRPO: tests/research/core/test_batch.py
+    _each("next_token", "dpo", "grpo_constant"),
 )
 def test_micro_batches_take_the_step_of_the_whole_batch(name: str) -> None:
     """Rows have 2 to 12 tokens and weights from 0 to 2; one micro-batch of four has weight 0 altogether."""
@@ -168,6 +173,98 @@ def test_evaluation_sums_divided_once_are_the_training_metrics() -> None:
     for key in parts[0]:
         mean = float((parts[0][key] + parts[1][key]).mean())
         assert mean == pytest.approx(float(expected[key]), rel=2e-5, abs=2e-6), key
+
+
+def test_each_update_is_at_the_rate_of_its_own_step() -> None:
+    """Of SGD's size: with b1 = b2 = 0 and a huge epsilon Adam's update is `-rate * gradient / epsilon`."""
+    optimizer = optimizer_scalars(
+        learning_rate=100.0, warmup_steps=2, decay_steps=5, end_fraction=0.0, b1=0.0, b2=0.0, eps=1e3,
+        weight_decay=0.0, clip_norm=1e9,
+    )  # fmt: skip
+    algorithm, mesh = ALGORITHMS["next_token"], one_device()
+    expected = [50.0, 100.0, 100.0, 75.0, 25.0]
+    with jax.set_mesh(mesh):
+        state, scalars = toy_state(mesh), StepScalars(optimizer, objective_scalars(algorithm))
+        batch = to_device(mesh, host_batch(algorithm))
+        for rate in expected:
+            before = jax.device_get(state.params)
+            state, metrics = train_step(state, batch, scalars, algorithm=algorithm, config=MODEL)
+            assert float(metrics["learning_rate"]) == pytest.approx(rate, rel=1e-5)
+            moved = jax.tree.map(lambda new, old: np.float64(new) - old, jax.device_get(state.params), before)
+            size = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(moved)))
+            assert size == pytest.approx(rate * float(metrics["grad_norm"]) / 1e3, rel=1e-2)
+
+
+def _diverging(case: str) -> tuple[StepScalars, Batch, bool]:
+    """Numbers and batch of a step that must be skipped, and whether its loss is the reason."""
+    algorithm = ALGORITHMS["dpo"]
+    batch, scalars = host_batch(algorithm), step_scalars(algorithm)
+    if case == "NaN in the batch":
+        logps = np.array(batch.ref_chosen_logps)
+        logps[0] = np.nan
+        return scalars, batch.replace(ref_chosen_logps=logps), True
+    if case == "infinite loss":
+        return scalars._replace(objective={**scalars.objective, "beta": np.float32(3e38)}), batch, True
+    rate = {"learning rate 1e30": 1e30, "learning rate inf": np.inf}[case]
+    optimizer = scalars.optimizer._replace(learning_rate=np.float32(rate), warmup_steps=np.float32(0))
+    return scalars._replace(optimizer=optimizer), batch, False
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize(
+    "case", ["NaN in the batch", "infinite loss", "learning rate 1e30", "learning rate inf"]
+)
+def test_an_update_that_is_not_finite_is_skipped(case: str, micro_batches: int) -> None:
+    """Parameters and the optimizer's state stay bit for bit; the next healthy update is the first one."""
+    algorithm, mesh = ALGORITHMS["dpo"], one_device()
+    scalars, batch, loss_is_bad = _diverging(case)
+
+    def step(state: TrainState, batch: Batch, scalars: StepScalars) -> tuple[TrainState, dict[str, Any]]:
+        return train_step(
+            state, to_device(mesh, batch), scalars, frozen_models(algorithm), algorithm=algorithm,
+            config=MODEL, micro_batches=micro_batches,
+        )  # fmt: skip
+
+    with jax.set_mesh(mesh):
+        before = jax.device_get(toy_state(mesh))
+        state, metrics = step(toy_state(mesh), batch, scalars)
+        assert metrics["skipped_updates"] == 1.0 and np.isfinite(metrics["loss"]) != loss_is_bad
+        assert int(state.step) == 1  # a batch was seen: the schedule goes on
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before.params)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.opt_state), before.opt_state)
+        healthy = step_scalars(algorithm)
+        state, metrics = step(state, host_batch(algorithm), healthy)
+        assert metrics["skipped_updates"] == 0.0 and np.isfinite(metrics["loss"])
+        fresh = toy_state(mesh).replace(step=np.int32(1))
+        expected, _ = step(fresh, host_batch(algorithm), healthy)
+        jax.tree.map(np.testing.assert_array_equal, *(jax.device_get(found) for found in (state, expected)))
+
+
+def test_a_healthy_update_is_that_of_the_plain_optimizer() -> None:
+    """Bit for bit: the guard selects, it does not compute."""
+    algorithm, mesh = ALGORITHMS["dpo"], one_device()
+    batch, scalars = host_batch(algorithm), step_scalars(algorithm)
+
+    @partial(jax.jit, compiler_options=training_options())
+    def plain(state: TrainState, batch: Batch, scalars: StepScalars, frozen: Frozen) -> Any:
+        def loss(params: Any) -> Any:
+            total = algorithm.loss(params, MODEL, batch, scalars.objective, frozen)[0]
+            return total.total, total.count
+
+        grads, count = jax.grad(loss, has_aux=True)(state.params)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1e-8), grads)
+        optimizer = make_optimizer(scalars.optimizer, state.step)
+        updates, _ = optimizer.update(grads, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates)
+
+    frozen = frozen_models(algorithm)
+    with jax.set_mesh(mesh):
+        expected = jax.device_get(plain(toy_state(mesh), batch, scalars, frozen))
+        state, metrics = train_step(
+            toy_state(mesh), batch, scalars, frozen, algorithm=algorithm, config=MODEL
+        )
+    assert metrics["skipped_updates"] == 0.0
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), expected)
 
 
 @pytest.mark.parametrize("name", ["dpo", "grpo_token_mean"])

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from models.logprobs import token_logps
-from research.algorithms.base import Frozen, Rollouts, batch_logps, completion_rows, rollout_batch
+from research.algorithms.base import Frozen, Rollouts, completion_rows, rollout_batch
 from research.algorithms.kto import KTO
 from research.config.sections import Reward, Rollout, Sampler
 from research.core.batch import UnpairedBatch
 from research.core.errors import ConfigError, DataError
+from research.core.network import batch_logps
 from research.data.chat import Message, render_messages, render_prompt
 from research.data.pipelines import prompt_eval_batches
 from research.data.tokenizer import Tokenizer, train_tokenizer
