@@ -217,7 +217,8 @@ def stage(objective: str) -> ConfigDict:
                 "temperature": 1.0,
                 "top_k": 0,  # 0 keeps all
                 "top_p": 1.0,  # 1 keeps all
-                "updates": 1,  # optimizer steps on each iteration's samples
+                "epochs": 1,  # passes over each iteration's samples
+                "minibatches": 1,  # optimizer steps a pass; groups stay whole
                 "resample_rounds": 0,  # batches of prompts more, to replace groups with equal rewards
                 "curriculum_low": 0.0,  # prompts whose pass rate lies in this band are sampled; 0 and 1 take all
                 "curriculum_high": 1.0,

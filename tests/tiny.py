@@ -46,7 +46,7 @@ def resumable_config(steps: int) -> ConfigDict:
     config = tiny_config().unlock()
     config.rl.update({"steps": steps, "checkpoint_every": 3, "eval_every": 10})
     config.rl.objective.grpo.beta = 0.01
-    config.rl.rollout.updates = 2
+    config.rl.rollout.epochs = 2
     # Untrained models are never right: reward the format's last line, so that there is something to learn.
     config.data.problems.verifier = "final_line"
     return config.lock()

@@ -30,7 +30,8 @@ class Rollout:
     temperature: float
     top_k: int
     top_p: float
-    updates: int
+    epochs: int
+    minibatches: int
     resample_rounds: int
     curriculum_low: float
     curriculum_high: float

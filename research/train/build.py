@@ -38,11 +38,11 @@ def context_ids(context: str, tokenizer: Tokenizer) -> tuple[int, ...]:
 def optimizer_scalars(stage: Stage) -> OptimizerScalars:
     """The optimizer's numbers; the schedule spans all updates of the stage."""
     o = stage.optimizer
-    updates = stage.steps * (stage.rollout.updates if stage.online else 1)
+    an_iteration = stage.rollout.epochs * stage.rollout.minibatches if stage.online else 1
     values = {
         "learning_rate": o.learning_rate,
         "warmup_steps": o.warmup_steps,
-        "decay_steps": updates,
+        "decay_steps": stage.steps * an_iteration,
         "end_fraction": o.end_fraction,
         "b1": o.b1,
         "b2": o.b2,
