@@ -4,7 +4,7 @@ Layout: N = P * G rewards, P prompts with G completions each, `[p1, p1, ..., p2,
 global batch: a group must not straddle micro-batches.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import chex
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from objectives.gae import gae, token_rewards, whiten
 from objectives.numerics import bool_mask, masked
-from objectives.types import Scalar
+from objectives.types import Scalar, require_choice
 
 Baseline = Literal["mean", "leave_one_out"]
 Normalization = Literal["group", "batch", "none"]
@@ -64,22 +64,19 @@ def group_advantages(
     shifted = grouped - grouped[:, :1]
     centered = shifted - shifted.mean(axis=1, keepdims=True)
 
+    require_choice("baseline", baseline, Baseline)
+    require_choice("normalization", normalization, Normalization)
     if baseline == "leave_one_out":  # r_i - mean_{j != i} r_j = (r_i - mean) * G / (G - 1)
         advantages = centered * (group_size / (group_size - 1))
-    elif baseline == "mean":
-        advantages = centered
     else:
-        raise ValueError(f"baseline: got {baseline!r}, expected one of {', '.join(get_args(Baseline))}")
+        advantages = centered
 
     if normalization == "none":
         return advantages.reshape(-1)
     elif normalization == "group":
         std = shifted.std(axis=1, keepdims=True, ddof=ddof)
-    elif normalization == "batch":
-        std = (grouped - grouped[0, 0]).std(keepdims=True, ddof=ddof)
     else:
-        known = ", ".join(get_args(Normalization))
-        raise ValueError(f"normalization: got {normalization!r}, expected one of {known}")
+        std = (grouped - grouped[0, 0]).std(keepdims=True, ddof=ddof)
     return jnp.where(centered == 0, 0.0, advantages / (std + eps)).reshape(-1)  # 0, not 0/0, at eps = 0
 
 

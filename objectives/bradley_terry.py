@@ -1,6 +1,6 @@
 """Reward models from comparisons: pairs, rankings, and ensembles of the scores they learn."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import chex
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from objectives.numerics import bool_mask, masked
-from objectives.types import ObjectiveOutput, Scalar, Subset
+from objectives.types import ObjectiveOutput, Scalar, Subset, require_choice
 
 EnsembleReduction = Literal["mean", "min", "mean_minus_variance"]
 
@@ -141,9 +141,7 @@ def ensemble_score(
     Raises:
       ValueError: unknown reduction, or `variance_coef` with a reduction that ignores it.
     """
-    if reduction not in get_args(EnsembleReduction):
-        expected = ", ".join(get_args(EnsembleReduction))
-        raise ValueError(f"reduction: got {reduction!r}, expected one of {expected}")
+    require_choice("reduction", reduction, EnsembleReduction)
     chex.assert_rank(scores, 2)
     scores = jax.lax.stop_gradient(scores.astype(jnp.float32))
     if reduction == "mean_minus_variance":

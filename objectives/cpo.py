@@ -1,6 +1,6 @@
 """Contrastive preference optimisation: DPO with a uniform reference, plus likelihood of the chosen."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from objectives.pairs import (
     require_lengths,
     smoothed_nll,
 )
-from objectives.types import ObjectiveOutput, Scalar
+from objectives.types import ObjectiveOutput, Scalar, require_choice
 
 CPOLossType = Literal["sigmoid", "hinge", "ipo"]
 
@@ -61,8 +61,7 @@ def cpo_loss(
     chosen tokens of the batch, `-sum_b l_c / sum_b |c|`; ours is `-mean_b (l_c / |c|)`, so that a pair counts
     the same whatever its length.
     """
-    if loss_type not in get_args(CPOLossType):
-        raise ValueError(f"loss_type: got {loss_type!r}, expected one of {', '.join(get_args(CPOLossType))}")
+    require_choice("loss_type", loss_type, CPOLossType)
     has_nll, is_ipo = not is_literal_zero(nll_coef), loss_type == "ipo"
     given = {
         "chosen_lengths": chosen_lengths is not None,

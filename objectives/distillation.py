@@ -5,7 +5,7 @@ what the teacher saw before them; positions are aligned by the caller. K is the 
 likely tokens that were kept.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import chex
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from objectives.numerics import bool_mask
-from objectives.types import ObjectiveOutput, Scalar
+from objectives.types import ObjectiveOutput, Scalar, require_choice
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 Tail = Literal["renormalize", "bucket"]
@@ -133,6 +133,7 @@ def topk_distillation_loss(
     Raises:
       ValueError: unknown divergence or tail.
     """
+    require_choice("tail", tail, Tail)
     mask = bool_mask(mask)
     chex.assert_equal_shape([student_topk_logps, teacher_topk_logps])
     chex.assert_shape(student_topk_logps, (*mask.shape, None))
@@ -145,24 +146,21 @@ def topk_distillation_loss(
     }
     if tail == "renormalize":
         student, teacher = _log_softmax(student), _log_softmax(teacher)
-    elif tail == "bucket":
-        student, teacher = _with_tail(student), _with_tail(teacher)
     else:
-        raise ValueError(f"tail: got {tail!r}, expected one of {', '.join(get_args(Tail))}")
+        student, teacher = _with_tail(student), _with_tail(teacher)
     losses = jnp.where(mask, _divergence(student, teacher, divergence, jsd_beta), 0.0)
     return ObjectiveOutput(losses, jax.lax.stop_gradient(metrics))
 
 
 def _divergence(student: Array, teacher: Array, divergence: str, jsd_beta: Scalar) -> Array:
+    require_choice("divergence", divergence, Divergence)
     if divergence == "forward_kl":
         return _kl(teacher, student)
     if divergence == "reverse_kl":
         return _kl(student, teacher)
-    if divergence == "jsd":
-        beta = jnp.asarray(jsd_beta, jnp.float32)
-        mixture = jnp.logaddexp(jnp.log(beta) + teacher, jnp.log1p(-beta) + student)
-        return beta * _kl(teacher, mixture) + (1.0 - beta) * _kl(student, mixture)
-    raise ValueError(f"divergence: got {divergence!r}, expected one of {', '.join(get_args(Divergence))}")
+    beta = jnp.asarray(jsd_beta, jnp.float32)
+    mixture = jnp.logaddexp(jnp.log(beta) + teacher, jnp.log1p(-beta) + student)
+    return beta * _kl(teacher, mixture) + (1.0 - beta) * _kl(student, mixture)
 
 
 def _kl(p_logps: Array, q_logps: Array) -> Array:

@@ -1,6 +1,6 @@
 """Direct preference optimisation on pairs of sequence log-probs: one contrast, many losses of it."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from objectives.pairs import (
     require_lengths,
     smoothed_nll,
 )
-from objectives.types import ObjectiveOutput, Scalar
+from objectives.types import ObjectiveOutput, Scalar, require_choice
 
 DPOLossType = Literal[
     "sigmoid",
@@ -144,9 +144,7 @@ def dpo_loss(
     chosen tokens, `-sum_b l_c / sum_b |c|`; the paper's and ours is `-mean_b (l_c / |c|)`; they agree at equal
     lengths.
     """
-    if loss_type not in get_args(DPOLossType):
-        expected = ", ".join(get_args(DPOLossType))
-        raise ValueError(f"loss_type: got {loss_type!r}, expected one of {expected}")
+    require_choice("loss_type", loss_type, DPOLossType)
     given = {
         "label_smoothing": not is_literal_zero(label_smoothing),
         "f_divergence": f_divergence != "reverse_kl",

@@ -1,6 +1,6 @@
 """Parts that change what DPO contrasts or how much a pair weighs: divergences, lengths, weights, shifts."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import chex
 import jax
@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from objectives.numerics import bool_mask, guarded_expm1, masked
 from objectives.reduce import example_mean
-from objectives.types import Scalar, WeightedSum
+from objectives.types import Scalar, WeightedSum, require_choice
 
 FDivergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
@@ -38,9 +38,7 @@ def f_divergence_score(
 
     Differs from the paper: exponentials are continued by their tangent above 20 nats.
     """
-    if f_divergence not in get_args(FDivergence):
-        expected = ", ".join(get_args(FDivergence))
-        raise ValueError(f"f_divergence: got {f_divergence!r}, expected one of {expected}")
+    require_choice("f_divergence", f_divergence, FDivergence)
     if f_divergence == "alpha":
         if alpha_divergence_coef is None:
             raise ValueError("alpha_divergence_coef: got None, expected a number for f_divergence 'alpha'")

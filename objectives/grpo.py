@@ -1,6 +1,6 @@
 """GRPO and its family: policy gradient with group-relative advantages and a KL penalty in the loss."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import chex
 import jax
@@ -18,7 +18,7 @@ from objectives.surrogate import (
     require_above_clip,
     sapo_surrogate,
 )
-from objectives.types import ObjectiveOutput, Scalar
+from objectives.types import ObjectiveOutput, Scalar, require_choice
 
 __all__ = [
     "KLCorrection",
@@ -187,10 +187,7 @@ def _per_token(name: str, values: Array, mask: Array) -> Array:
 
 def _require_family(surrogate: str, delta: object, cap: object, pos: object, neg: object) -> None:
     """Every None-able argument goes with one surrogate: refused with another, needed with its own."""
-    if surrogate not in get_args(SurrogateName):
-        raise ValueError(
-            f"surrogate: got {surrogate!r}, expected one of {', '.join(get_args(SurrogateName))}"
-        )
+    require_choice("surrogate", surrogate, SurrogateName)
     owners = {
         "delta": ("clip", delta),
         "cispo_clip": ("cispo", cap),
@@ -220,9 +217,7 @@ def _require_level(ratio_level: str, surrogate: str, advantages: Array) -> None:
 
 
 def _require_correction(kl_correction: str, kl_estimator: str, ref_logps: object) -> None:
-    if kl_correction not in get_args(KLCorrection):
-        known = ", ".join(get_args(KLCorrection))
-        raise ValueError(f"kl_correction: got {kl_correction!r}, expected one of {known}")
+    require_choice("kl_correction", kl_correction, KLCorrection)
     if kl_correction == "ratio" and ref_logps is None:
         raise ValueError("kl_correction: given, but it would have no effect because ref_logps is None")
     if kl_correction == "ratio" and kl_estimator != "k3":

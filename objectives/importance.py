@@ -1,13 +1,13 @@
 """Importance weights that correct for a sampler whose probabilities differ from the trainer's."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from objectives.numerics import bool_mask, guarded_exp, masked
-from objectives.types import Scalar
+from objectives.types import Scalar, require_choice
 
 ImportanceLevel = Literal["token", "sequence"]
 ImportanceMode = Literal["truncate", "mask"]
@@ -52,8 +52,8 @@ def importance_weights(
 
     Differs from the paper: the lower bound; weights continue linearly beyond e^20.
     """
-    if level not in get_args(ImportanceLevel):
-        raise ValueError(f"level: got {level!r}, expected one of {', '.join(get_args(ImportanceLevel))}")
+    require_choice("level", level, ImportanceLevel)
+    require_choice("mode", mode, ImportanceMode)
     mask = bool_mask(completion_mask)
     gap = masked(old_logps, mask) - masked(sampler_logps, mask)
     if level == "sequence":
@@ -61,8 +61,6 @@ def importance_weights(
     weights = guarded_exp(gap)
     if mode == "truncate":
         weights = jnp.clip(weights, floor, cap)
-    elif mode == "mask":
-        weights = jnp.where((weights >= floor) & (weights <= cap), weights, 0.0)
     else:
-        raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(get_args(ImportanceMode))}")
+        weights = jnp.where((weights >= floor) & (weights <= cap), weights, 0.0)
     return jax.lax.stop_gradient(jnp.where(mask, weights, 0.0))

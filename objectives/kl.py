@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from objectives.numerics import guarded_expm1
+from objectives.types import require_choice
 
 KLEstimator = Literal["k1", "k2", "k3"]
 LossKLEstimator = Literal["k2", "k3"]
@@ -54,11 +55,10 @@ def kl_estimate(
 
     Differs from the paper: the exponential is continued by its tangent above 20 nats, so k3 stays finite.
     """
+    require_choice("estimator", estimator, KLEstimator)
     log_ratio = policy_logps.astype(jnp.float32) - jax.lax.stop_gradient(ref_logps.astype(jnp.float32))
     if estimator == "k1":
         return log_ratio
     if estimator == "k2":
         return 0.5 * jnp.square(log_ratio)
-    if estimator == "k3":
-        return guarded_expm1(-log_ratio) + log_ratio
-    raise ValueError(f"estimator: got {estimator!r}, expected one of {', '.join(get_args(KLEstimator))}")
+    return guarded_expm1(-log_ratio) + log_ratio

@@ -1,6 +1,6 @@
 """Kahneman-Tversky optimisation: single completions, each labelled desirable or undesirable."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import chex
 import jax
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from objectives.numerics import bool_mask
 from objectives.pairs import float32_rows
 from objectives.reduce import example_mean
-from objectives.types import ObjectiveOutput, Scalar, Subset
+from objectives.types import ObjectiveOutput, Scalar, Subset, require_choice
 
 KTOLossType = Literal["kto", "apo_zero_unpaired"]
 
@@ -80,8 +80,7 @@ def kto_loss(
 
     Differs from the paper: apo_zero_unpaired. The weights enter the losses, not the denominator (as TRL).
     """
-    if loss_type not in get_args(KTOLossType):
-        raise ValueError(f"loss_type: got {loss_type!r}, expected one of {', '.join(get_args(KTOLossType))}")
+    require_choice("loss_type", loss_type, KTOLossType)
     is_zero = isinstance(reference_point, int | float) and reference_point == 0
     if loss_type == "apo_zero_unpaired" and not is_zero:
         raise ValueError(

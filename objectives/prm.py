@@ -4,7 +4,7 @@ Shapes: B solutions, T tokens, S steps. Class 1 is "correct". An outcome reward 
 label, at the solution's last token.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import chex
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from objectives.numerics import bool_mask, masked
-from objectives.types import ObjectiveOutput
+from objectives.types import ObjectiveOutput, require_choice
 
 StepReduction = Literal["min", "prod", "last", "mean"]
 
@@ -77,6 +77,7 @@ def solution_scores(
     Raises:
       ValueError: unknown reduction.
     """
+    require_choice("reduction", reduction, StepReduction)
     mask = bool_mask(step_mask)
     probs = jax.lax.stop_gradient(masked(step_probs, mask))
     if reduction == "min":
@@ -86,11 +87,8 @@ def solution_scores(
     elif reduction == "last":
         last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
         scores = jnp.take_along_axis(probs, last[:, None], axis=1)[:, 0]
-    elif reduction == "mean":
-        scores = probs.sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1).astype(jnp.float32)
     else:
-        known = ", ".join(get_args(StepReduction))
-        raise ValueError(f"reduction: got {reduction!r}, expected one of {known}")
+        scores = probs.sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1).astype(jnp.float32)
     return jnp.where(mask.any(axis=1), scores, 0.0)
 
 

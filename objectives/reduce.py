@@ -13,7 +13,7 @@ advantage instead.
 """
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import chex
 import jax
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from objectives.numerics import bool_mask, masked
-from objectives.types import Scalar, Subset, WeightedSum
+from objectives.types import Scalar, Subset, WeightedSum, require_choice
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 
@@ -121,15 +121,14 @@ def reduce(
     Raises:
       ValueError: unknown aggregation, or `constant` without `max_length`.
     """
+    require_choice("aggregation", aggregation, Aggregation)
     if aggregation == "token_mean":
         return token_mean(losses, mask, weights=weights)
     if aggregation == "sequence_mean":
         return sequence_mean(losses, mask, weights=weights)
-    if aggregation == "constant":
-        if max_length is None:
-            raise ValueError("max_length: got None, expected the completion limit in tokens for 'constant'")
-        return constant(losses, mask, max_length, weights=weights)
-    raise ValueError(f"aggregation: got {aggregation!r}, expected one of {', '.join(get_args(Aggregation))}")
+    if max_length is None:
+        raise ValueError("max_length: got None, expected the completion limit in tokens for 'constant'")
+    return constant(losses, mask, max_length, weights=weights)
 
 
 def example_mean(losses: Float[Array, " B"], weights: Float[Array, " B"] | None = None) -> WeightedSum:

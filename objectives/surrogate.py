@@ -4,14 +4,14 @@ Each takes the ratio and the advantages in any one shape and returns losses of t
 the gradient of REINFORCE, `-A grad l`.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from objectives.types import Scalar
+from objectives.types import Scalar, require_choice
 
 RatioLevel = Literal["token", "sequence", "sequence_token"]
 
@@ -169,11 +169,10 @@ def log_ratio_at(
     Raises:
       ValueError: unknown level.
     """
+    require_choice("ratio_level", level, RatioLevel)
     log_ratio = policy_logps - jax.lax.stop_gradient(old_logps)
     if level == "token":
         return log_ratio
-    if level not in ("sequence", "sequence_token"):
-        raise ValueError(f"ratio_level: got {level!r}, expected one of {', '.join(get_args(RatioLevel))}")
     lengths = jnp.maximum(mask.sum(axis=1, keepdims=True), 1).astype(jnp.float32)
     mean = jnp.where(mask, log_ratio.sum(axis=1, keepdims=True) / lengths, 0.0)
     if level == "sequence":

@@ -3,7 +3,7 @@
 Shapes: B sequences, T tokens, V vocabulary. All losses are float32, in nats.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 from jaxtyping import Array, Float
@@ -54,3 +54,13 @@ class WeightedSum(NamedTuple):
     def mean(self) -> Array:
         """`total / count`, and 0 where nothing was counted."""
         return self.total / jax.numpy.maximum(self.count, 1e-8)
+
+
+def require_choice(name: str, value: Any, literal: Any) -> None:
+    """Refuse a value that the `Literal` type does not list.
+
+    Raises:
+      ValueError: the value is none of the type's.
+    """
+    if value not in get_args(literal):
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(str, get_args(literal)))}")

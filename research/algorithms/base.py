@@ -8,7 +8,7 @@ arrive traced, in a dict, at every call. Its module lists the names under which 
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_origin, get_type_hints
 
 import flax.struct
 import numpy as np
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from models.config import ModelConfig
 from models.transformer import Params
-from objectives.types import WeightedSum
+from objectives.types import WeightedSum, require_choice
 from research.config.schema import Key
 from research.core.batch import Batch, RolloutBatch, SequenceBatch
 from research.core.network import Network
@@ -97,6 +97,16 @@ class Algorithm(abc.ABC):
     """
 
     layout: ClassVar[Layout] = "policy"
+
+    def __post_init__(self) -> None:
+        """Checks every field whose type is a `Literal`, so that a misspelt name fails here and not in the first step.
+
+        Raises:
+          ValueError: a value that its type does not list.
+        """
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal:
+                require_choice(name, getattr(self, name), kind)
 
     @property
     def roles(self) -> tuple[Role, ...]:

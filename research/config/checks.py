@@ -72,9 +72,10 @@ def _check_stage(stage: Stage, experiment: Experiment) -> None:
             f"{name}.micro_batches: got {stage.micro_batches}, expected 1 under these options of "
             f"{stage.objective.name} because a row's loss depends on the whole batch"
         )
-    if stage.rows % stage.micro_batches:
+    rows = stage.rows // (rollout.minibatches if stage.online else 1)
+    if rows % stage.micro_batches:
         raise ConfigError(
-            f"{name}.micro_batches: got {stage.micro_batches}, expected a divisor of the {stage.rows} rows of an update"
+            f"{name}.micro_batches: got {stage.micro_batches}, expected a divisor of the {rows} rows of an update"
         )
     for key in ("start_from", "extend"):
         given = getattr(stage, key)

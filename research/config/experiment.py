@@ -52,11 +52,11 @@ class Stage(StageSection):
 
     @property
     def rows(self) -> int:
-        """Rows (pairs, groups) of one optimizer step's batch."""
+        """Rows (pairs, groups) of a batch; online, of a whole iteration."""
         if not self.online:
             return self.batch_size
         per_group = self.objective.rows_per_group(self.options, self.rollout.group_size)
-        return self.rollout.prompts_per_step * per_group // self.rollout.minibatches
+        return self.rollout.prompts_per_step * per_group
 
     @property
     def updates(self) -> int:

@@ -45,11 +45,12 @@ def to_device(mesh: Mesh, batch: Any) -> Any:
     return jax.device_put(batch, batch_sharding(mesh))
 
 
-def check_rows(mesh: Mesh, key: str, rows: int, micro_batches: int = 1) -> None:
-    """Raises ConfigError where `rows` cannot be split over the mesh and the micro-batches."""
-    ways = batch_ways(mesh) * micro_batches
+def check_rows(mesh: Mesh, key: str, rows: int, micro_batches: int = 1, minibatches: int = 1) -> None:
+    """Raises ConfigError where `rows` cannot be split over the mesh, the mini-batches and their micro-batches."""
+    ways = batch_ways(mesh) * micro_batches * minibatches
     if rows % ways:
         raise ConfigError(
             f"{key}: got {rows} rows, expected a multiple of {ways} because rows are split over mesh.data="
             f"{mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']} x micro_batches={micro_batches}"
+            + (f" x rollout.minibatches={minibatches}" if minibatches > 1 else "")
         )

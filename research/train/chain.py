@@ -83,9 +83,11 @@ def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
     check_rows(mesh, "evaluation.batch_problems", experiment.evaluation.batch_problems)
     for stage in experiment.stages:
         if stage.online:
-            check_rows(mesh, f"{stage.name}.rollout.prompts_per_step", stage.rollout.prompts_per_step)
-        key = "rollout.prompts_per_step" if stage.online else "batch_size"
-        check_rows(mesh, f"{stage.name}.{key}", stage.rows, stage.micro_batches)
+            how, key = stage.rollout, f"{stage.name}.rollout.prompts_per_step"
+            check_rows(mesh, key, how.prompts_per_step, minibatches=how.minibatches)
+            check_rows(mesh, key, stage.rows, stage.micro_batches, how.minibatches)
+        else:
+            check_rows(mesh, f"{stage.name}.batch_size", stage.rows, stage.micro_batches)
     sources = Sources(old_data(experiment.tree["data"]), workdir / "data")
     models = {name: experiment.model_config(sources.tokenizer.vocab_size, name) for name in experiment.models}
     for model in models.values():

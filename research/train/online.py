@@ -1,5 +1,6 @@
 """The loop over the policy's own samples: rejection sampling, pairs of own samples, PPO, GRPO, distillation."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from research.evals.problems import problem_metrics
 from research.rollouts.curriculum import Curriculum, CurriculumSampler
 from research.rollouts.rollout import Roller, rollout_metrics
 from research.tasks.sources import View
+from research.train.minibatches import mini_batches
 from research.train.monitors import MonitorBounds, Monitors, reading_of
 from research.train.offline import count_tokens
 from research.train.session import Session, StageRun, due, iteration_seed
@@ -30,8 +32,9 @@ _PATIENCE = 8
 def run_online(run: StageRun) -> dict[str, Any]:
     """Runs a stage to its end, from wherever it was; returns its result.
 
-    One iteration: draw prompts, sample G completions of each, pay them, build a batch on the host, take `updates`
-    optimizer steps on it. A checkpoint falls between iterations, so no rollout is ever in flight.
+    One iteration: draw prompts, sample G completions of each, pay them, build a batch on the host, and pass over it
+    `epochs` times in `minibatches` optimizer steps. A checkpoint falls between iterations, so no rollout is ever in
+    flight.
     """
     stage = run.stage
     problems = View(run.sources.problems.train, stage.data.limit)
@@ -134,19 +137,46 @@ def _iterate(session: Session, keeper: Keeper, step: int) -> tuple[dict[str, Any
         kl = _reference_kl(keeper.reference(session), drawn_batch, stage.rollout.temperature)
         metrics.update({name: float(value) for name, value in jax.device_get(kl).items()})
     if prepared is not None:
-        for number in range(stage.updates):
-            update = session.update(prepared, counts)
-            tokens += counts["real_tokens"]
-            # Of the first update, before the policy has moved; the others' say how far it has.
-            gap = update.pop("sampler_trainer_gap", None)
-            metrics.update(update)
-            if number == 0 and gap is not None:
-                metrics["sampler_trainer_gap"] = gap
+        learned, trained = _learn(session, batch, prepared, step)
+        metrics.update(learned)
+        tokens += trained
         session.adapt(metrics, len(rollouts.rewards))
     metrics.update(keeper.monitors.update(reading_of(jax.device_get(metrics))))
     if shown:
         session.writer.write_samples(step, keeper.roller.samples(drawn))
     return metrics, tokens
+
+
+def _learn(session: Session, host: Batch, prepared: Batch, step: int) -> tuple[dict[str, Any], int]:
+    """All updates on one iteration's batch: their metrics, and the tokens that they read.
+
+    A mini-batch without a target is passed over.
+    """
+    run, how = session.run, session.run.stage.rollout
+    updates: list[dict[str, Any]] = []
+    tokens = last_pass = 0
+    for epoch in range(how.epochs):
+        last_pass = len(updates)
+        seed = (run.stage.seed, step, epoch)
+        for counted, part in mini_batches(host, prepared, run.mesh, parts=how.minibatches, seed=seed):
+            counts = count_tokens(counted)
+            if counts["target_tokens"]:
+                updates.append(session.update(part, counts))
+                tokens += counts["real_tokens"]
+    return _summary(updates, last_pass), tokens
+
+
+@partial(jax.jit, static_argnames="last_pass")
+def _summary(updates: list[dict[str, Array]], last_pass: int) -> dict[str, Array]:
+    """Means over the updates of the last pass, which begins at `last_pass`.
+
+    But `sampler_trainer_gap` is the first update's, before the policy has moved, and `skipped_updates` counts all.
+    """
+    metrics: dict[str, Array] = jax.tree.map(lambda *found: sum(found) / len(found), *updates[last_pass:])
+    metrics["skipped_updates"] = sum((each["skipped_updates"] for each in updates), jnp.float32(0.0))
+    if "sampler_trainer_gap" in metrics:
+        metrics["sampler_trainer_gap"] = updates[0]["sampler_trainer_gap"]
+    return metrics
 
 
 @jax.jit

@@ -102,8 +102,7 @@ def _build_root(root: str, visible: list[str]) -> None:
 
 
 def _drop_privileges(uid: int | None) -> None:
-    prctl = ctypes.CDLL(None).prctl
-    capability = 0
+    prctl, capability = ctypes.CDLL(None).prctl, 0
     # After exec even a user namespace's root has no capability.
     while os.geteuid() == 0 and prctl(_PR_CAPBSET_READ, *_longs(capability)) >= 0:
         # Without CAP_SETPCAP (a container's root) this fails; what is left is lost with the uid below.
@@ -137,10 +136,8 @@ def _filter(instructions: tuple[tuple[int, ...], ...]) -> None:
         _fields_ = [("length", ctypes.c_ushort), ("start", ctypes.c_char_p)]
 
     own = os.getpid()
-    packed = b"".join(
-        struct.pack("HBBI", *jumps, own if value < 0 else value) for *jumps, value in instructions
-    )
-    program = Program(len(instructions), packed)
+    packed = [struct.pack("HBBI", *jumps, own if value < 0 else value) for *jumps, value in instructions]
+    program = Program(len(packed), b"".join(packed))
     _libc("prctl", _PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(program))
 
 

@@ -70,9 +70,10 @@ def watch(process: "subprocess.Popen[bytes]", limits: SandboxLimits) -> Outcome:
     output, ended = b"", "exit"
     try:
         with process.stdout as pipe:
+            poll = select.poll()  # select takes no descriptor above 1023
+            poll.register(pipe, select.POLLIN)
             while True:
-                readable, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
-                if not readable:
+                if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
                     ended = "wall"
                     break
                 read = os.read(pipe.fileno(), 65536)

@@ -58,3 +58,6 @@ def test_rows_must_divide() -> None:
         check_rows(mesh, "sft.batch_size", 6)
     with pytest.raises(ConfigError, match=r"got 8 rows, expected a multiple of 16 .*micro_batches=4"):
         check_rows(mesh, "sft.batch_size", 8, micro_batches=4)
+    check_rows(mesh, "rl.rollout.prompts_per_step", 16, micro_batches=2, minibatches=2)
+    with pytest.raises(ConfigError, match=r"got 12 rows, expected a multiple of 8 .*rollout\.minibatches=2"):
+        check_rows(mesh, "rl.rollout.prompts_per_step", 12, minibatches=2)

@@ -29,7 +29,9 @@ CHANGES: dict[str, Any] = {
     "rl.rollout.curriculum_low": 0.2,
     "rl.rollout.curriculum_high": 0.9,
     "rl.rollout.resample_rounds": 1,
+    "rl.rollout.prompts_per_step": 16,
     "rl.rollout.epochs": 2,
+    "rl.rollout.minibatches": 2,
 }
 
 
@@ -81,6 +83,12 @@ def test_ppo_with_all_its_controllers_resumes_bit_for_bit(
     # Everything that had to be kept was there to be lost.
     start = changed(shared.config, CHANGES).stages[-1].options["kl_coef"]
     assert record["objective_scalars"]["kl_coef"] != pytest.approx(start, rel=1e-4)
+    s = changed(shared.config, CHANGES).stages[-1].optimizer
+    rates = []  # of the last pass: updates 18 and 19 of 5 iterations * 2 passes * 2 mini-batches
+    for update in (18, 19):
+        done = (update - s.warmup_steps) / (20 - s.warmup_steps)
+        rates.append(s.end_fraction + (1 - s.end_fraction) * (1 + np.cos(np.pi * done)) / 2)
+    assert _logged(resumed)[-1]["learning_rate"] == pytest.approx(s.learning_rate * np.mean(rates), rel=1e-4)
     norm = record["extra"]["roller"]
     assert norm["count"] == record["spent"]["completions_sampled"] and norm["m2"] > 0
     assert any(line["curriculum/skipped"] > 0 for line in _logged(resumed))

@@ -70,7 +70,7 @@ REACHING = (
         "def steal():\n"
         "    process = syscall(434, 434, @HOST@, 0)\n"
         "    return syscall(438, 438, process, 1, 0)\n"
-        "attempt(steal)\nattempt(lambda: syscall(434, 434, os.getpid(), 0))",
+        "attempt(steal)",
     ),
     Attack(
         "parent",
@@ -100,8 +100,7 @@ REACHING = (
         "sockets",
         "every_family",
         "for family in range(46):\n"
-        "    for kind in (1, 2, 3, 5):\n"
-        "        attempt(lambda: socket.socket(family, kind))",
+        "    for kind in (1, 2, 3, 5): attempt(lambda: socket.socket(family, kind))",
     ),
     Attack("sockets", "tcp", "attempt(lambda: socket.create_connection(('127.0.0.1', @PORT@), timeout=2))"),
     Attack("sockets", "vsock", "attempt(lambda: socket.socket(40, socket.SOCK_STREAM))"),

@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -105,6 +106,7 @@ def test_exceptions_and_statuses(run):
     outcome = run("print('before')\n1/0")
     assert (outcome.status, outcome.last_line) == (1, "ZeroDivisionError: division by zero")
     assert outcome.output.startswith('before\nTraceback (most recent call last):\n  File "<string>", line 3')
+    assert outcome.output.count("File ") == 1  # the program's own frames alone
     assert run("1 +").last_line == "SyntaxError: invalid syntax"
     assert run("raise SystemExit(7)").status == 7
     assert run("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)").status == 137
@@ -155,6 +157,20 @@ def test_many_at_once(run):
     with ThreadPoolExecutor(4) as pool:
         outcomes = list(pool.map(lambda n: run(f"print({n})"), range(8)))
     assert outcomes == [Outcome(f"{n}\n", 0, "exit") for n in range(8)]
+
+
+def test_a_host_with_many_open_files(run):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("this machine allows fewer than 2048 open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert run("print(1)").output == "1\n"
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_refusals(monkeypatch, tmp_path):
