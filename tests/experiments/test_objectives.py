@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import objectives
-from research.ablation.arms import Arm, read_arms
+from research.ablation.arms import Arm, plan
 from research.config.experiment import Experiment
 from research.config.resolve import resolve
 from research.core.mesh import make_mesh
@@ -33,7 +33,7 @@ LOGS = {
     "grpo": ("clip_fraction", "frac_reward_zero_std"),
 }
 QUICK = {"dapo"}
-ARMS = {arm.name: arm for arm in read_arms(objectives.get_config("toy"))}
+ARMS = {arm.name: arm for arm in plan(objectives.get_config("toy")).arms}
 
 
 class Bench(NamedTuple):

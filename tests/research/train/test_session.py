@@ -96,7 +96,7 @@ def test_reference_budget_and_errors_of_a_run(shared: Shared, monkeypatch: pytes
             "rl.seed": 5,
             "rl.objective.grpo.beta": 0.1,
             "rl.rollout.resample_rounds": 2,
-            "rl.reward.error_reward": -0.5,
+            "rl.reward.unknown": -0.5,
         }
     )
     metrics = logged(done.folder)
