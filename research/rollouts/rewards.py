@@ -9,6 +9,7 @@ import numpy as np
 from models.config import ModelConfig
 from research.algorithms.base import Rollouts
 from research.config.sections import Reward
+from research.evals.problems import Decoded, decoded_rows
 from research.rewards.base import (
     Dialogue,
     RewardContext,
@@ -23,7 +24,6 @@ from research.rewards.learned import ProcessScorer, RewardScorer
 from research.rewards.normalization import RunningNorm
 from research.rewards.shaping import shape
 from research.rollouts.samples import Collected
-from research.sampling.decoded import Decoded, decoded_rows
 from research.tasks.base import Task
 
 
@@ -99,7 +99,7 @@ class RolloutRewards:
             stopped=out.stopped,
             group_size=G,
             max_new_tokens=self.max_new_tokens,
-            spec=self.section,
+            spec=self.section,  # type: ignore[arg-type]
             state=self.norm,
         )
         self.norm = shaped.state

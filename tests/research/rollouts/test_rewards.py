@@ -11,11 +11,11 @@ from research.config.sections import Reward
 from research.core.errors import DataError
 from research.data.chat import Message
 from research.environments.turns import RowTurns
+from research.evals.problems import Decoded
 from research.rewards.base import Dialogue, RewardContext, RewardError, WeightedReward
 from research.rewards.builtin import correct
 from research.rollouts.rewards import RolloutRewards
 from research.rollouts.samples import Collected, rollout_metrics
-from research.sampling.decoded import Decoded
 from research.tasks.answered import AnswerTask
 
 G = 4
@@ -235,6 +235,7 @@ def test_reference_statistics_are_those_of_the_first_samples_and_stay() -> None:
         0
     ) and first.rollouts.rewards.std() == pytest.approx(1)
     kept = payer.rewards.get_state()
+    assert kept["count"] == 8
     again = payer.pay(["0"] * 8)
     assert payer.rewards.get_state() == kept
     assert again.rollouts.rewards.tolist() == [1.0] * 4 + [-1.0] * 4
