@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from models.config import ModelConfig
-from models.logprobs import hidden_divergence
+from models.logprobs import hidden_divergence, likeliest_token
 from models.transformer import Params, unembedding
 from objectives.distillation import Divergence, Tail, token_divergence, topk_distillation_loss
 from objectives.reduce import reduce_metrics, token_mean
@@ -77,7 +77,9 @@ class Distill(Algorithm):
             logps = jax.nn.log_softmax(student_logits)
             metrics = {
                 "entropy": -jnp.sum(jnp.exp(logps) * logps, axis=-1),
-                "agreement": (student_logits.argmax(-1) == teacher_logits.argmax(-1)).astype(jnp.float32),
+                "agreement": (likeliest_token(student_logits) == likeliest_token(teacher_logits)).astype(
+                    jnp.float32
+                ),
             }
             if not self.top_k:
                 losses = token_divergence(student_logits, teacher_logits, every, self.divergence, jsd_beta)
