@@ -44,7 +44,7 @@ class Distill(Algorithm):
     Attributes:
       divergence: forward_kl, reverse_kl or jsd.
       top_k: compare only the teacher's k likeliest tokens; 0 compares the whole vocabulary.
-      tail: with `top_k`, what becomes of the other tokens.
+      tail: with `top_k`, whether the other tokens are one outcome (bucket) or left out (renormalize).
       context_ids: what only the teacher sees, before the prompt.
       bos_id: the token after which the context goes, where rows start with it.
 
@@ -66,7 +66,7 @@ class Distill(Algorithm):
     def loss(
         self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
     ) -> Summed:
-        """Mean over all response tokens of the global batch, rows weighted; the teacher's pass is in here."""
+        """Mean over all response tokens of the global batch, rows weighted; runs the teacher's forward pass too."""
         assert isinstance(batch, DistillBatch) and frozen.teacher is not None
         student, teacher = batch.student, batch.teacher
         jsd_beta, temperature = scalars["jsd_beta"], scalars["temperature"]
@@ -98,7 +98,7 @@ class Distill(Algorithm):
         network = frozen.teacher
         hidden = row_states(params, config, student)
         seen = row_states(network.params, network.config, teacher)
-        # Column t of both speaks of the student's token t, so it holds the state before that token.
+        # Column t of both holds the state from which the student's token t is predicted.
         before = jnp.maximum(batch.teacher_slots - 1, 0)
         compared = hidden_divergence(
             jnp.roll(hidden, 1, axis=1),
@@ -124,7 +124,7 @@ class Distill(Algorithm):
             )
 
     def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
-        """All B rows (on-policy distillation); rewards play no part."""
+        """All B rows (on-policy distillation); rewards are not read."""
         del seed
         return self.from_rows(sequence_rows(rollouts, None, np.ones(len(rollouts.rewards)))), {}
 
