@@ -34,13 +34,14 @@ INTRODUCTION = f"""# Objectives
 The mathematics: functions from arrays to unreduced float32 losses and metrics (`ObjectiveOutput`), which `reduce.py`
 turns into `WeightedSum`s. Each name in the tables leads to its section: the full equation, the sources, the options.
 
-Notation: `l` is the log-prob of a token (of a whole sequence where the batch is pairs), in nats; `l_ref` and `l_old`
-are the same under the reference and under the policy that sampled. `A` is an advantage, `r` a reward, `b` alone is beta,
-`e` a label smoothing, `s(x)` the sigmoid, `n_b` the number of unmasked tokens of row b; `_c` and `_r` are the chosen and
-the rejected side. Shapes: B rows or pairs, N = P * G completions of P prompts, T tokens, V vocabulary, K candidates,
-S steps, E models.
+Notation: `l` is the log-prob of a token (of a whole sequence where the batch is pairs), in nats; `l_ref` and
+`l_old` are the same under the reference and under the policy that sampled. `A` is an advantage, `r` a reward, `b`
+alone is beta, `e` a label smoothing, `s(x)` the sigmoid, `n_b` the number of unmasked tokens of row b; `_c` and
+`_r` are the chosen and the rejected side. Shapes: B rows or pairs, N = P * G completions of P prompts, T tokens, V
+vocabulary, K candidates, S steps, E models.
 
-What a config may set, with defaults, is in `objectives()` of `experiments/base.py`; the KL of the GRPO family is off there.
+What a config may set, with defaults, is in `objectives()` of `experiments/base.py`; the KL of the GRPO family is
+off there.
 
 This file is generated from the code: `{UPDATE}`.
 """
