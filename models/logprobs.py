@@ -317,3 +317,14 @@ def token_logps(
         needed_BT=None if needed_BT is None else needed_BT[:, first:],
     )
     return TokenLogps(*(jnp.pad(x, ((0, 0), (first, 0))) for x in scored))
+
+
+def likeliest_token(logits: Float[Array, "*batch V"]) -> Int[Array, "*batch"]:
+    """The first of the most likely tokens, int32; 0 in a row of -inf, the last token in one with a NaN.
+
+    `jnp.argmax` reduces pairs, which XLA's CPU backend does one entry at a time; it vectorises these two
+    reductions, and the first of them is one that `logsumexp` needs as well.
+    """
+    last = logits.shape[-1] - 1
+    ids = jnp.arange(last + 1, dtype=jnp.int32)
+    return jnp.min(jnp.where(logits == jnp.max(logits, axis=-1, keepdims=True), ids, last), axis=-1)

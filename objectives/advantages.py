@@ -30,9 +30,9 @@ def group_advantages(
 ) -> Float[Array, " N"]:
     """Reward minus the group's baseline, optionally divided by a standard deviation.
 
-    `A_i = (r_i - b_i) / (std + eps)`, with `b_i = mean_j r_j` or (leave-one-out) `b_i = mean_{j != i} r_j`.
-
-    By normalization: group `std = std_{j in group} r_j`; batch `std = std_j r_j` over all N; none `A_i = r_i - b_i`.
+    `A_i = (r_i - b_i) / (std + eps)`
+      mean: `b_i = mean_j r_j`; leave_one_out: `b_i = mean_{j != i} r_j`
+      group: `std = std_{j in group} r_j`; batch: `std = std_j r_j` over all N; none: `A_i = r_i - b_i`
 
     Source: GRPO, Shao et al. 2024 (DeepSeekMath), Section 4.1.2 (mean, group). Dr. GRPO, Liu et al. 2025,
     Section 3.2 (mean, none). RLOO, Ahmadian et al. 2024, after Kool et al. 2019 (leave_one_out, none).

@@ -125,10 +125,11 @@ def ensemble_score(
 ) -> Float[Array, " B"]:
     """One reward from E reward models, pessimistic where they disagree.
 
-    `mean_e r_e`, `min_e r_e` (worst case), or `mean_e r_e - c * mean_e (r_e - mean r)^2` (uncertainty-weighted)
+    `R = mean_e r_e` (mean), `R = min_e r_e` (min) or `R = mean_e r_e - c * mean_e (r_e - mean r)^2`
+    (mean_minus_variance)
 
     Source: Coste et al. 2023, "Reward model ensembles help mitigate overoptimization" (mean,
-    worst-case and uncertainty-weighted optimisation).
+    worst-case and uncertainty-weighted optimisation, in this order).
 
     Args:
       scores: `[E, B]`, of E models for each sequence, on a common scale. No gradient passes: it is a reward.

@@ -107,10 +107,11 @@ def topk_distillation_loss(
     tail: Tail,
     jsd_beta: Scalar = 0.5,
 ) -> ObjectiveOutput:
-    """The same divergences where only the teacher's K most likely tokens are known.
+    """Divergence between teacher and student where only the teacher's K most likely tokens are known.
 
-    `renormalize`: `T' = T / sum_k T_k` and `S' = S / sum_k S_k` over the K tokens. `bucket`: K + 1 outcomes,
-    the last one being all other tokens, `1 - sum_k T_k` against `1 - sum_k S_k`.
+    `KL(T' || S')` or another divergence of `distillation_loss`; `T'` is made from T as `S'` is from S:
+      renormalize: `T'_k = T_k / sum_j T_j`, K outcomes
+      bucket: `T' = (T_1, ..., T_K, 1 - sum_k T_k)`, K + 1 outcomes, the last one being all other tokens
 
     Source: as `distillation_loss`; merging outcomes only lowers an f-divergence (data processing
     inequality), so `bucket` is a lower bound of the full one. `renormalize` says nothing about how much the

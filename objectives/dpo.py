@@ -77,9 +77,10 @@ def dpo_loss(
     bco_delta: Scalar | None = None,
     discopop_tau: Scalar | None = None,
 ) -> ObjectiveOutput:
-    """Sigmoid DPO with the conservative label smoothing of cDPO, and the losses that share its contrast.
+    """A function of the contrast between the policy's and the reference's log-ratios of two completions.
 
-    `x = l - l_ref`; `D = g(x_c) - g(x_r)`, g the identity or another `f_divergence`; with `s = sigmoid`:
+    `loss = -log s(bD)` or another `loss_type`; `D = g(x_c) - g(x_r)`, `x = l - l_ref`, g the identity or another
+    `f_divergence`, s the sigmoid:
       sigmoid: `-(1 - e) log s(bD) - e log s(-bD)`
       sigmoid_norm: the same of `D = g(x_c) / |c| - g(x_r) / |r|`
       hinge: `max(1 - bD, 0)`

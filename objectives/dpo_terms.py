@@ -17,10 +17,11 @@ FDivergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 def f_divergence_score(
     log_ratio: Float[Array, " B"], f_divergence: FDivergence, alpha_divergence_coef: Scalar | None = None
 ) -> Float[Array, " B"]:
-    """The implicit reward over beta, `f'(t) - f'(1)` at `t = pi / pi_ref`, when DPO is regularised by that f.
+    """The implicit reward over beta at `t = pi / pi_ref`, when DPO is regularised by an f-divergence.
 
-    With `x = log t`: reverse_kl `x`; forward_kl `1 - exp(-x)`; js `log 2 + log sigmoid(x)`;
-    alpha `(exp((a - 1) x) - 1) / (a - 1)`, which is `x` at a = 1.
+    `g(x) = f'(t) - f'(1)`, `x = log t`
+      reverse_kl: `x`; forward_kl: `1 - exp(-x)`; js: `log 2 + log sigmoid(x)`
+      alpha: `(exp((a - 1) x) - 1) / (a - 1)`, which is `x` at a = 1
 
     Source: Wang et al. 2023, "Beyond Reverse KL", Theorem 1 and Table 1; alpha written with the derivative
     `(t^(a-1) - 1) / (a - 1)`, so that a = 1 is the reverse and a = 0 the forward KL.

@@ -53,8 +53,8 @@ def kto_loss(
 ) -> ObjectiveOutput:
     """Saturating loss of a gain over the reference point, for desirable and undesirable completions apart.
 
-    `x = l - l_ref`; desirable `lD (1 - sigmoid(b (x - z)))`, undesirable `lU (1 - sigmoid(b (z - x)))`;
-    apo_zero_unpaired is the same with z = 0.
+    `x = l - l_ref`; desirable `lD (1 - sigmoid(b (x - z)))`, undesirable `lU (1 - sigmoid(b (z - x)))`
+      kto: `z` of `kto_reference_point`; apo_zero_unpaired: `z = 0`
 
     Source: Ethayarajh et al. 2024 (KTO), Eq. 7; apo_zero_unpaired, D'Oosterlinck et al. 2024, Eq. 7.
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from objectives.types import Scalar
 
 MAX_EXPONENT = 20.0
-"""Nats beyond which `exp` is continued by its tangent: a ratio of e^20 = 5e8 is already hopeless."""
+"""Nats beyond which `exp` is continued by its tangent: a ratio of e^20 = 5e8 is far outside of any clip range."""
 
 
 def bool_mask(mask: Array) -> Bool[Array, "..."]:

@@ -60,7 +60,7 @@ def solution_scores(
 ) -> Float[Array, " B"]:
     """One score for a solution from the probabilities that its steps are correct.
 
-    `min_s q_s`, `prod_s q_s`, `q_S` (last) or `mean_s q_s`
+    `min_s q_s` (min), `prod_s q_s` (prod), `q_S` (last) or `mean_s q_s` (mean)
 
     Source: Lightman et al. 2023, Section 2.6 (prod, min); Wang et al. 2023 (Math-Shepherd), Section 3.4
     (min); Snell et al. 2024, Section 5.1 (last); Uesato et al. 2022.

@@ -152,8 +152,10 @@ def log_ratio_at(
 ) -> Float[Array, "B T"]:
     """The log of the ratio that each token's surrogate uses.
 
-    `token`: `l_t - l_old_t`. `sequence`: `log s = mean_t (l_t - l_old_t)`, on every token, with the gradient
-    of the mean. `sequence_token`: `sg(log s) + l_t - sg(l_t)`: the same value, each token its own gradient.
+    By level, with `sg` the stop-gradient:
+      token: `l_t - l_old_t`
+      sequence: `log s = mean_t (l_t - l_old_t)`, on every token, with the gradient of the mean
+      sequence_token: `sg(log s) + l_t - sg(l_t)`, the value of sequence with each token's own gradient
 
     Source: Zheng et al. 2025 (GSPO), Eq. 7 (sequence) and 14 (sequence_token).
 

@@ -35,7 +35,7 @@ DETAILS: list[tuple[str, ...]] = [
         "3",
         "mask after the first EOS, keep the EOS; masks from lengths",
         "research/sampling/test_stops.py::test_ends_with_the_first_stop_token",
-        "research/rollouts/test_rollout.py::test_a_reward_model_pays_and_the_verifier_stays_as_gold",
+        "research/rollouts/test_rewards.py::test_a_reward_model_pays_and_the_yardstick_stays_as_gold",
     ),
     (
         "4",
@@ -68,7 +68,7 @@ DETAILS: list[tuple[str, ...]] = [
         "8",
         "groups are laid out [p1, p1, ..., p2, p2]",
         "research/sampling/test_invariance.py::test_groups_are_adjacent_and_share_one_prefill",
-        "research/rollouts/test_rollout.py::test_groups_split_and_joined_are_the_batch",
+        "research/rollouts/test_dynamic.py::test_groups_split_and_joined_are_the_batch",
     ),
     (
         "9",
@@ -86,7 +86,7 @@ DETAILS: list[tuple[str, ...]] = [
         "reward head small at first; rewards of mean 0 on reference completions",
         "models/test_heads.py::test_heads_start_at_their_scale",
         "research/rewards/test_shaping.py::test_reference_statistics_stay_and_give_the_reference_mean_0_and_std_1",
-        "research/rollouts/test_rollout.py::test_reference_statistics_are_those_of_the_first_samples_and_stay",
+        "research/rollouts/test_rewards.py::test_reference_statistics_are_those_of_the_first_samples_and_stay",
     ),
     (
         "12",
@@ -263,13 +263,13 @@ DETAILS: list[tuple[str, ...]] = [
     (
         "B1",
         "a reward that is NaN or infinite",
-        "research/rollouts/test_rollout.py::test_a_reward_that_is_no_number_names_prompt_and_function",
-        "research/rewards/test_verify.py::test_a_reward_that_is_not_finite_names_prompt_and_function",
+        "research/rollouts/test_rewards.py::test_a_reward_that_is_no_number_names_prompt_and_function",
+        "research/rewards/test_base.py::test_a_reward_that_is_not_finite_names_prompt_and_function",
     ),
     (
         "B2",
         "a verifier that raises",
-        "research/rollouts/test_rollout.py::test_a_verifier_that_raises_costs_one_sample_not_the_run",
+        "research/rollouts/test_rewards.py::test_a_function_that_raises_costs_one_sample_not_the_run",
         "research/train/test_session.py::test_reference_budget_and_errors_of_a_run",
         "research/train/test_session.py::test_a_verifier_that_raises_in_an_evaluation_costs_one_sample",
     ),

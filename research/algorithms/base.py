@@ -26,7 +26,7 @@ DataKind = Literal["text", "chat", "preferences", "rankings", "unpaired", "steps
 """Given data: raw text, chat examples, pairs, ranked candidates, labelled completions, labelled steps."""
 
 Role = Literal["reference", "teacher"]
-"""A frozen model that an algorithm itself asks for. What pays the reward belongs to the rollout."""
+"""A frozen model that an algorithm needs. Reward models are no roles of it: the rollout pays rewards."""
 
 Read = Literal["correct", "rewards", "steps", "scale"]
 
@@ -53,14 +53,15 @@ class Rollouts(NamedTuple):
       sampler_logps: `[B, N]` float32, nats, under the distribution sampled from.
       stopped: `[B]` bool, False where the completion was cut at its limit.
       rewards: `[B]` float32, after shaping.
-      correct: `[B]` bool, the verifier's word; where a reward model pays, whether its score beats the group's mean.
+      correct: `[B]` bool, whether the completion is correct: the verifier's verdict, or (reward model) score above the
+        group's mean.
       prompt_ids: `[B]` int32.
       group_size: G.
       step_rewards: `[B, N]` float32, paid at the last token of a step; None where no step is paid.
       step_mask: `[B, N]` bool, the last token of each step; None with `step_rewards`.
       advantage_scale: `[B]` float32, difficulty weights of the advantages; None is 1.
-      given: `[B, N]` bool, True on tokens between the drawn ones that the policy was given (a tool's results): it
-        reads them, and they carry no loss; None is nowhere.
+      given: `[B, N]` bool, True on tokens between the drawn ones that came from outside, such as a tool's results:
+        context without loss; None is nowhere.
     """
 
     prompt_tokens: np.ndarray
@@ -127,9 +128,9 @@ class Algorithm(abc.ABC):
     def prepare(
         self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
     ) -> Batch:
-        """What is computed once on the global batch, before the first update on it, with no gradient.
+        """What is computed once on the global batch, before the first update on it, without gradient.
 
-        The reference's log-probs, the old policy's, values, advantages that look at the whole batch.
+        Reference and old log-probs, values, and advantages, which depend on the whole batch.
         """
         del params, config, scalars, frozen
         return batch

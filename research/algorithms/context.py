@@ -1,4 +1,4 @@
-"""Context distillation: the same response after more context, and where each of its tokens went."""
+"""Context distillation: the teacher's rows, which have more context, aligned with the student's tokens."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def teacher_rows(
       The teacher's rows, and `[B, T]` its slot of each of the student's tokens.
 
     Raises:
-      ValueError: packed rows: which of a row's sequences would the context belong to?
+      ValueError: packed rows, because the context belongs to one sequence.
     """
     if rows.segment_ids.max(initial=0) > 1:
         raise ValueError("rows: got several sequences in a row, expected one (packing off) for distillation")

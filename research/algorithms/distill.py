@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from models.config import ModelConfig
-from models.logprobs import hidden_divergence
+from models.logprobs import hidden_divergence, likeliest_token
 from models.transformer import Params, unembedding
 from objectives.distillation import Divergence, Tail, token_divergence, topk_distillation_loss
 from objectives.reduce import reduce_metrics, token_mean
@@ -41,7 +41,7 @@ class Distill(Algorithm):
     Attributes:
       divergence: forward_kl, reverse_kl or jsd.
       top_k: compare only the teacher's k likeliest tokens; 0 compares the whole vocabulary.
-      tail: with `top_k`, what becomes of the other tokens.
+      tail: with `top_k`, whether the other tokens are one outcome (bucket) or left out (renormalize).
       context_ids: what only the teacher sees, before the prompt.
       bos_id: the token after which the context goes, where rows start with it.
 
@@ -63,7 +63,7 @@ class Distill(Algorithm):
     def loss(
         self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
     ) -> Summed:
-        """Mean over all response tokens of the global batch, rows weighted; the teacher's pass is in here."""
+        """Mean over all response tokens of the global batch, rows weighted; runs the teacher's forward pass too."""
         assert isinstance(batch, DistillBatch) and frozen.teacher is not None
         student, teacher = batch.student, batch.teacher
         jsd_beta, temperature = scalars["jsd_beta"], scalars["temperature"]
@@ -74,7 +74,9 @@ class Distill(Algorithm):
             logps = jax.nn.log_softmax(student_logits)
             metrics = {
                 "entropy": -jnp.sum(jnp.exp(logps) * logps, axis=-1),
-                "agreement": (student_logits.argmax(-1) == teacher_logits.argmax(-1)).astype(jnp.float32),
+                "agreement": (likeliest_token(student_logits) == likeliest_token(teacher_logits)).astype(
+                    jnp.float32
+                ),
             }
             if not self.top_k:
                 losses = token_divergence(student_logits, teacher_logits, every, self.divergence, jsd_beta)
@@ -93,7 +95,7 @@ class Distill(Algorithm):
         network = frozen.teacher
         hidden = row_states(params, config, student)
         seen = row_states(network.params, network.config, teacher)
-        # Column t of both speaks of the student's token t, so it holds the state before that token.
+        # Column t of both holds the state from which the student's token t is predicted.
         before = jnp.maximum(batch.teacher_slots - 1, 0)
         compared = hidden_divergence(
             jnp.roll(hidden, 1, axis=1),
@@ -119,7 +121,7 @@ class Distill(Algorithm):
             )
 
     def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
-        """All B rows (on-policy distillation); rewards play no part."""
+        """All B rows (on-policy distillation); rewards are not read."""
         del seed
         return self.from_rows(sequence_rows(rollouts, None, np.ones(len(rollouts.rewards)))), {}
 

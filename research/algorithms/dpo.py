@@ -30,19 +30,19 @@ from research.core.batch import PreferenceBatch
 PairWeighting = Literal["none", "wpo"]
 
 BATCH_COUPLED: tuple[DPOLossType, ...] = ("aot", "aot_unpaired", "bco_pair")
-"""Losses of a pair that depend on the other pairs of the batch: with micro-batches they would be others."""
+"""Losses of a pair that depend on the other pairs of the batch, so that micro-batches would change them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DPO(PairAlgorithm):
     """DPO (Rafailov et al. 2023, eq. 7) and what shares its contrast; sources in `objectives/dpo.py`.
 
-    Margins and soft labels of the data are a reward model's; here every pair is as sure as the next.
+    Margins and soft labels of the data are not read; `label_smoothing` is one number for all pairs.
 
     Attributes:
       loss_type: which function of the contrast.
-      f_divergence: what keeps the policy near the reference.
-      weighting: "wpo" weighs a pair by how likely the policy itself is to write it.
+      f_divergence: the divergence from the reference that regularises the policy.
+      weighting: "wpo" multiplies a pair's loss by `wpo_weights`, how likely the policy is to write both sides.
 
     Scalars: `beta`, `label_smoothing`, `alpha_divergence_coef`, `discopop_tau`, `rpo_alpha`, `ld_alpha`.
     """

@@ -88,10 +88,10 @@ class KTO(Algorithm):
         return batch.replace(ref_logps=ref_logps, reference_point=jnp.full_like(ref_logps, point))
 
     def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
-        """All B rows, desirable where correct; mismatched is each prompt with the next prompt's completion.
+        """All B rows, desirable where correct; the mismatched rows pair each prompt with the next one's completions.
 
         Raises:
-          ValueError: one prompt alone has no other prompt's completion.
+          ValueError: only one prompt.
         """
         del seed
         B, G = len(rollouts.rewards), rollouts.group_size

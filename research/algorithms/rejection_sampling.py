@@ -1,4 +1,4 @@
-"""Rejection sampling: keep the leanest correct samples, fine-tune on them, repeat (STaR, RFT, ReST)."""
+"""Rejection sampling: keep the shortest correct samples, fine-tune on them, repeat (STaR, RFT, ReST)."""
 
 import dataclasses
 from typing import Literal
@@ -20,8 +20,8 @@ class RejectionSampling(NextToken):
 
     Attributes:
       keep_per_prompt: at most this many samples of a prompt are kept.
-      selector: "leanest" prefers fewest tokens among the correct; "random" draws from the correct, the
-        matched control.
+      selector: which of the correct samples are kept: "leanest" those with the fewest tokens, "random" any (the
+        matched control).
 
     Scalars: those of `NextToken`.
     """

@@ -47,7 +47,7 @@ class RewardModel(Algorithm):
 class RankingRewardModel(Algorithm):
     """All pairs of a prompt's ranked candidates, averaged within the prompt (Ouyang et al. 2022, eq. 1).
 
-    A prompt weighs as much as its heaviest candidate; one without a pair (all ties) weighs nothing.
+    A prompt has the largest weight of its candidates; one without a pair (all ties) has weight 0.
 
     Scalars: `center_coef`.
     """

@@ -1,20 +1,16 @@
-"""Scores in units of their own spread: running statistics, or fixed ones of the reference's completions."""
+"""Scores to mean 0 and standard deviation 1: by running statistics, or by those of the first batch."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-
-from research.core.errors import DataError
-
-Normalize = Literal["none", "running", "reference"]
 
 
 @dataclass(frozen=True)
 class RunningNorm:
-    """Mean and spread of all scores seen, as Welford keeps them; immutable.
+    """Mean and variance of all scores seen, by Welford's algorithm; immutable.
 
     Attributes:
       count: scores seen.
@@ -33,7 +29,7 @@ class RunningNorm:
         return std if std > 1e-8 * max(1.0, abs(self.mean)) else 1.0
 
     def updated(self, values: np.ndarray) -> "RunningNorm":
-        """With a batch of scores added: `m2 = m2_a + m2_b + (mean_b - mean_a)^2 n_a n_b / (n_a + n_b)`.
+        """The statistics with a batch added: `m2 = m2_a + m2_b + (mean_b - mean_a)^2 n_a n_b / (n_a + n_b)`.
 
         Source: Chan, Golub and LeVeque 1979, the batch form of Welford 1962.
         """
@@ -55,45 +51,23 @@ class RunningNorm:
         return cls(int(record["count"]), float(record["mean"]), float(record["m2"]))
 
 
-def fit_norm(scores: np.ndarray) -> RunningNorm:
-    """Statistics of the reference's completions, for normalize="reference".
-
-    Raises:
-      DataError: fewer than two scores, or scores that do not differ: there is nothing to divide by.
-    """
-    check_finite(scores)
-    if len(scores) < 2 or np.ptp(scores) == 0:
-        raise DataError(
-            f"reference scores: got {len(scores)} with {len(np.unique(scores))} distinct, expected at least two "
-            "that differ because the reward is divided by their standard deviation"
-        )
-    return RunningNorm().updated(scores)
-
-
-def normalized(
-    scores: np.ndarray, normalize: Normalize, state: RunningNorm
-) -> tuple[np.ndarray, RunningNorm]:
-    """`(score - mean) / std`, and the statistics to go on with.
+def normalized(scores: np.ndarray, normalize: str, state: RunningNorm) -> tuple[np.ndarray, RunningNorm]:
+    """`(score - mean) / std`, and the statistics afterwards.
 
     Args:
       scores: `[B]` float64, finite.
-      normalize: "running" adds the batch to the statistics first, so that no score is further than `sqrt(n)`
-        from 0 after n; "reference" leaves them as they are; "none" does nothing.
+      normalize: "running" adds the batch to the statistics first, so that no score is further than `sqrt(n)` from 0
+        after n. "reference" takes those of the first batch whose scores differ: the policy is still its own
+        reference. "none" does nothing.
       state: statistics so far.
-
-    Raises:
-      DataError: "reference" without statistics.
     """
     if normalize == "none":
         return scores, state
-    if normalize == "reference":
-        if state.count < 2:
-            raise DataError(
-                f"normalize: got 'reference' with statistics of {state.count} scores, expected those of the "
-                "reference's completions"
-            )
-    else:
+    if normalize == "running":
         state = state.updated(scores)
+    elif not state.count:
+        fitted = RunningNorm().updated(scores)
+        return (scores - fitted.mean) / fitted.std, fitted if np.ptp(scores) > 0 else state
     return (scores - state.mean) / state.std, state
 
 

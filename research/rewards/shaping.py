@@ -26,9 +26,10 @@ import numpy as np
 
 from research.config.sections import Reward
 from research.core.errors import ConfigError
-from research.rewards.normalization import Normalize, RunningNorm, check_finite, normalized
+from research.rewards.normalization import RunningNorm, check_finite, normalized
 from research.rewards.verifiers import final_line
 
+Normalize = Literal["none", "running", "reference"]
 FormatMode = Literal["off", "gated", "additive"]
 DifficultyWeighting = Literal["none", "fail_rate", "inverse_pass_rate"]
 FormatCheck = Callable[[str], bool]
@@ -65,7 +66,7 @@ class Shaping:
       missing_eos_penalty: subtracted where a completion never stopped, reward units; 0 is off.
       score_clip: bound on |score| after normalisation; 0 is off.
       normalize: "running" by all scores so far, this batch included; "reference" by fixed statistics, those
-        of the reference's completions (`fit_norm`).
+        of the first batch.
       difficulty_weighting: scale of a group's advantages by its pass rate p: "fail_rate" 1 - p, or
         "inverse_pass_rate" 1 / max(p, 1 / G).
     """
@@ -167,7 +168,6 @@ def shape(
 
     Raises:
       ValueError: shapes that disagree, a reward that is not finite, or overlong_buffer > max_new_tokens.
-      DataError: normalize="reference" without fitted statistics.
     """
     B = len(rewards)
     sizes = {"correct": correct, "texts": texts, "lengths": lengths, "stopped": stopped}

@@ -1,8 +1,7 @@
-"""Which prompts are worth sampling now: a difficulty filter that follows the model, and batches of what it keeps.
+"""Curriculum: prompts that the policy always or never solves are left out, by a pass rate that follows the policy.
 
-A prompt that the model always or never solves gives a group of equal rewards and no gradient. The filter
-remembers each prompt's recent pass rate and leaves out what lies outside a band, except for a retry now and
-then, because the model has moved since.
+Such prompts give groups of equal rewards and no gradient. Those outside of a band of pass rates are passed over, except
+for a retry now and then, because the policy changes.
 """
 
 import base64
@@ -13,13 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from research.core.errors import CheckpointError, ConfigError, DataError
+from research.core.errors import CheckpointError, DataError
 
 Batch = Mapping[str, np.ndarray]
 """Prompts of a pipeline: arrays with one row per prompt, `prompt_id` among them."""
 
 _COUNTS = ("skipped", "retried", "forced")
-_ARRAYS = {"attempts": "<i4", "passes": "<i4", "seen": "<f8", "solved": "<f8"}
+_ARRAYS = ("seen", "solved")
 _PATIENCE = 4
 """Passes over the data in search of a prompt that is not in the batch yet."""
 
@@ -38,14 +37,13 @@ class PromptIterator(Protocol):
 
 
 class Curriculum:
-    """What is known of every prompt's difficulty.
+    """Pass rates of all prompts.
 
-    At each visit with n attempts, k of them right: `seen <- decay * seen + n`, `solved <- decay * solved + k`;
-    the pass rate is `solved / seen`. A prompt is kept if it was never tried, if its pass rate is within the
-    band (bounds included), or, with probability `retry`, anyway.
+    At each visit with n completions, k of them right: `seen <- decay * seen + n`, `solved <- decay * solved + k`; the
+    pass rate is `solved / seen`. A prompt never tried is in the band; the band includes its bounds.
 
-    The band is of measured rates: of G attempts at true rate p, `(1 - p)^G` visits look hopeless by chance, so
-    a small G wants a larger `retry`.
+    The band is of measured rates: of G completions at true rate p, `(1 - p)^G` visits look hopeless by chance, so a
+    small G wants a larger `retry`.
     """
 
     def __init__(
@@ -55,33 +53,12 @@ class Curriculum:
 
         Args:
           size: number of prompts; their ids are 0 .. size - 1.
-          band: lowest and highest pass rate kept, in [0, 1]; (0, 1) keeps all.
-          decay: weight of what earlier visits say, at each new one, in [0, 1]; 0 forgets them, 1 never does.
-          retry: probability of keeping a prompt out of the band, in [0, 1].
-
-        Raises:
-          ConfigError: a number out of its range.
+          band: lowest and highest pass rate, in [0, 1].
+          decay: weight of earlier visits at each new one, in [0, 1]; 0 forgets them, 1 never does.
+          retry: probability of taking a prompt outside of the band, in [0, 1].
         """
-        low, high = band
-        if size < 1:
-            raise ConfigError(f"curriculum: got {size} prompts, expected at least 1")
-        if not 0.0 <= low <= high <= 1.0:
-            raise ConfigError(f"band: got ({low}, {high}), expected 0 <= low <= high <= 1")
-        for key, value in (("decay", decay), ("retry", retry)):
-            if not 0.0 <= value <= 1.0:
-                raise ConfigError(f"{key}: got {value}, expected between 0 and 1")
         self.size, self.band, self.decay, self.retry = size, band, decay, retry
-        self._of = {name: np.zeros(size, dtype) for name, dtype in _ARRAYS.items()}
-
-    @property
-    def attempts(self) -> np.ndarray:
-        """`[size]` completions sampled of each prompt."""
-        return self._of["attempts"]
-
-    @property
-    def passes(self) -> np.ndarray:
-        """`[size]` of them that were right."""
-        return self._of["passes"]
+        self._of = {name: np.zeros(size, "<f8") for name in _ARRAYS}
 
     def pass_rates(self, prompt_ids: np.ndarray | None = None) -> np.ndarray:
         """Float64 decayed pass rates, of all prompts unless told of which; NaN where one was never tried."""
@@ -109,23 +86,17 @@ class Curriculum:
             raise ValueError(f"correct: got shape {correct.shape}, expected {ids.shape} as prompt_ids")
         visited, which, count = np.unique(ids, return_inverse=True, return_counts=True)
         right = np.bincount(which, weights=correct, minlength=len(visited))
-        for name, new in (("attempts", count), ("passes", right)):
-            self._of[name][visited] += new.astype(np.int32)
         for name, new in (("seen", count), ("solved", right)):
             self._of[name][visited] = self.decay * self._of[name][visited] + new
 
-    def select(self, prompt_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """`[P]` bool, which to keep. Draws P numbers whatever is known, so that the stream stays in step."""
-        return self.in_band(prompt_ids) | (rng.random(len(prompt_ids)) < self.retry)
-
     def metrics(self) -> dict[str, float]:
-        """How much of the data was tried, and how much of that is in the band."""
-        tried = self.attempts > 0
+        """Share of the prompts that was tried, and the share of these in the band."""
+        tried = self._of["seen"] > 0
         inside = float(self.in_band()[tried].mean()) if tried.any() else 1.0
         return {"curriculum/tried_fraction": float(tried.mean()), "curriculum/in_band_fraction": inside}
 
     def get_state(self) -> dict[str, Any]:
-        """Plain JSON for the checkpoint: compressed little-endian arrays in base64, some 2 MB at 1e5 prompts."""
+        """Plain JSON for the checkpoint: compressed little-endian arrays in base64, under 1 MB at 1e5 prompts."""
         state: dict[str, Any] = {"size": self.size}
         for name, values in self._of.items():
             state[name] = base64.b64encode(zlib.compress(values.tobytes(), 6)).decode("ascii")
@@ -141,10 +112,10 @@ class Curriculum:
             raise CheckpointError(
                 f"curriculum: the checkpoint holds {state['size']} prompts, expected the data's {self.size}"
             )
-        for name, dtype in _ARRAYS.items():
+        for name in _ARRAYS:
             try:
                 data = zlib.decompress(base64.b64decode(state[name], validate=True))
-                values = np.frombuffer(data, dtype)
+                values = np.frombuffer(data, "<f8")
             except (ValueError, zlib.error) as error:
                 raise CheckpointError(f"curriculum: {name} cannot be read ({error})") from error
             if len(values) != self.size:
@@ -161,14 +132,14 @@ class Curriculum:
 
 
 class CurriculumSampler:
-    """Full batches of kept prompts, drawn from an endless iterator of batches; itself such an iterator.
+    """Full batches of prompts in the band, drawn from an endless iterator of batches; itself such an iterator.
 
-    Rows are looked at one by one, each judged by what is known when it is reached. Once `max_skipped` of them
-    were passed over, the batch is filled with what comes, so training never stalls. No prompt is twice in a
-    batch: its completions would be drawn by the same random numbers.
+    Each row is decided by the pass rates at that moment. After `max_skipped` rows were passed over, the batch is
+    filled with any prompts, so that training never stalls. No prompt is in a batch twice: its completions would be
+    drawn by the same random numbers.
 
-    A pure function of (seed, source, updates so far); its state is the position in the source and what the
-    curriculum knows, and holds no rows.
+    A pure function of (seed, source, updates so far); its state is the position in the source and the pass rates, and
+    holds no rows.
     """
 
     def __init__(
@@ -184,21 +155,14 @@ class CurriculumSampler:
 
         Args:
           source: batches of prompts, of any one size.
-          curriculum: the filter; the caller updates it after each batch.
-          batch_size: prompts in a batch that comes out.
-          max_skipped: rows that filling one batch may pass over.
-          seed: of the retries.
-
-        Raises:
-          ConfigError: batch_size below 1, max_skipped or seed below 0.
+          curriculum: the pass rates; the caller updates them after each batch.
+          batch_size: prompts in a batch that comes out, >= 1.
+          max_skipped: rows that filling one batch may pass over, >= 0.
+          seed: of the retries, >= 0.
         """
-        least_of = {"batch_size": (batch_size, 1), "max_skipped": (max_skipped, 0), "seed": (seed, 0)}
-        for key, (value, least) in least_of.items():
-            if value < least:
-                raise ConfigError(f"{key}: got {value}, expected at least {least}")
         self.source, self.curriculum = source, curriculum
         self.batch_size, self.max_skipped, self.seed = batch_size, max_skipped, seed
-        self._pulls, self._row = 0, 0  # batches pulled before the current one; rows of that looked at
+        self._pulls, self._row = 0, 0  # batches pulled before the current one; rows of that decided
         self._batch: Batch | None = None
         self._before: dict[str, Any] = {}
         self._draws = np.zeros(0)
@@ -219,7 +183,7 @@ class CurriculumSampler:
         repeats = 0
         counts = dict.fromkeys(_COUNTS, 0)
         while len(rows) < self.batch_size:
-            batch, row = self._look()
+            batch, row = self._next_row()
             self._row += 1
             prompt_id = int(batch["prompt_id"][row])
             if prompt_id in taken:
@@ -232,10 +196,10 @@ class CurriculumSampler:
                 continue
             if not self.curriculum.in_band(np.array([prompt_id]))[0]:
                 retried = self._draws[row] < self.curriculum.retry
-                capped = counts["skipped"] == self.max_skipped
-                fate = "retried" if retried else "forced" if capped else "skipped"
-                counts[fate] += 1
-                if fate == "skipped":
+                full = counts["skipped"] == self.max_skipped
+                what = "retried" if retried else "forced" if full else "skipped"
+                counts[what] += 1
+                if what == "skipped":
                     continue
             taken.add(prompt_id)
             rows.append({key: values[row] for key, values in batch.items()})
@@ -243,7 +207,7 @@ class CurriculumSampler:
         return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
     def metrics(self) -> dict[str, float]:
-        """Of the last batch: rows passed over, retried out of the band, taken because of the cap; and the data's."""
+        """Of the last batch: rows passed over, retried, and taken because of `max_skipped`; and of the curriculum."""
         counts = {f"curriculum/{name}": float(count) for name, count in self._counts.items()}
         return {**counts, **self.curriculum.metrics()}
 
@@ -263,7 +227,7 @@ class CurriculumSampler:
         self.source.set_state(state["source"])
         self._pulls, self._row, self._batch = int(state["pulls"]), int(state["row"]), None
 
-    def _look(self) -> tuple[Batch, int]:
+    def _next_row(self) -> tuple[Batch, int]:
         """The batch that the next row is in, and which row of it."""
         while self._batch is None or self._row == len(self._batch["prompt_id"]):
             if self._batch is not None:

@@ -12,14 +12,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from models.cache import KVCache
 from models.config import ModelConfig
-from models.logprobs import compute_logits
+from models.logprobs import compute_logits, likeliest_token
 from models.transformer import Params, forward_cached, unembedding
 from research.sampling.methods import (
     SamplingMethod,
     draw,
     draw_size,
     gumbel_noise,
-    likeliest_token,
     scaled_logits,
 )
 from research.sampling.types import SamplerScalars

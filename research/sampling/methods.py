@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from models.logprobs import likeliest_token
+
 # One vector register row on a TPU, one warp's load on a GPU; on a CPU 64 to 256 are equally quick.
 _BLOCK = 128
 
@@ -132,17 +134,6 @@ def sample_token(
         if not method.truncates and controlled_BV is None:
             policy_mass = jax.nn.logsumexp(plain_BN, axis=-1)
     return SampledTokens(tokens, sampler_logps, _pick(logits_BV, tokens) - policy_mass)
-
-
-def likeliest_token(logits: Float[Array, "*batch V"]) -> Int[Array, "*batch"]:
-    """The first of the most likely tokens, int32; 0 in a row of -inf, the last token in one with a NaN.
-
-    `jnp.argmax` reduces pairs, which XLA's CPU backend does one entry at a time; it vectorises these two
-    reductions, and the first of them is one that `logsumexp` needs as well.
-    """
-    last = logits.shape[-1] - 1
-    ids = jnp.arange(last + 1, dtype=jnp.int32)
-    return jnp.min(jnp.where(logits == jnp.max(logits, axis=-1, keepdims=True), ids, last), axis=-1)
 
 
 def draw(

@@ -26,6 +26,10 @@ from research.core.stages import StageDir
 from research.core.state import abstract_state, policy_of, state_shardings
 from research.data.tokenizer import Tokenizer, load_tokenizer
 from research.environments.tool_use import ToolUse
+from research.rewards.base import RewardFunction
+from research.rewards.builtin import correct
+from research.tasks.answered import AnswerTask
+from research.tasks.base import Task
 from research.tasks.sources import Sources
 from research.train.build import build, context_ids
 from research.train.offline import run_offline
@@ -60,12 +64,16 @@ class Ground:
       sources: the data, opened.
       mesh: the devices.
       models: static model descriptions by section, vocabulary included.
+      task: of the problems.
+      yardstick: what says whether a completion is right: `evaluation.correct`, or the task's own.
       tools: what policies may call while they are sampled, if anything.
     """
 
     sources: Sources
     mesh: Mesh
     models: Mapping[str, ModelConfig]
+    task: Task
+    yardstick: RewardFunction
     tools: ToolUse | None = None
 
 
@@ -100,7 +108,8 @@ def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
             raise ConfigError(f"{stage.name}.objective.{stage.objective.name}.{error}") from error
         _check_context(experiment, stage, sources.tokenizer)
     tools = ToolUse(experiment.tree["tools"], sources.tokenizer) if experiment.tools.names else None
-    return Ground(sources, mesh, models, tools)
+    yardstick = experiment.parsed["evaluation"].chosen["correct"]
+    return Ground(sources, mesh, models, AnswerTask(), yardstick[0].make() if yardstick else correct, tools)
 
 
 def _check_context(experiment: Experiment, stage: Stage, tokenizer: Tokenizer) -> None:
@@ -153,6 +162,8 @@ def run_chain(
                     sampler=experiment.sampler,
                     result_of=partial(_load_result, dict(finished), ground),
                     label=f"{label}{stage.name} ({stage.objective.name})",
+                    task=ground.task,
+                    yardstick=ground.yardstick,
                     tools=ground.tools,
                 )
                 with folder.running():

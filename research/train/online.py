@@ -1,12 +1,15 @@
 """The loop over the policy's own samples: rejection sampling, pairs of own samples, PPO, GRPO, distillation."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from models.transformer import Params
 from objectives.kl import kl_estimate
 from objectives.reduce import sequence_sum, token_mean
 from research.algorithms.base import rollout_batch
@@ -16,15 +19,28 @@ from research.core.mesh import to_device
 from research.core.metrics import METRICS, load_metrics
 from research.core.network import Network, batch_logps
 from research.data.pipelines import prompt_batches
-from research.evals.problems import problem_metrics
+from research.evals.problems import (
+    Decoded,
+    problem_metrics,
+    sample_prompts,
+    sampler_scalars,
+    sampler_spec,
+)
+from research.rewards.base import RewardError, WeightedReward
+from research.rewards.learned import ProcessScorer, RewardScorer
+from research.rollouts.collect import RolloutCollector, Sampler
 from research.rollouts.curriculum import Curriculum, CurriculumSampler
-from research.rollouts.rollout import Roller, rollout_metrics
+from research.rollouts.rewards import RolloutRewards
+from research.rollouts.samples import rollout_metrics, shown_samples
+from research.sampling.methods import SamplingMethod
 from research.tasks.sources import View
 from research.train.minibatches import mini_batches
 from research.train.monitors import MonitorBounds, Monitors, reading_of
 from research.train.offline import count_tokens
 from research.train.session import Session, StageRun, due, iteration_seed
 
+_ERRORS = 20
+"""Errors of reward functions that are kept in a stage's note."""
 _PATIENCE = 8
 """Batches of prompts that filling one batch from the band of difficulty may pass over."""
 
@@ -32,13 +48,13 @@ _PATIENCE = 8
 def run_online(run: StageRun) -> dict[str, Any]:
     """Runs a stage to its end, from wherever it was; returns its result.
 
-    One iteration: draw prompts, sample G completions of each, pay them, build a batch on the host, and pass over it
+    One iteration: draw prompts, sample G completions of each, reward them, build a batch on the host, and pass over it
     `epochs` times in `minibatches` optimizer steps. A checkpoint falls between iterations, so no rollout is ever in
     flight.
     """
     stage = run.stage
     problems = View(run.sources.problems.train, stage.data.limit)
-    keeper = Keeper(Roller(run, problems))
+    keeper = Keeper(RolloutCollector(_sampler(run), _rewards(run), problems, run.stage.rollout))
     with Session(run, _prompts(run, problems), keeper) as session:
 
         def measure(final: dict[str, float] | None = None) -> dict[str, float]:
@@ -63,18 +79,18 @@ def run_online(run: StageRun) -> dict[str, Any]:
 class Keeper:
     """What the loop keeps between iterations, besides the session: scores' statistics, alarms, the KL's reference."""
 
-    def __init__(self, roller: Roller) -> None:
+    def __init__(self, collector: RolloutCollector) -> None:
         """Nothing seen yet."""
-        self.roller, self.monitors = roller, Monitors(MonitorBounds())
+        self.collector, self.monitors = collector, Monitors(MonitorBounds())
         self._reference: Network | None = None
 
     def get_state(self) -> dict[str, Any]:
         """Plain JSON, for the checkpoint."""
-        return {"roller": self.roller.get_state(), "monitors": self.monitors.get_state()}
+        return {"rewards": self.collector.rewards.get_state(), "monitors": self.monitors.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """The inverse of `get_state`."""
-        self.roller.set_state(state["roller"])
+        self.collector.rewards.set_state(state["rewards"])
         self.monitors.set_state(state["monitors"])
 
     def reference(self, session: Session) -> Network:
@@ -84,6 +100,68 @@ class Keeper:
         if self._reference is None:
             self._reference = session.frozen().reference or session.run.policy(session.run.stage.start)
         return self._reference
+
+
+def _sampler(run: StageRun) -> Sampler:
+    """Draws completions as the stage says."""
+    how, tokenizer = run.stage.rollout, run.sources.tokenizer
+    spec = sampler_spec(
+        tokenizer,
+        run.sampler,
+        samples=how.group_size,
+        max_new_tokens=how.max_new_tokens,
+        method=SamplingMethod(top_k=how.top_k, nucleus=how.top_p < 1.0),
+        tools=run.tools,
+    )
+
+    def sample(policy: Params, prompts: Mapping[str, np.ndarray], number: int) -> Decoded:
+        scalars = sampler_scalars(
+            seed=run.stage.seed, step=number, temperature=how.temperature, top_p=how.top_p
+        )
+        return sample_prompts(
+            policy, prompts, scalars, model=run.model, spec=spec, mesh=run.mesh, tokenizer=tokenizer, tools=run.tools
+        )  # fmt: skip
+
+    return sample
+
+
+def _rewards(run: StageRun) -> RolloutRewards:
+    """What rewards samples, as the stage says; loads its reward models."""
+    stage, section, roles = run.stage, run.stage.reward, run.stage.roles
+    scorer, process = None, None
+    if section.source == "model":
+        networks = tuple(run.result_of(name).network for name in roles.reward)
+        scorer = RewardScorer(networks, run.mesh, section.ensemble, section.variance_coef)
+    if section.step_coef > 0:
+        process = ProcessScorer(run.result_of(roles.prm).network, run.mesh, run.sources.tokenizer)
+    functions = stage.chosen("reward", "functions")
+    weights = section.weights or (1.0,) * len(functions)
+    return RolloutRewards(
+        section,
+        [
+            WeightedReward(each.component.name, each.make(), weight)
+            for each, weight in zip(functions, weights, strict=True)
+        ],
+        run.yardstick,
+        run.task,
+        group_size=stage.rollout.group_size,
+        max_new_tokens=stage.rollout.max_new_tokens,
+        seed=stage.seed,
+        scorer=scorer,
+        process=process,
+    )
+
+
+def _record_errors(session: Session, errors: tuple[RewardError, ...]) -> None:
+    """Keeps the first reward functions' errors in the stage's note, and says how many there are."""
+    if errors:
+        kept = session.note.setdefault("reward_errors", [])
+        kept += [error._asdict() for error in errors][: max(0, _ERRORS - len(kept))]
+        first = errors[0]
+        session.progress.say(
+            f"reward function {first.name}: raised on prompt {first.prompt_id} ({first.error}); {len(errors)} such "
+            "errors in this iteration"
+        )
 
 
 def _prompts(run: StageRun, problems: View) -> Any:
@@ -116,11 +194,10 @@ def _prompts(run: StageRun, problems: View) -> Any:
 
 def _iterate(session: Session, keeper: Keeper, step: int) -> tuple[dict[str, Any], int]:
     run, stage = session.run, session.run.stage
-    drawn = keeper.roller.roll(session, step)
-    rollouts = drawn.rollouts
-    metrics: dict[str, Any] = rollout_metrics(drawn)
-    if isinstance(session.data, CurriculumSampler):
-        metrics.update(session.data.metrics())
+    collected = keeper.collector.collect(session.policy, session.data, session.spent, step)
+    _record_errors(session, collected.errors)
+    rollouts = collected.rollouts
+    metrics: dict[str, Any] = rollout_metrics(collected)
     batch, chosen = session.algorithm.from_rollouts(rollouts, iteration_seed(stage.seed, step))
     metrics.update(chosen)
     tokens = int(rollouts.lengths.sum())
@@ -133,8 +210,8 @@ def _iterate(session: Session, keeper: Keeper, step: int) -> tuple[dict[str, Any
         kl = _kl(prepared.completion_mask, prepared.sampler_logps, prepared.ref_logps)
         metrics.update({name: float(value) for name, value in jax.device_get(kl).items()})
     elif shown and stage.rollout.monitor_kl and stage.start:
-        drawn_batch = to_device(run.mesh, rollout_batch(rollouts, mask_truncated=False))
-        kl = _reference_kl(keeper.reference(session), drawn_batch, stage.rollout.temperature)
+        sampled = to_device(run.mesh, rollout_batch(rollouts, mask_truncated=False))
+        kl = _reference_kl(keeper.reference(session), sampled, stage.rollout.temperature)
         metrics.update({name: float(value) for name, value in jax.device_get(kl).items()})
     if prepared is not None:
         learned, trained = _learn(session, batch, prepared, step)
@@ -143,7 +220,7 @@ def _iterate(session: Session, keeper: Keeper, step: int) -> tuple[dict[str, Any
         session.adapt(metrics, len(rollouts.rewards))
     metrics.update(keeper.monitors.update(reading_of(jax.device_get(metrics))))
     if shown:
-        session.writer.write_samples(step, keeper.roller.samples(drawn))
+        session.writer.write_samples(step, shown_samples(collected))
     return metrics, tokens
 
 

@@ -34,6 +34,8 @@ from research.core.state import (
     state_from_params,
 )
 from research.environments.tool_use import ToolUse
+from research.rewards.base import RewardFunction
+from research.tasks.base import Task
 from research.tasks.sources import Sources
 from research.train.budget import Spending
 from research.train.build import build
@@ -55,6 +57,8 @@ class StageRun:
       sampler: how completions are computed.
       result_of: loads what another stage has trained, by name: fresh buffers at every call.
       label: what the progress bar says.
+      task: of the problems.
+      yardstick: what says whether a completion is right, whatever is optimised.
       tools: what the policy may call while it is sampled, if anything.
     """
 
@@ -67,6 +71,8 @@ class StageRun:
     sampler: Sampler
     result_of: Callable[[str], "StageResult"]
     label: str
+    task: Task
+    yardstick: RewardFunction
     tools: ToolUse | None = None
 
     def initial_params(self, layout: Layout) -> Params:

@@ -13,7 +13,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from models import logprobs
 from models.axes import MESH_AXES
 from models.config import ModelConfig
-from models.logprobs import TokenLogps, compute_logits, hidden_divergence, hidden_logps, token_logps
+from models.logprobs import (
+    TokenLogps,
+    compute_logits,
+    hidden_divergence,
+    hidden_logps,
+    likeliest_token,
+    token_logps,
+)
 from models.transformer import forward, unembedding
 from tests.models.tiny import CONFIG, UNTIED, make_params, make_tokens, plain, values_of
 
@@ -338,3 +345,22 @@ class TestDivergence:
             ValueError, match="teacher: got a vocabulary of 50 tokens, expected the student's 40"
         ):
             hidden_divergence(hidden, unembed, CONFIG, teacher, jnp.zeros((24, 50)), other, self.kl)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 301), (2, 4, 129), (6, 1)], ids=str)
+def test_the_likeliest_token_is_the_first_of_equal_ones(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(len(shape))
+    for logits in (
+        rng.integers(-3, 3, shape).astype(np.float32),
+        np.full(shape, -np.inf, np.float32),
+        np.where(rng.random(shape) < 0.5, -np.inf, rng.standard_normal(shape)).astype(np.float32),
+        np.where(rng.random(shape) < 0.1, np.inf, rng.standard_normal(shape)).astype(np.float32),
+    ):
+        found = jax.jit(likeliest_token)(logits)
+        assert found.dtype == jnp.int32
+        np.testing.assert_array_equal(found, np.argmax(logits, axis=-1))
+
+
+def test_the_likeliest_token_is_in_the_vocabulary_when_a_logit_is_not_a_number() -> None:
+    logits = jnp.asarray([[0.0, np.nan, 1.0], [3.0, 1.0, 0.0]])
+    np.testing.assert_array_equal(jax.jit(likeliest_token)(logits), [2, 0])

@@ -31,16 +31,19 @@ SMALLEST = 1e-6
 
 INTRODUCTION = f"""# Objectives
 
-Arrays in, unreduced float32 losses and metrics out (`ObjectiveOutput`); `reduce.py` turns them into `WeightedSum`s.
-`l` is the log-prob of a token (of a sequence where the batch is pairs) in nats, `l_ref` and `l_old` likewise; `A` an
-advantage; `b` without an index is beta, `e` a label smoothing, `s` as a function the sigmoid; `n_b` the unmasked tokens
-of row b. Shapes: B rows or pairs, N = P * G completions of P prompts, T tokens, V vocabulary, K candidates, S steps,
-E models.
+The mathematics: functions from arrays to unreduced float32 losses and metrics (`ObjectiveOutput`), which `reduce.py`
+turns into `WeightedSum`s. Each name in the tables leads to its section: the full equation, the sources, the options.
 
-Options are arguments of the function; what a config may set, and its defaults, stand beside each algorithm
-(`python -m launch.describe rl.objective.grpo` prints them; the KL of the GRPO family is off by default).
+Notation: `l` is the log-prob of a token (of a whole sequence where the batch is pairs), in nats; `l_ref` and
+`l_old` are the same under the reference and under the policy that sampled. `A` is an advantage, `r` a reward, `b`
+alone is beta, `e` a label smoothing, `s(x)` the sigmoid, `n_b` the number of unmasked tokens of row b; `_c` and
+`_r` are the chosen and the rejected side. Shapes: B rows or pairs, N = P * G completions of P prompts, T tokens, V
+vocabulary, K candidates, S steps, E models.
 
-This file is generated from the code; write it anew with `{UPDATE}`.
+What a config may set, with defaults, stands beside each algorithm (`python -m launch.describe rl.objective.grpo`);
+the KL of the GRPO family is off by default.
+
+This file is generated from the code: `{UPDATE}`.
 """
 
 FAMILY = """## Members of the GRPO family
@@ -98,11 +101,25 @@ def main() -> None:
 
 def text(bounds: Bounds) -> str:
     """The whole file."""
+    losses = [function for function in objectives_only() if returns(function) == "ObjectiveOutput"]
+    others = [function for function in objectives_only() if function not in losses]
     return "\n".join(
-        [INTRODUCTION, "## Names in configs\n", name_table()]
-        + ["## Objectives\n", objective_table(), "## Reductions\n", reduction_table()]
-        + [FAMILY, "## Parity with TRL\n", parity_text(), parity_table(bounds), ABSENT]
+        [INTRODUCTION, "## Losses\n", summary_table(losses)]
+        + ["## Advantages, rewards and terms of losses\n", summary_table(others)]
+        + ["## Reductions\n", reduction_table(), FAMILY, "## Names in configs\n", name_table()]
+        + ["## Details\n", *(section(function) for function in objectives_only())]
+        + ["## Parity with TRL\n", parity_text(), parity_table(bounds), ABSENT]
     )
+
+
+def objectives_only() -> list[Callable[..., Any]]:
+    """The functions with a source that are no reduction."""
+    return [function for function in public_functions() if function.__module__ != "objectives.reduce"]
+
+
+def returns(function: Callable[..., Any]) -> str:
+    """Name of the type returned."""
+    return getattr(inspect.signature(function).return_annotation, "__name__", "")
 
 
 def name_table() -> str:
@@ -125,21 +142,65 @@ def name_table() -> str:
     return table(["`objective`", "Algorithm", "Calls"], rows)
 
 
-def objective_table() -> str:
-    """One row a function with a source, and one a variant of it."""
-    rows = []
-    for function in public_functions():
-        if function.__module__ == "objectives.reduce":
-            continue
-        use = declared_use(function.__name__)
-        batch = use.batch if use and use.batch else shapes(function)
-        roles = use.roles if use else ""
-        name = f"`{function.__name__}`"
-        rows.append([name, equation(function), source(function), batch, roles, options(function)])
-        for parameter, value in variants(function):
-            variant = f"`{function.__name__}({parameter}={value!r})`".replace("'", '"')
-            rows.append([variant, variant_cell(function, parameter, value), "", "", "", ""])
-    return table(["Name", "Equation", "Source", "Batch", "Roles", "Options"], rows)
+def summary_table(functions: list[Callable[..., Any]]) -> str:
+    """One row a function; its name leads to its section below."""
+    rows = [
+        [f"[{x.__name__}](#{x.__name__})", meaning(x), short_equation(x), short_source(x)] for x in functions
+    ]
+    return table(["Name", "Meaning", "Equation", "Source"], rows)
+
+
+def meaning(function: Callable[..., Any]) -> str:
+    """The docstring's first sentence."""
+    return " ".join(paragraphs(function)[0].split()).removesuffix(".")
+
+
+def short_equation(function: Callable[..., Any]) -> str:
+    """The first formulas of the equation, as many as fit into a cell."""
+    body = "\n\n".join(paragraphs(function)).split("Args:")[0].split("Source:")[0]
+    formulas: list[str] = []
+    for text in (equation(function), body):
+        found = [x for x in re.findall(r"`[^`]+`", text) if not re.fullmatch(r"`[\w']+( \+ 1)?`", x)]
+        formulas = formulas or found
+    kept = formulas[:1]
+    for formula in formulas[1:]:
+        if len("; ".join([*kept, formula])) > 130:
+            break
+        kept.append(formula)
+    return "; ".join(kept)
+
+
+def short_source(function: Callable[..., Any]) -> str:
+    """The first two citations."""
+    cited = re.findall(r"[A-Z][\w'-]+(?: et al\.| and [A-Z]\w+| Team)? \d{4}", source(function))
+    found = list(dict.fromkeys(cited))
+    return (
+        ", ".join(found[:2]) + (", ..." if len(found) > 2 else "")
+        if found
+        else source(function).split(";")[0]
+    )
+
+
+def section(function: Callable[..., Any]) -> str:
+    """All of one function: equation, source, batch, roles, options and their variants."""
+    use = declared_use(function.__name__)
+    lines = [f"### {function.__name__}", "", f"{meaning(function)}.", "", f"- Equation: {equation(function)}"]
+    lines.append(f"- Source: {source(function)}")
+    if use and use.batch:
+        lines.append(f"- Learns from: {use.batch}; models: {use.roles}")
+    else:
+        lines.append(f"- Shapes: {shapes(function)}")
+    listed = options(function)
+    if listed:
+        lines.append(f"- Options: {listed}")
+    for parameter in choices_of(function):
+        found = [
+            (value, variant_cell(function, parameter, value))
+            for value in choices_in_order(function, parameter)
+        ]
+        lines.append(f"- `{parameter}`:")
+        lines += [f"  - `{value}`: {cell}" for value, cell in found]
+    return "\n".join(lines) + "\n"
 
 
 def reduction_table() -> str:
@@ -251,27 +312,23 @@ def choices_of(function: Callable[..., Any]) -> dict[str, set[str]]:
     return {p.name: set(get_args(p.annotation)) for p in parameters if get_origin(p.annotation) is Literal}
 
 
-def variants(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
-    """Parameter and value of every choice, in the order of the code."""
-    for name in choices_of(function):
-        annotation = inspect.signature(function).parameters[name].annotation
-        yield from ((name, value) for value in get_args(annotation))
+def choices_in_order(function: Callable[..., Any], parameter: str) -> tuple[str, ...]:
+    """The values of one parameter, in the order of the code."""
+    return get_args(inspect.signature(function).parameters[parameter].annotation)
 
 
 def variant_cell(function: Callable[..., Any], parameter: str, value: str) -> str:
-    """The variant's formula, from another function where this one only passes the choice on."""
+    """The variant's formula, or the function that has it where this one only passes the choice on; else nothing."""
     found = variant_equation(function, value)
     if found:
         return found
     choices = choices_of(function)[parameter]
     for other in public_functions():
-        if other.__name__.startswith(value) and other.__name__.endswith(parameter):
-            return f"`{other.__name__}`: {equation(other)}"
-        if other is not function and any(choices <= known for known in choices_of(other).values()):
-            found = variant_equation(other, value)
-            if found:
-                return f"`{other.__name__}`: {found}"
-    return "as above"
+        named = other.__name__.startswith(value) and other.__name__.endswith(parameter)
+        shared = other is not function and any(choices <= known for known in choices_of(other).values())
+        if named or (shared and variant_equation(other, value)):
+            return f"see [{other.__name__}](#{other.__name__})"
+    return ""
 
 
 def variant_equation(function: Callable[..., Any], value: str) -> str:

@@ -1,5 +1,6 @@
 """objectives/README.md is what the code says; its parity bounds are checked where the numbers are computed."""
 
+import re
 from typing import Literal
 
 import pytest
@@ -22,13 +23,25 @@ def test_every_function_with_a_source_has_an_equation():
     assert not missing
 
 
-def test_every_choice_is_a_row():
-    table = readme.objective_table()
-    for function in (dpo_loss, kl_estimate):
-        values = list(readme.variants(function))
-        assert values
-        for parameter, value in values:
-            assert f'`{function.__name__}({parameter}="{value}")`' in table
+def test_every_choice_has_a_formula_or_leads_to_one():
+    missing = [
+        f"{function.__name__}({parameter}={value})"
+        for function in readme.objectives_only()
+        for parameter in readme.choices_of(function)
+        for value in readme.choices_in_order(function, parameter)
+        if not readme.variant_cell(function, parameter, value)
+    ]
+    assert not missing
+
+
+def test_each_objective_is_one_line_and_one_section():
+    text = readme.text(readme.printed_bounds())
+    for function in readme.objectives_only():
+        name = function.__name__
+        assert text.count(f"| [{name}](#{name}) |") == 1 and text.count(f"### {name}\n") == 1
+        [line] = [line for line in text.splitlines() if line.startswith(f"| [{name}]")]
+        assert len(line) < 360 and not re.search(r"\|  \|", line), line
+    assert "| as above |" not in text
 
 
 LISTED = """Does.
@@ -67,22 +80,26 @@ def test_reading_a_docstring(doc, equation, source, variant):
     assert readme.variant_equation(function, "two") == variant
 
 
-def test_variants_options_and_shapes_come_from_the_signature():
+def test_choices_options_and_shapes_come_from_the_signature():
     def function(
         *, x: Float[Array, "B T"], y: Float[Array, " B"] | None, kind: Literal["a", "b"], c: Scalar = 0.5,
         other: Literal["c", "d"] = "d",
     ):  # fmt: skip
         del x, y, kind, c, other
 
-    assert list(readme.variants(function)) == [("kind", "a"), ("kind", "b"), ("other", "c"), ("other", "d")]
+    assert list(readme.choices_of(function)) == ["kind", "other"]
+    assert readme.choices_in_order(function, "kind") == ("a", "b")
     assert readme.options(function) == "`kind` (a, b); `c` = 0.5; `other` = d (c, d)"
     assert readme.shapes(function) == "`[B,T]`, `[B]`"
 
 
-def test_a_choice_that_is_passed_on_has_the_formula_of_the_function_that_reads_it():
-    assert readme.variant_cell(grpo_loss, "kl_estimator", "k2") == "`kl_estimate`: `k2 = d^2 / 2`"
-    assert readme.variant_cell(grpo_loss, "surrogate", "cispo").startswith("`cispo_surrogate`: `loss = ")
-    assert readme.variant_cell(dpo_loss, "f_divergence", "js").startswith("`f_divergence_score`: ")
+def test_a_choice_that_is_passed_on_leads_to_the_function_that_reads_it():
+    assert readme.variant_cell(grpo_loss, "kl_estimator", "k2") == "see [kl_estimate](#kl_estimate)"
+    assert readme.variant_cell(grpo_loss, "surrogate", "cispo") == "see [cispo_surrogate](#cispo_surrogate)"
+    assert (
+        readme.variant_cell(dpo_loss, "f_divergence", "js") == "see [f_divergence_score](#f_divergence_score)"
+    )
+    assert readme.variant_cell(kl_estimate, "estimator", "k2") == "`k2 = d^2 / 2`"
 
 
 def test_batch_and_roles_come_from_the_algorithms():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from research.core.errors import CheckpointError, ConfigError, DataError
+from research.core.errors import CheckpointError, DataError
 from research.data.pipelines import Pipeline
 from research.data.streams import PromptStream
 from research.rollouts.curriculum import Curriculum, CurriculumSampler
@@ -69,10 +69,8 @@ def test_pass_rates_decay_at_each_visit(seed):
         curriculum.update(ids, correct)
         for i in set(ids.tolist()):
             visits[i].append((int((ids == i).sum()), int(correct[ids == i].sum())))
-    rates, kept = curriculum.pass_rates(), curriculum.select(np.arange(size), rng)
+    rates, kept = curriculum.pass_rates(), curriculum.in_band()
     for i, history in visits.items():
-        assert curriculum.attempts[i] == sum(n for n, _ in history)
-        assert curriculum.passes[i] == sum(k for _, k in history)
         if not history:
             assert np.isnan(rates[i]) and kept[i]
             continue
@@ -87,7 +85,7 @@ def test_pass_rates_decay_at_each_visit(seed):
 def test_the_band_includes_its_bounds():
     curriculum = Curriculum(3, band=(0.25, 0.5), retry=0.0)
     curriculum.update(np.repeat([0, 1, 2], 4), np.array([1, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0], bool))
-    assert curriculum.select(np.arange(3), np.random.default_rng(0)).tolist() == [True, True, False]
+    assert curriculum.in_band().tolist() == [True, True, False]
 
 
 def test_a_prompt_that_the_model_learns_leaves_the_band_and_one_it_forgets_returns():
@@ -97,24 +95,6 @@ def test_a_prompt_that_the_model_learns_leaves_the_band_and_one_it_forgets_retur
         curriculum.update(np.zeros(4, int), np.arange(4) < right)
         inside.append(bool(curriculum.in_band()[0]))
     assert inside == [False, False, False, True, True, False, False]
-
-
-def test_out_of_the_band_a_prompt_is_retried_as_often_as_asked_for():
-    curriculum = Curriculum(1, band=(0.2, 0.8), retry=0.2)
-    curriculum.update(np.zeros(4, int), np.zeros(4, bool))
-    kept = curriculum.select(np.zeros(20_000, int), np.random.default_rng(0))
-    assert kept.mean() == pytest.approx(0.2, abs=0.01)
-
-
-def test_select_draws_the_same_numbers_whatever_is_known():
-    known, fresh = Curriculum(5, band=(0.5, 0.5)), Curriculum(5, band=(0.5, 0.5))
-    known.update(np.arange(5), np.ones(5, bool))
-    states = []
-    for curriculum in (known, fresh):
-        rng = np.random.default_rng(3)
-        curriculum.select(np.arange(5), rng)
-        states.append(rng.bit_generator.state)
-    assert states[0] == states[1]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -129,8 +109,6 @@ def test_state_survives_json_and_is_compact(seed):
     for one in (curriculum, again):
         one.update(ids, np.ones(30, bool))
     np.testing.assert_array_equal(again.pass_rates(), curriculum.pass_rates())
-    np.testing.assert_array_equal(again.attempts, curriculum.attempts)
-    np.testing.assert_array_equal(again.passes, curriculum.passes)
 
 
 def test_a_hundred_thousand_prompts_fit_in_a_checkpoint():
@@ -138,7 +116,7 @@ def test_a_hundred_thousand_prompts_fit_in_a_checkpoint():
     rng = np.random.default_rng(0)
     for _ in range(3):
         curriculum.update(np.repeat(np.arange(100_000), 4), rng.random(400_000) < 0.4)
-    assert len(json.dumps(curriculum.get_state())) < 1_500_000
+    assert len(json.dumps(curriculum.get_state())) < 1_000_000
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -255,21 +233,6 @@ def test_too_few_distinct_prompts_are_refused_and_not_waited_for():
         next(made(size=4, batch_size=5))
 
 
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"size": 0}, "curriculum: got 0 prompts, expected at least 1"),
-        ({"band": (0.8, 0.2)}, r"band: got \(0.8, 0.2\), expected 0 <= low <= high <= 1"),
-        ({"band": (0.0, 1.5)}, "band: got"),
-        ({"decay": 1.5}, "decay: got 1.5, expected between 0 and 1"),
-        ({"retry": float("nan")}, "retry: got nan, expected between 0 and 1"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings, says):
-    with pytest.raises(ConfigError, match=says):
-        Curriculum(**{"size": 3, "band": (0.0, 1.0), **settings})
-
-
 def test_refusals():
     curriculum = Curriculum(3, band=(0.0, 1.0))
     with pytest.raises(ValueError, match=r"prompt_ids: got -1 .. 2, expected within 0 .. 2"):
@@ -279,15 +242,7 @@ def test_refusals():
     with pytest.raises(CheckpointError, match="holds 4 prompts, expected the data's 3"):
         curriculum.set_state(Curriculum(4, band=(0.0, 1.0)).get_state())
     state = curriculum.get_state()
-    with pytest.raises(CheckpointError, match="curriculum: passes cannot be read"):
-        curriculum.set_state({**state, "passes": "AAAA"})
+    with pytest.raises(CheckpointError, match="curriculum: solved cannot be read"):
+        curriculum.set_state({**state, "solved": "AAAA"})
     with pytest.raises(CheckpointError, match="curriculum: got 6 seen, expected 3"):
         curriculum.set_state({**state, "seen": Curriculum(6, band=(0.0, 1.0)).get_state()["seen"]})
-    for settings, says in (
-        ({"batch_size": 0}, "batch_size: got 0"),
-        ({"max_skipped": -1}, "max_skipped: got -1"),
-    ):
-        with pytest.raises(ConfigError, match=says):
-            made(**settings)
-    with pytest.raises(ConfigError, match="seed: got -1"):
-        made(-1)

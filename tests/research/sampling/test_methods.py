@@ -14,7 +14,6 @@ from research.sampling.methods import (
     draw,
     draw_size,
     gumbel_noise,
-    likeliest_token,
     nucleus_mask,
     row_keys,
     sample_token,
@@ -115,25 +114,6 @@ def test_greedy_is_a_point_mass_at_the_first_of_the_best() -> None:
     logits = jnp.asarray([[0.0, 2.0, 2.0], [3.0, 1.0, 0.0]])
     found = distribution(logits, GREEDY, jnp.float32(0.7), jnp.float32(1.0))
     np.testing.assert_array_equal(found, [[-np.inf, 0, -np.inf], [0, -np.inf, -np.inf]])
-
-
-@pytest.mark.parametrize("shape", [(5,), (3, 301), (2, 4, 129), (6, 1)], ids=str)
-def test_the_likeliest_token_is_the_first_of_equal_ones(shape: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(len(shape))
-    for logits in (
-        rng.integers(-3, 3, shape).astype(np.float32),
-        np.full(shape, -np.inf, np.float32),
-        np.where(rng.random(shape) < 0.5, -np.inf, rng.standard_normal(shape)).astype(np.float32),
-        np.where(rng.random(shape) < 0.1, np.inf, rng.standard_normal(shape)).astype(np.float32),
-    ):
-        found = jax.jit(likeliest_token)(logits)
-        assert found.dtype == jnp.int32
-        np.testing.assert_array_equal(found, np.argmax(logits, axis=-1))
-
-
-def test_the_likeliest_token_is_in_the_vocabulary_when_a_logit_is_not_a_number() -> None:
-    logits = jnp.asarray([[0.0, np.nan, 1.0], [3.0, 1.0, 0.0]])
-    np.testing.assert_array_equal(jax.jit(likeliest_token)(logits), [2, 0])
 
 
 @pytest.mark.parametrize(

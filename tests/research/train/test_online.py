@@ -12,7 +12,7 @@ from research.algorithms.ppo import PPO
 from research.algorithms.rejection_sampling import RejectionSampling
 from research.core.checkpoint import restore_subtree
 from research.core.state import abstract_state
-from research.rollouts.rollout import Drawn, rollout_metrics
+from research.rollouts.samples import Collected, rollout_metrics
 from research.train.chain import Finished
 from research.train.offline import count_tokens
 from tests.research.algorithms.toy import grpo, rollouts
@@ -27,10 +27,10 @@ def lines(run: Finished, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.folder.path / name).read_text("utf-8").splitlines()]
 
 
-def drawn(rewards: np.ndarray = REWARDS, stopped: np.ndarray = STOPPED) -> Drawn:
-    """Half of the reward is the verifier's word: what is right is asked of that alone."""
+def drawn(rewards: np.ndarray = REWARDS, stopped: np.ndarray = STOPPED) -> Collected:
+    """The reward is half of the yardstick's value, which alone says what is right."""
     made = rollouts(rewards / 2, LENGTHS, group_size=4, stopped=stopped)
-    return Drawn(made, rewards, [""] * 8, {"reward/score": 0.5})
+    return Collected(made, rewards, [""] * 8, [""] * 8, {"reward/score": 0.5})
 
 
 def test_rollout_metrics() -> None:

@@ -89,7 +89,7 @@ def test_ppo_with_all_its_controllers_resumes_bit_for_bit(
         done = (update - s.warmup_steps) / (20 - s.warmup_steps)
         rates.append(s.end_fraction + (1 - s.end_fraction) * (1 + np.cos(np.pi * done)) / 2)
     assert _logged(resumed)[-1]["learning_rate"] == pytest.approx(s.learning_rate * np.mean(rates), rel=1e-4)
-    norm = record["extra"]["roller"]
+    norm = record["extra"]["rewards"]
     assert norm["count"] == record["spent"]["completions_sampled"] and norm["m2"] > 0
     assert any(line["curriculum/skipped"] > 0 for line in _logged(resumed))
 

@@ -110,13 +110,13 @@ def test_reference_budget_and_errors_of_a_run(shared: Shared, monkeypatch: pytes
     cost = [G * record["dynamic_sampling/groups_drawn"] for record in metrics]
     assert drawn == list(np.cumsum(cost)), "what is drawn and thrown away is spent too"
     assert done.result["budget"]["completions_sampled"] == drawn[-1]
-    errors = done.result["note"]["verifier_errors"]
-    assert 0 < len(errors) <= 20 and errors[0]["source"] == "verifier" and "odd" in errors[0]["error"]
+    errors = done.result["note"]["reward_errors"]
+    assert 0 < len(errors) <= 20 and errors[0]["name"] == "verifier" and "odd" in errors[0]["error"]
     rewards = {
         record["reward"]
         for record in map(json.loads, (done.folder.path / "samples.jsonl").read_text("utf-8").splitlines())
     }
-    assert rewards <= {1.0, 0.0, -0.5} and sum(record["reward/verifier_errors"] for record in metrics) > 0
+    assert rewards <= {1.0, 0.0, -0.5} and sum(record["reward/verifier/unknown"] for record in metrics) > 0
 
 
 def test_a_verifier_that_raises_in_an_evaluation_costs_one_sample(

@@ -5,7 +5,6 @@ import json
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -26,12 +25,15 @@ from research.data.tokenizer import Tokenizer, train_tokenizer
 from research.environments.calls import Call, call_text
 from research.environments.tool_use import ToolUse
 from research.evals import problems
-from research.rewards.normalization import RunningNorm
-from research.rewards.verifiers import exact_answer
-from research.rollouts.rollout import Drawn, Roller, rollout_metrics
+from research.rewards.base import WeightedReward
+from research.rewards.builtin import correct
+from research.rollouts.collect import RolloutCollector
+from research.rollouts.rewards import RolloutRewards
+from research.rollouts.samples import Collected, rollout_metrics, shown_samples
 from research.sampling.engine import Give, Request, Row, Stats, sample_refilled
 from research.sampling.methods import SamplingMethod
 from research.sampling.types import STOPPED, Completions, EngineSpec, Prompts, SamplerSpec
+from research.tasks.answered import AnswerTask
 from research.train.budget import Spending
 from tests.models.tiny import ONE_LAYER, make_params, make_tokens, right_padded
 from tests.research.algorithms.toy import MODEL, grpo, host_params, objective_scalars, quick_compilation
@@ -105,11 +107,11 @@ def put(row: Row, tokens: Sequence[int], *, drawn: bool) -> None:
 
 
 def scripts(tokenizer: Tokenizer) -> list[list[list[int]]]:
-    """Of "3+4": calls and answers; just answers. Of "2*5": hides its answer in a call; calls twice."""
+    """Of "3+4": calls and answers; just answers. Of "2*5": answers only before its call; calls twice."""
     return [
         [turn(tokenizer, expression="3+4"), turn(tokenizer, "so\n#### 7")],
         [turn(tokenizer, "#### 7")],
-        [turn(tokenizer, expression="#### 10"), turn(tokenizer, "none")],
+        [turn(tokenizer, "#### 10\nlet me see", expression="ten"), turn(tokenizer, "none")],
         [turn(tokenizer, "#### 10", expression="2*5"), turn(tokenizer, "#### 10", expression="2*5")],
     ]
 
@@ -127,43 +129,43 @@ def batches(tools: ToolUse, tokenizer: Tokenizer, rows: int = 2) -> list[Mapping
 
 
 @pytest.fixture
-def drawn(tools: ToolUse, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> tuple[Drawn, Any, Roller]:
-    """One iteration of the scripts, paid."""
+def drawn(
+    tools: ToolUse, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Collected, Spending]:
+    """One iteration of the scripts, rewarded; and what it spent."""
     monkeypatch.setattr(problems, "sample_refilled", Engine(scripts(tokenizer)))
-    roller = Roller.__new__(Roller)
-    how = Rollout(group_size=G, max_new_tokens=N)
-    roller.run = SimpleNamespace(  # type: ignore[assignment]
-        stage=SimpleNamespace(rollout=how, seed=0), model=MODEL, mesh=None, sampler=SAMPLER, tools=tools,
-        sources=SimpleNamespace(tokenizer=tokenizer),
+    rewards = RolloutRewards(
+        Reward(overlong_buffer=N),  # -tokens / N: shows which tokens it counts
+        (WeightedReward("correct", correct),), correct, AnswerTask(), group_size=G, max_new_tokens=N, seed=0,
     )  # fmt: skip
-    roller.reward = Reward(overlong_buffer=N)  # -tokens / N: shows which tokens it counts
-    roller.problems, roller.norm, roller.verifier = RECORDS, RunningNorm(), exact_answer  # type: ignore[assignment]
-    roller.scorer, roller.steps, roller.models = None, None, ()
-    session: Any = SimpleNamespace(
-        policy=None, data=iter(batches(tools, tokenizer)), spent=Spending(MODEL), note={}, progress=None
-    )
-    return roller._draw(session, 0), session, roller
+    collector = RolloutCollector(
+        lambda _params, prompts, _number: sampled(prompts, tools, tokenizer), rewards, RECORDS,
+        Rollout(prompts_per_step=2, group_size=G),
+    )  # fmt: skip
+    spent = Spending(MODEL)
+    prompts: Any = iter(batches(tools, tokenizer))
+    return collector.collect(None, prompts, spent, 0), spent  # type: ignore[arg-type]
 
 
-def test_the_answer_is_what_follows_the_last_result(drawn: tuple[Drawn, Any, Roller]) -> None:
+def test_the_answer_is_what_follows_the_last_result(drawn: tuple[Collected, Spending]) -> None:
     rollouts = drawn[0].rollouts
-    # Row 2 names the answer in a call only; row 3 says it, and then calls once more than it may.
+    # Row 2 names the answer before its call only; row 3 calls once more than it may.
     assert rollouts.correct.tolist() == [True, True, False, False]
     assert rollouts.stopped.tolist() == [True, True, True, False]
 
 
-def test_samples_show_the_dialogue_with_its_markup(drawn: tuple[Drawn, Any, Roller]) -> None:
-    shown = [record["completion"] for record in drawn[2].samples(drawn[0])]
-    assert len(shown) == 2
+def test_samples_show_the_dialogue_with_its_markup(drawn: tuple[Collected, Spending]) -> None:
+    shown = [record["completion"] for record in shown_samples(drawn[0])]
+    assert len(shown) == 2 and shown[1].startswith("#### 10\nlet me see<tool_call>")
     call = '<tool_call>{"arguments": {"expression": "3+4"}, "name": "calculator"}</tool_call>'
     assert shown[0].startswith(call) and shown[0].endswith("so\n#### 7<|im_end|>")
     assert "<tool_result>7</tool_result>" in shown[0] and "<tool_result>error: " in shown[1]
 
 
 def test_only_drawn_tokens_are_paid_counted_and_learned_from(
-    drawn: tuple[Drawn, Any, Roller], tokenizer: Tokenizer
+    drawn: tuple[Collected, Spending], tokenizer: Tokenizer
 ) -> None:
-    (rolled, *_), session, _ = drawn[0], drawn[1], drawn[2]
+    (rolled, *_), spent = drawn
     assert rolled.given is not None
     written = scripts(tokenizer)
     lengths = [sum(map(len, written[row])) for row in range(4)]
@@ -184,12 +186,10 @@ def test_only_drawn_tokens_are_paid_counted_and_learned_from(
     for row in range(4):  # a token's position says how many are before it, results included
         real = batch.segment_ids[row] > 0
         assert batch.positions[row][real].tolist() == list(range(real.sum()))
-    assert session.spent.tokens_sampled == sum(lengths)
+    assert spent.tokens_sampled == sum(lengths)
     prompts, given = int(rolled.prompt_mask[::G].sum()), int(rolled.given.sum())
     context = (rolled.prompt_mask.sum() + sum(lengths) + given) / 4 / 2
-    assert session.spent.flops == pytest.approx(
-        MODEL.flops_per_token(context) * (sum(lengths) + given + prompts)
-    )
+    assert spent.flops == pytest.approx(MODEL.flops_per_token(context) * (sum(lengths) + given + prompts))
     metrics = rollout_metrics(drawn[0])
     assert metrics["completions/mean_length"] == np.mean(lengths)
     assert metrics["sampler_entropy_estimate"] == 1.0

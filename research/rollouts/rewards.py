@@ -1,0 +1,173 @@
+"""Rewards of samples, by functions or models, shaped, and by step; and, apart from them, which samples are right."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from models.config import ModelConfig
+from research.algorithms.base import Rollouts
+from research.config.sections import Reward
+from research.evals.problems import Decoded, decoded_rows
+from research.rewards.base import (
+    Dialogue,
+    RewardContext,
+    RewardError,
+    RewardFunction,
+    Sample,
+    Scores,
+    WeightedReward,
+    score,
+)
+from research.rewards.learned import ProcessScorer, RewardScorer
+from research.rewards.normalization import RunningNorm
+from research.rewards.shaping import shape, shaping_of
+from research.rollouts.samples import Collected
+from research.tasks.base import Task
+
+
+@dataclass
+class RolloutRewards:
+    """Rewards samples as a stage says; keeps the running statistics of its scores.
+
+    Attributes:
+      section: the stage's `reward` section.
+      functions: reward functions; unused where reward models score.
+      yardstick: what says whether a completion is right: `evaluation.correct`, or the task's own.
+      task: of the records.
+      group_size: G.
+      max_new_tokens: the sampler's limit, tokens.
+      seed: the stage's.
+      scorer: reward models; None where functions score. The yardstick's verdict is then logged but not used for
+        training: `Rollouts.correct` is whether the score is above the group's mean.
+      process: process reward model that scores steps; None without rewards of steps.
+      norm: statistics of the scores so far.
+    """
+
+    section: Reward
+    functions: Sequence[WeightedReward]
+    yardstick: RewardFunction
+    task: Task
+    group_size: int
+    max_new_tokens: int
+    seed: int
+    scorer: RewardScorer | None = None
+    process: ProcessScorer | None = None
+    norm: RunningNorm = RunningNorm()
+
+    @property
+    def models(self) -> tuple[ModelConfig, ...]:
+        """The frozen models that read every sample."""
+        networks = self.scorer.networks if self.scorer else ()
+        return tuple(each.config for each in (*networks, *([self.process.network] if self.process else [])))
+
+    def __call__(
+        self,
+        prompts: Mapping[str, np.ndarray],
+        records: Sequence[Mapping[str, Any]],
+        out: Decoded,
+        step: int,
+    ) -> Collected:
+        """Rewards the completions of P prompts.
+
+        Args:
+          prompts: {prompt_tokens, prompt_mask `[P, L]`, prompt_id `[P]`}.
+          records: of the P prompts, every column.
+          out: B = P * G completions.
+          step: unique to this batch; enters the seeds of reward functions.
+        """
+        G = self.group_size
+        asked = [self.task.prompt(record) for record in records]
+        samples = self._samples(prompts["prompt_id"], records, asked, out, step)
+        paid = None if self.scorer else score(samples, self.functions, unknown=self.section.unknown)
+        verdicts, errors = self._verdicts(samples, paid)
+        gold = np.where(out.stopped, np.nan_to_num(verdicts), 0.0).astype(np.float32)
+        rows = decoded_rows(prompts, out, G) if self.scorer or self.process else None
+        if paid is None:
+            assert self.scorer is not None and rows is not None
+            scores = self.scorer(rows)
+            groups = scores.reshape(-1, G) - scores[::G, None]  # equal scores give exactly 0
+            correct = (groups > groups.mean(axis=1, keepdims=True)).reshape(-1)
+        else:
+            scores, correct = paid.rewards, (paid.rewards >= 1.0) & out.stopped
+        shaped = shape(
+            scores,
+            correct=correct,
+            texts=out.texts,
+            lengths=out.lengths,
+            stopped=out.stopped,
+            group_size=G,
+            max_new_tokens=self.max_new_tokens,
+            spec=shaping_of(self.section),
+            state=self.norm,
+        )
+        self.norm = shaped.state
+        metrics = {**shaped.metrics(), **(paid.metrics() if paid else {}), **out.metrics}
+        metrics["reward/gold_unknown"] = float(np.isnan(verdicts).mean())
+        step_rewards, step_mask = None, None
+        if self.process is not None:
+            assert rows is not None
+            probs, ends = self.process.steps(rows)
+            L = prompts["prompt_tokens"].shape[1]
+            step_rewards, step_mask = np.float32(self.section.step_coef) * probs[:, L:], ends[:, L:]
+            metrics["reward/steps"] = float(step_rewards.sum(axis=1).mean())
+        rollouts = Rollouts(
+            prompt_tokens=np.repeat(prompts["prompt_tokens"], G, axis=0),
+            prompt_mask=np.repeat(prompts["prompt_mask"], G, axis=0),
+            tokens=out.arrays.tokens,
+            mask=out.arrays.mask,
+            sampler_logps=out.arrays.sampler_logps,
+            stopped=out.stopped,
+            rewards=shaped.rewards,
+            correct=correct,
+            prompt_ids=np.repeat(prompts["prompt_id"], G),
+            group_size=G,
+            step_rewards=step_rewards,
+            step_mask=step_mask,
+            advantage_scale=shaped.advantage_scale,
+            given=out.given,
+        )
+        shown = ["\n".join(message.content for message in messages) for messages in asked for _ in range(G)]
+        return Collected(rollouts, gold, out.shown, shown, metrics, out.turns, errors)
+
+    def _samples(
+        self,
+        prompt_ids: np.ndarray,
+        records: Sequence[Mapping[str, Any]],
+        asked: Sequence[Any],
+        out: Decoded,
+        step: int,
+    ) -> list[Sample]:
+        """What reward functions are called with: a completion's text is what follows its last tool result."""
+        found = []
+        for row, text in enumerate(out.texts):
+            prompt, number = divmod(row, self.group_size)
+            prompt_id = int(prompt_ids[prompt])
+            seed = np.random.SeedSequence((self.seed, step, prompt_id, number)).generate_state(1)[0]
+            turns = Dialogue(out.shown[row], out.turns[row].calls) if out.turns else None
+            context = RewardContext(
+                self.task, asked[prompt], int(out.lengths[row]), bool(out.stopped[row]), int(seed), turns
+            )
+            found.append(Sample(text, records[prompt], context, prompt_id))
+        return found
+
+    def _verdicts(
+        self, samples: list[Sample], paid: Scores | None
+    ) -> tuple[np.ndarray, tuple[RewardError, ...]]:
+        """The yardstick's values, NaN where it cannot tell, and all errors; it runs once where it is a reward too."""
+        if paid is not None:
+            for reward in self.functions:
+                if reward.function == self.yardstick:
+                    return paid.values[reward.name], paid.errors
+        name = "correct"
+        found = score(samples, [WeightedReward(name, self.yardstick)])
+        return found.values[name], (*(paid.errors if paid else ()), *found.errors)
+
+    def get_state(self) -> dict[str, Any]:
+        """Plain JSON, for the checkpoint."""
+        return self.norm.record()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `get_state`."""
+        self.norm = RunningNorm.restored(state)
