@@ -90,7 +90,8 @@ class RolloutRewards:
             groups = scores.reshape(-1, G) - scores[::G, None]  # equal scores give exactly 0
             correct = (groups > groups.mean(axis=1, keepdims=True)).reshape(-1)
         else:
-            scores, correct = paid.rewards, (paid.rewards >= 1.0) & out.stopped
+            known = ~np.isnan(sum(paid.values.values()))
+            scores, correct = paid.rewards, (paid.rewards >= 1.0) & out.stopped & known
         shaped = shape(
             scores,
             correct=correct,

@@ -53,11 +53,6 @@ class Spent:
         self.passes.append(counts)
 
 
-def longer_is_better(text: str, record: Any, context: RewardContext) -> float:
-    del text, record
-    return float(context.length)
-
-
 class Case:
     """A collector whose policy answers "0", "1", "0", "1" to every prompt, in 1, 2, 3, 4 tokens."""
 
@@ -67,7 +62,7 @@ class Case:
         self.numbers: list[int] = []
         self.spent, self.lengths = Spent(), np.tile(lengths, P)
         rewards = RolloutRewards(
-            Reward(normalize=how.pop("normalize", "none")), (WeightedReward("mine", function),), correct,
+            Reward(**{"normalize": how.pop("normalize", "none"), **how.pop("shaping", {})}), (WeightedReward("mine", function),), correct,
             AnswerTask("plain"), group_size=G, max_new_tokens=N, seed=0,
         )  # fmt: skip
         section = Rollout(prompts_per_step=P, group_size=G, **how)
@@ -92,11 +87,11 @@ class Case:
 B = P * G
 
 
-@pytest.mark.parametrize("function", [correct, longer_is_better, lambda *_: 1.0])
-def test_the_curriculum_hears_what_is_right_and_not_what_is_paid(function: Any) -> None:
+@pytest.mark.parametrize("shaping", [{}, {"length_coef": 1.0}, {"normalize": "running"}])
+def test_the_curriculum_hears_what_is_right_and_not_what_is_paid(shaping: dict[str, Any]) -> None:
     curriculum = Curriculum(len(RECORDS), band=(0.25, 0.75), retry=0.0)
     prompts = CurriculumSampler(Prompts(), curriculum, batch_size=P, max_skipped=8, seed=0)
-    case = Case(function)
+    case = Case(shaping=shaping)
     first = case.collect(prompts, 1)
     assert curriculum.pass_rates(np.arange(2)).tolist() == [0.5, 0.5]
     case.collect(prompts, 2)
