@@ -21,6 +21,7 @@ from research.data.examples import Records
 from research.data.jsonl import read_records
 from research.sampling.drafts import NGramDraft
 from research.sampling.speculative import Draft, SpeculativeSpec
+from research.tasks.from_tree import sources_of_tree
 from research.tasks.sources import Sources
 from research.train.chain import Policy, load_policy
 
@@ -54,7 +55,7 @@ def held_out_problems(path: str | None, policy: Policy, folder: Path) -> Records
 
 def sources_of(policy: Policy, folder: Path) -> Sources:
     """The data that the policy of a stage's folder was trained on."""
-    return Sources(policy.experiment["data"], folder.parent.parent / "data")
+    return sources_of_tree(policy.experiment["data"], folder.parent.parent / "data")
 
 
 NGRAM = "ngram"

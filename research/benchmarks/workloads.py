@@ -17,7 +17,8 @@ from research.benchmarks.work import (
     train_phases,
 )
 from research.data.examples import Examples, sft_examples
-from research.tasks.sources import Sources, View
+from research.tasks.from_tree import sources_of_tree
+from research.tasks.sources import View
 
 FIRST_ID = 5
 """Ids below are left to padding and markup."""
@@ -158,9 +159,11 @@ def _train(benchmark: Benchmark, name: str, case: TrainCase, data_dir: Path) -> 
 
 def _examples(benchmark: Benchmark, case: TrainCase, data_dir: Path) -> Examples:
     """The first examples of the file as the chat pipelines tokenise them, once for all systems."""
-    sources = Sources(dict(benchmark.data), data_dir)
+    sources = sources_of_tree(dict(benchmark.data), data_dir)
     records = View(sources.problems.train, case.examples)
-    return sft_examples(records, sources.tokenizer, length=case.length, name="data.problems")
+    return sft_examples(
+        records, sources.tokenizer, length=case.length, name="data.problems", limits=sources.limits
+    )
 
 
 def _grpo(benchmark: Benchmark, name: str, case: GRPOCase) -> Workload:

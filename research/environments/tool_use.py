@@ -9,9 +9,9 @@ from research.config.checks import Tree
 from research.config.effects import effective_tools
 from research.config.experiment import Tools
 from research.core.errors import ConfigError, DataError
-from research.data.builders.base import file_hash
 from research.data.chat import Message
 from research.data.examples import Records, prompt_messages
+from research.data.store import file_hash
 from research.data.tokenizer import Tokenizer
 from research.environments.base import Toolbox, tool_schema_text
 from research.environments.registry import make_tools

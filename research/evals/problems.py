@@ -237,7 +237,7 @@ def evaluate_problems(run: StageRun, params: Params, count: int) -> dict[str, Va
         tokenizer=run.sources.tokenizer,
         batch_problems=how.batch_problems,
         max_prompt_length=how.max_prompt_length,
-        verifier=run.sources.section["problems"]["verifier"],
+        verifier=run.sources.verifier,
         ks=how.k,
         look=look,
         tools=run.tools,

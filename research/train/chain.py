@@ -25,6 +25,7 @@ from research.core.stages import StageDir
 from research.core.state import abstract_state, policy_of, state_shardings
 from research.data.tokenizer import Tokenizer, load_tokenizer
 from research.environments.tool_use import ToolUse
+from research.tasks.from_tree import sources_of_tree
 from research.tasks.sources import Sources
 from research.train.build import build, context_ids
 from research.train.offline import run_offline
@@ -84,7 +85,7 @@ def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
             check_rows(mesh, key, stage.rows, stage.micro_batches, how.minibatches)
         else:
             check_rows(mesh, f"{stage.name}.batch_size", stage.rows, stage.micro_batches)
-    sources = Sources(experiment.data, workdir / "data")
+    sources = sources_of_tree(experiment.data, workdir / "data")
     models = {name: experiment.model_config(sources.tokenizer.vocab_size, name) for name in experiment.models}
     for model in models.values():
         state_shardings(model, mesh)

@@ -1,8 +1,8 @@
 """The loop over given data: pretraining, SFT, reward models, DPO and its family, process reward models."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -19,26 +19,12 @@ from research.core.batch import (
     UnpairedBatch,
     rows_of,
 )
-from research.data.examples import Records
-from research.data.feedback import (
-    ranking_batches,
-    ranking_eval_batches,
-    step_batches,
-    step_eval_batches,
-    unpaired_batches,
-    unpaired_eval_batches,
-)
-from research.data.pipelines import (
-    Pipeline,
-    preference_batches,
-    preference_eval_batches,
-    sft_batches,
-    sft_eval_batches,
-    text_eval_batches,
-    text_mixture_batches,
-)
+from research.data.judged import JudgedKind, judged_batches
+from research.data.pipelines import Pipeline, sft_batches, sft_eval_batches, text_batches, text_eval_batches
+from research.data.records import Records
 from research.evals.problems import problem_metrics
-from research.tasks.sources import Sources, View, terse, worked_text
+from research.tasks.arithmetic.terse import Terse
+from research.tasks.sources import Sources, View, worked_text
 from research.train.session import Session, StageRun, due
 
 
@@ -47,7 +33,7 @@ def run_offline(run: StageRun) -> dict[str, Any]:
     stage = run.stage
     pipeline = training_batches(stage, run.sources)
     with Session(run, iter(pipeline)) as session:
-        session.note.setdefault("data", dict(pipeline.report))
+        session.note.setdefault("data", pipeline.report.record())
         if stage.eval_every and not session.curve:
             session.evaluate(0, partial(_evaluate, session))
         for step in range(session.done + 1, stage.steps + 1):
@@ -77,9 +63,10 @@ def training_batches(stage: Stage, sources: Sources) -> Pipeline:
         if stage.data.problems_weight > 0:
             parts.append(View(sources.problems.train, stage.data.limit, worked_text))
             weights.append(stage.data.problems_weight)
-        return text_mixture_batches(parts, tokenizer, weights=weights, **shape)
+        return text_batches(parts, tokenizer, weights=weights, **shape)
     if kind == "chat":
-        change = terse(stage.data.terse_fraction) if stage.data.terse_fraction else dict
+        shape["limits"] = sources.limits
+        change = Terse(stage.data.terse_fraction) if stage.data.terse_fraction else dict
         records = View(sources.problems.train, stage.data.limit, change)
         if "teacher" not in stage.algorithm().roles:
             return sft_batches(records, tokenizer, packing=stage.data.packing, **shape)
@@ -96,35 +83,27 @@ def validation_batches(stage: Stage, sources: Sources) -> Pipeline:
             return text_eval_batches(sources.text.validation, tokenizer, **shape)
         return text_eval_batches(View(sources.held_out, 0, worked_text), tokenizer, **shape)
     if kind == "chat":
-        return sft_eval_batches(sources.held_out, tokenizer, **shape)
+        return sft_eval_batches(sources.held_out, tokenizer, limits=sources.limits, **shape)
     return _judged_batches(stage, sources, train=False)
 
 
-_JUDGED: Mapping[str, tuple[Callable[..., Pipeline], Callable[..., Pipeline]]] = {
-    "preferences": (preference_batches, preference_eval_batches),
-    "unpaired": (unpaired_batches, unpaired_eval_batches),
-    "steps": (step_batches, step_eval_batches),
-    "rankings": (ranking_batches, ranking_eval_batches),
-}
-"""The pipelines of each kind of judged data: for training, and one ordered pass."""
-
-
 def _judged_batches(stage: Stage, sources: Sources, *, train: bool) -> Pipeline:
-    kind = str(stage.objective.given)
+    kind = cast(JudgedKind, stage.objective.given)
     found = sources.prepared(kind)
     records: Records = found.train if train else found.validation
     if kind in ("preferences", "steps") and stage.data.terse_fraction:
-        records = View(records, 0, terse(stage.data.terse_fraction))
-    shape: dict[str, Any] = {"length": stage.length, "name": stage.name}
-    if train:
-        shape["seed"] = stage.seed
-    if kind == "rankings":
-        shape["prompts_per_batch"] = stage.batch_size
-        shape["candidates"] = sources.section["rankings"]["candidates"]
-    else:
-        shape["batch_size"] = stage.batch_size
-    training, ordered = _JUDGED[kind]
-    return (training if train else ordered)(records, sources.tokenizer, **shape)
+        records = View(records, 0, Terse(stage.data.terse_fraction))
+    return judged_batches(
+        kind,
+        records,
+        sources.tokenizer,
+        batch_size=stage.batch_size,
+        length=stage.length,
+        seed=stage.seed if train else None,
+        name=stage.name,
+        limits=sources.limits,
+        candidates=sources.section.rankings.candidates,
+    )
 
 
 def as_batch(stage: Stage, algorithm: Algorithm, arrays: Mapping[str, np.ndarray]) -> Batch:

@@ -188,6 +188,7 @@ def _prompts(run: StageRun, problems: View) -> Any:
         max_prompt_length=how.max_prompt_length,
         seed=stage.seed,
         name=stage.name,
+        limits=run.sources.limits,
     )
     if not how.curriculum:
         return iter(pipeline)
