@@ -113,7 +113,7 @@ def answers_of(record: Mapping[str, Any]) -> tuple[str, ...]:
     if value is None:
         response = _response(record)
         return (response,) if response else ()
-    return tuple(answer_text(each) for each in (value if isinstance(value, list) else [value]))
+    return tuple(filter(None, map(answer_text, value if isinstance(value, list) else [value])))
 
 
 def answer_text(value: Any) -> str:
