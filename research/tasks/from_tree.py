@@ -21,7 +21,7 @@ def sources_of_tree(tree: Mapping[str, Any], data_dir: Path) -> Sources:
         task = Arithmetic(**{key: problems[key] for key in _GENERATOR})
     section = Data(
         validation_one_in=text["validation_one_in"],
-        too_long="truncate",
+        too_long="drop",
         max_dropped=1.0,
         text=Text(text["path"], text["max_bytes"]),
         preferences=_judged(tree["preferences"]),

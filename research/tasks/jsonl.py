@@ -42,7 +42,10 @@ class Jsonl:
     def prepare(self, data_dir: Path, split: Split) -> Prepared:
         """The file's rows; DataError names the line of one that cannot be used."""
         if not self.path:
-            raise DataError("data.problems: got no path, expected a JSONL file because the task reads one")
+            name = type(self).__name__.lower()
+            raise DataError(
+                f"data.problems.{name}.path: got '', expected a JSONL file because the task reads one."
+            )
         return prepare_file("chat", data_dir, self.path, split, self.check)
 
     def check(self, record: Mapping[str, Any], where: str) -> None:

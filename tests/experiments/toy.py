@@ -43,7 +43,7 @@ def shrink(config: ConfigDict, folder: Path) -> ConfigDict:
     lengths = {"max_prompt_length": 32, "max_new_tokens": 8}
     for name in config.stages:
         stage = config[name]
-        stage.update({"steps": 2, "batch_size": 8, "length": 40, "log_every": 1, "eval_every": 0})
+        stage.update({"steps": 2, "batch_size": 8, "length": 56, "log_every": 1, "eval_every": 0})
         stage.update({"eval_batches": 1, "eval_problems": 8, "checkpoint_every": 0})
         stage.data.limit = min(stage.data.limit, 32)
         stage.rollout.update({"prompts_per_step": 8, "group_size": 4, **lengths})

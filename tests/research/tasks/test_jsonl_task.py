@@ -116,5 +116,5 @@ def test_gsm8k_keeps_its_form(tmp_path):
     path.write_text(path.read_text() + '{"question": "q", "answer": "42"}\n')
     with pytest.raises(DataError, match=r"gsm\.jsonl:10: answer: its last line does not begin with '####'"):
         Gsm8k(str(path)).prepare(tmp_path / "data", Split(3))
-    with pytest.raises(DataError, match="data.problems: got no path, expected a JSONL file"):
+    with pytest.raises(DataError, match="data.problems.jsonl.path: got '', expected a JSONL file"):
         Jsonl().prepare(tmp_path / "data", Split(3))
