@@ -35,7 +35,6 @@ from research.rollouts.collect import RolloutCollector, Sampler
 from research.rollouts.curriculum import Curriculum, CurriculumSampler
 from research.rollouts.rewards import RolloutRewards
 from research.rollouts.samples import rollout_metrics, shown_samples
-from research.tasks.answered import AnswerTask
 from research.tasks.sources import View
 from research.train.minibatches import mini_batches
 from research.train.monitors import MonitorBounds, Monitors, reading_of
@@ -141,7 +140,7 @@ def _rewards(run: StageRun) -> RolloutRewards:
         scorer = RewardScorer(networks, run.mesh, section.ensemble, section.variance_coef)
     if section.step_coef > 0:
         process = ProcessScorer(run.result_of(roles.prm).network, run.mesh, run.sources.tokenizer)
-    verifier = get_verifier(run.sources.section["problems"]["verifier"])
+    verifier = get_verifier(run.sources.verifier)
 
     def verified(completion: str, record: Mapping[str, Any], context: RewardContext) -> float:
         return verifier(completion, context.task.answer(record)) if context.stopped else 0.0
@@ -151,7 +150,7 @@ def _rewards(run: StageRun) -> RolloutRewards:
         dataclasses.replace(_section(Reward, section), **shaped),
         (WeightedReward("verifier", verified),),
         verified,
-        AnswerTask(),
+        run.sources.task,
         group_size=stage.rollout.group_size,
         max_new_tokens=stage.rollout.max_new_tokens,
         seed=stage.seed,

@@ -34,7 +34,7 @@ from research.rollouts.samples import Collected, rollout_metrics, shown_samples
 from research.sampling.engine import Give, Request, Row, Stats, sample_refilled
 from research.sampling.methods import SamplingMethod
 from research.sampling.types import STOPPED, Completions, EngineSpec, Prompts, SamplerSpec
-from research.tasks.answered import AnswerTask
+from research.tasks.jsonl import Jsonl
 from research.train.budget import Spending
 from tests.models.tiny import ONE_LAYER, make_params, make_tokens, right_padded
 from tests.research.algorithms.toy import MODEL, grpo, host_params, objective_scalars, quick_compilation
@@ -139,7 +139,8 @@ def drawn(
     monkeypatch.setattr(problems, "sample_refilled", Engine(scripts(tokenizer)))
     rewards = RolloutRewards(
         Reward(overlong_buffer=N),  # -tokens / N: shows which tokens it counts
-        (WeightedReward("correct", correct),), correct, AnswerTask(), group_size=G, max_new_tokens=N, seed=0,
+        (WeightedReward("correct", correct),), correct, Jsonl(answer_format="mark"), group_size=G,
+        max_new_tokens=N, seed=0,
     )  # fmt: skip
     collector = RolloutCollector(
         lambda _params, prompts, _number: sampled(prompts, tools, tokenizer), rewards, RECORDS,
