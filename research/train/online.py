@@ -25,7 +25,6 @@ from research.evals.problems import (
     Decoded,
     problem_metrics,
     sample_prompts,
-    sampler_scalars,
     sampler_spec,
 )
 from research.rewards.base import RewardContext, RewardError, WeightedReward
@@ -35,6 +34,7 @@ from research.rollouts.collect import RolloutCollector, Sampler
 from research.rollouts.curriculum import Curriculum, CurriculumSampler
 from research.rollouts.rewards import RolloutRewards
 from research.rollouts.samples import rollout_metrics, shown_samples
+from research.sampling.types import make_scalars
 from research.tasks.sources import View
 from research.train.minibatches import mini_batches
 from research.train.monitors import MonitorBounds, Monitors, reading_of
@@ -121,9 +121,7 @@ def _sampler(run: StageRun) -> Sampler:
     )
 
     def sample(policy: Params, prompts: Mapping[str, np.ndarray], number: int) -> Decoded:
-        scalars = sampler_scalars(
-            seed=run.stage.seed, step=number, temperature=how.temperature, top_p=how.top_p
-        )
+        scalars = make_scalars(seed=run.stage.seed, step=number, temperature=how.temperature, top_p=how.top_p)
         return sample_prompts(
             policy, prompts, scalars, model=run.model, spec=spec, mesh=run.mesh, tokenizer=tokenizer, tools=run.tools
         )  # fmt: skip

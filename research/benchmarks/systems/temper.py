@@ -28,9 +28,10 @@ from research.core.state import TrainState, init_state
 from research.data.examples import Examples
 from research.data.report import DataReport
 from research.data.streams import PackedStream
-from research.sampling.engine import Engine, Request
+from research.sampling.engine import Engine
 from research.sampling.methods import SamplingMethod
 from research.sampling.programs import layout_program
+from research.sampling.rows import Request
 from research.sampling.sampler import sample
 from research.sampling.types import EngineSpec, Prompts, SamplerScalars, SamplerSpec
 from research.train.step import StepScalars, prepare_step, train_step
