@@ -33,7 +33,7 @@ def run_offline(run: StageRun) -> dict[str, Any]:
     stage = run.stage
     pipeline = training_batches(stage, run.sources)
     with Session(run, iter(pipeline)) as session:
-        session.note.setdefault("data", pipeline.report.record())
+        session.tell(pipeline.report)
         if stage.eval_every and not session.curve:
             session.evaluate(0, partial(_evaluate, session))
         for step in range(session.done + 1, stage.steps + 1):

@@ -20,7 +20,7 @@ from research.core.batch import Batch, RolloutBatch
 from research.core.mesh import to_device
 from research.core.metrics import METRICS, load_metrics
 from research.core.network import Network, batch_logps
-from research.data.pipelines import prompt_batches
+from research.data.pipelines import Pipeline, prompt_batches
 from research.evals.problems import (
     Decoded,
     problem_metrics,
@@ -61,7 +61,9 @@ def run_online(run: StageRun) -> dict[str, Any]:
     keeper = Keeper(
         RolloutCollector(_sampler(run), _rewards(run), problems, _section(Rollout, run.stage.rollout))
     )
-    with Session(run, _prompts(run, problems), keeper) as session:
+    pipeline = _prompts(run, problems)
+    with Session(run, _filtered(run, pipeline, len(problems)), keeper) as session:
+        session.tell(pipeline.report)
 
         def measure(final: dict[str, float] | None = None) -> dict[str, float]:
             return problem_metrics(run, session.policy, final)
@@ -175,10 +177,10 @@ def _record_errors(session: Session, errors: tuple[RewardError, ...]) -> None:
         )
 
 
-def _prompts(run: StageRun, problems: View) -> Any:
-    """The endless iterator of prompts, filtered by difficulty where the stage says so."""
+def _prompts(run: StageRun, problems: View) -> Pipeline:
+    """Endless batches of prompts."""
     stage, how = run.stage, run.stage.rollout
-    pipeline = prompt_batches(
+    return prompt_batches(
         problems if run.tools is None else run.tools.prompts(problems),
         run.sources.tokenizer,
         prompts_per_batch=how.prompts_per_step,
@@ -187,10 +189,15 @@ def _prompts(run: StageRun, problems: View) -> Any:
         name=stage.name,
         limits=run.sources.limits,
     )
+
+
+def _filtered(run: StageRun, pipeline: Pipeline, problems: int) -> Any:
+    """The iterator of prompts, filtered by difficulty where the stage says so."""
+    stage, how = run.stage, run.stage.rollout
     if not how.curriculum:
         return iter(pipeline)
     curriculum = Curriculum(
-        len(problems),
+        problems,
         band=(how.curriculum_low, how.curriculum_high),
         decay=how.curriculum_decay,
         retry=how.curriculum_retry,

@@ -32,6 +32,7 @@ from research.core.state import (
     policy_of,
     state_from_params,
 )
+from research.data.report import DataReport
 from research.environments.tool_use import ToolUse
 from research.tasks.sources import Sources
 from research.train.budget import Spending
@@ -133,6 +134,7 @@ class Session:
         self.spent = Spending(run.model)
         self.curve: list[dict[str, float]] = []
         self.note: dict[str, Any] = {}
+        self._data: dict[str, float] = {}
         self._frozen: Frozen | None = None
         offsets = dict.fromkeys(FILES, 0)
         if restored is None:
@@ -264,12 +266,19 @@ class Session:
         self.writer.close()
         self.checkpointer.close()
 
+    def tell(self, report: DataReport) -> None:
+        """Says what became of the training records; notes it in the result and in the first row of metrics."""
+        self.note.setdefault("data", report.record())
+        self._data = report.metrics()
+        self.progress.say(report.line())
+
     def log(self, step: int, metrics: Mapping[str, Any], *, tokens: int) -> None:
         """Writes metrics (fetching them from the device) every `log_every` steps, and moves the bar."""
         stage = self.run.stage
         shown: dict[str, float] | None = None
         if step % stage.log_every == 0 or step == stage.steps or step == 1:
             values = {key: float(value) for key, value in jax.device_get(dict(metrics)).items()}
+            values |= self._data if step == 1 else {}
             self.writer.write(step, values)
             self._alarm(step, values)
             keys = ("loss", "reward/mean", "reward_accuracy", "eval/loss")
