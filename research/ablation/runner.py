@@ -8,7 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from research.ablation.arms import Arm, arm_config, check_arms, check_overridden, control_of, read_arms
-from research.analysis.report import ReportPaths, write_report
+from research.analysis.report import ReportPaths, ReportSpec, write_report
 from research.analysis.results import Budget, RunResult, save_results
 from research.config.experiment import Experiment
 from research.config.resolve import resolve
@@ -130,9 +130,7 @@ def _report(
     results: list[RunResult],
     workdir: Path,
 ) -> ReportPaths:
-    return write_report(
-        results,
-        directory=workdir / "report",
+    spec = ReportSpec(
         title=config.name,
         question=config.question,
         metric=config.ablation.metric,
@@ -141,6 +139,7 @@ def _report(
         base_config_text=_text(experiments[control]),
         versions=collect_versions(),
     )
+    return write_report(results, spec, workdir)
 
 
 def _ground_key(experiment: Experiment) -> str:

@@ -80,7 +80,7 @@ def run_online(run: StageRun) -> dict[str, Any]:
         session.evaluate(stage.steps, lambda: measure(final))
         if stage.start:  # without a start there is no KL to it
             rows = load_metrics(run.folder.path / METRICS)
-            write_reward_against_kl({stage.name: rows}, run.folder.path / "reward_against_kl.png")
+            write_reward_against_kl({stage.name: [rows]}, run.folder.path / "reward_against_kl.png")
         return session.finish(final)
 
 

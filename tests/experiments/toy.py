@@ -6,6 +6,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from research.analysis.glossary import describe
+from research.core.metrics import METRICS, PERFORMANCE, load_metrics
+
 DOCUMENTS = 40
 PROBLEMS = 40
 
@@ -54,3 +57,11 @@ def shrink(config: ConfigDict, folder: Path) -> ConfigDict:
     config.evaluation.update({"problems": 8, "samples": 4, "k": (1, 4), "batch_problems": 8, **lengths})
     config.ablation.seeds = (0,)
     return config.lock()
+
+
+def undescribed(workdir: Path) -> set[str]:
+    """The metrics that any stage of a working directory has logged and that the glossary does not explain."""
+    files = [path for name in (METRICS, PERFORMANCE) for path in (workdir / "stages").glob(f"*/{name}")]
+    logged = {name for path in files for row in load_metrics(path) for name in row} - {"step"}
+    assert logged, f"{workdir}: nothing was logged"
+    return {name for name in logged if describe(name) is None}
