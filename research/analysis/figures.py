@@ -54,7 +54,7 @@ def small_panels(count: int, height: float) -> tuple[Figure, Sequence[Axes]]:
         axes.tick_params(labelbottom=True)
     for axes in panels[count:]:
         axes.set_axis_off()
-    return figure, panels[:count]
+    return figure, list(panels[:count])
 
 
 def empty(axes: Axes, reason: str) -> None:

@@ -21,6 +21,7 @@ GROUPS: Mapping[str, Entries] = MappingProxyType(
             ("loss", "nats", "what is minimised, averaged as the objective says; a policy gradient's has no unit"),
             ("grad_norm", "1", "global L2 norm of the gradient, before clipping"),
             ("learning_rate", "1", "learning rate of this update"),
+            ("skipped_updates", "count", "updates left out because the loss or the gradient was not finite"),
         ),
         "Next tokens (pretraining, SFT)": (
             ("nll", "nats a token", "negative log-likelihood of the target tokens; exp(nll) is the perplexity"),
@@ -36,6 +37,7 @@ GROUPS: Mapping[str, Entries] = MappingProxyType(
             ("reward/steps", "reward", "rewards of the steps by the process reward model, summed a completion"),
             ("reward/verifier_errors", "count", "completions on which the reward function raised, paid 0"),
             ("reward/<name>", "reward", "mean of one part of the reward, as it enters the sum"),
+            ("reward/<name>/unknown", "fraction", "completions for which this reward function could not tell"),
             ("reward/<name>/<statistic>", "reward", "mean, std or another statistic of one reward function alone"),
             ("frac_reward_zero_std", "fraction", "groups whose rewards are all equal: their advantages are 0"),
             ("completions/mean_length", "tokens", "mean completion, of the tokens that the policy drew"),

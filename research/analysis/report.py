@@ -59,7 +59,7 @@ class ReportSpec:
     control: str
     question: str = ""
     base_config_text: str = ""
-    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     higher_is_better: bool = True
     percent: bool | None = None
     pairs: tuple[tuple[str, str], ...] = ()
@@ -119,7 +119,7 @@ def write_report(
     names = {key for run in evidence.results for key in run.metrics}
     names |= {key for rows in evidence.logs.values() for row in rows for key in row} - {"step"}
     picture = {name: f"![{_PICTURES[name]}]({path.name})" for name, path in plots.items()}
-    versions = [[escape(key), code(value)] for key, value in sorted(spec.versions.items())]
+    versions = [[escape(key), code(str(value))] for key, value in sorted(spec.versions.items())]
     parts = {
         "Result": f"{sections.result_section(head)}\n\n{picture.pop('summary')}",
         "Arm against arm": sections.pairs_section(comparison, style) if comparison.pairs else "",

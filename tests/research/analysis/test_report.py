@@ -21,7 +21,7 @@ SPEC = ReportSpec(
     control="sft",
     question="Does it pay to sample?",
     base_config_text=BASE_CONFIG,
-    versions={"python": "3.11.7", "jax": "0.10.2", "git revision": "c32b079"},
+    versions={"python": "3.11.7", "jax": "0.10.2", "git revision": "c32b079", "tag": None},
 )
 
 
