@@ -9,11 +9,11 @@ Stages shared by arms run once. A finished (arm, seed) is never run again; run t
 an interruption.
 """
 
-from rich import print as show
-from rich.markdown import Markdown
+from rich import get_console
 
 from launch import common
 from research.ablation.runner import run_ablation
+from research.analysis.report import print_headline
 from research.core.errors import TemperError
 
 common.define_config()
@@ -22,9 +22,7 @@ common.define_config()
 def main() -> None:
     """Runs what is left of the ablation, prints the report; exit status 1 if a run failed."""
     results, paths = run_ablation(common.config(), common.workdir(), common.overrides())
-    head = paths.markdown.read_text(encoding="utf-8").partition("![")[0]
-    show(Markdown(head))
-    show(f"report: {paths.html}")
+    print_headline(get_console(), paths)
     failed = [f"{result.arm} seed {result.seed}" for result in results if result.status == "failed"]
     if failed:
         raise TemperError(

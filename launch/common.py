@@ -1,8 +1,10 @@
 """What every entry point shares: flags, clear errors, exit codes."""
 
 import errno
+import io
 import logging as py_logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +14,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from research.config.bridge import old_data
 from research.config.files import load_config
+from research.config.resolve import resolve_tree
 from research.core.errors import ConfigError, TemperError, WorkdirError
 from research.core.files import explain_os_error
 from research.data.examples import Records
@@ -81,15 +83,36 @@ def held_out_problems(path: str | None, policy: Policy, folder: Path) -> Records
 
 def sources_of(policy: Policy, folder: Path) -> Sources:
     """The data that the policy of a stage's folder was trained on."""
-    return Sources(old_data(policy.experiment["data"]), folder.parent.parent / "data")
+    return Sources.of(resolve_tree(policy.experiment), folder.parent.parent / "data")
+
+
+def numbers(name: str) -> list[float]:
+    """The numbers of a list flag; ConfigError if it is empty or holds something else."""
+    values: list[str] = flags.FLAGS[name].value or []
+    try:
+        found = [float(value) for value in values]
+    except ValueError:
+        found = []
+    if not found:
+        raise ConfigError(f"--{name}: got {','.join(values) or 'nothing'}, expected numbers such as 1,4,16")
+    return found
+
+
+def integers(name: str, *, high: int, because: str = "") -> tuple[int, ...]:
+    """The integers from 1 to `high` of a list flag; `because` says where the bound comes from."""
+    found = numbers(name)
+    if not all(value.is_integer() and 1 <= value <= high for value in found):
+        got = ",".join(flags.FLAGS[name].value or [])
+        raise ConfigError(f"--{name}: got {got}, expected integers from 1 to {because or high}")
+    return tuple(map(int, found))
 
 
 NGRAM = "ngram"
-"""As a draft: no model, but a look-up in the text."""
+"""As a draft: no model, but n-grams of the text."""
 
 
 def load_draft(name: str, policy: Policy, draft_tokens: int) -> Draft:
-    """Who proposes tokens to a policy: the model of a stage's folder, or a look-up.
+    """What proposes tokens to a policy: the model of a stage's folder, or n-grams of the text.
 
     Raises:
       ConfigError: the draft's tokenizer is not the policy's.
@@ -107,12 +130,23 @@ def run(main: Callable[[], None]) -> None:
     """Runs a command: `--help` shows the module's docstring; bad input is one sentence and exit status 1."""
     # Orbax and JAX tell every checkpoint and compilation at INFO; ours are the lines a person wants. What goes
     # wrong in Orbax's threads is logged with a traceback there and raised here.
+    _open_streams()
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _quiet_hook
     py_logging.getLogger("jax").setLevel(py_logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _keep_programs()
     app.run(_explained(main), flags_parser=_parse)
+
+
+def _open_streams() -> None:
+    """Output that its encoding lacks is escaped; a closed stream swallows its output, so that nothing else gets it."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - lives as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _keep_programs() -> None:
@@ -128,6 +162,9 @@ def _keep_programs() -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     """absl's parser, with its mistakes explained in one sentence; overrides of the config are kept apart."""
+    for text in argv:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            _fail(ConfigError(f"the argument {ascii(text)} is not valid UTF-8"))
     try:
         return flags.FLAGS([text for text in argv if not text.startswith(_OVERRIDE)])
     except flags.Error as error:
@@ -156,6 +193,8 @@ def _explained(main: Callable[[], None]) -> Callable[[list[str]], None]:
                 flush=True,
             )
             os._exit(130)
+        except BrokenPipeError:  # whoever read the output has ended
+            os._exit(128 + signal.SIGPIPE)
         except Exception as error:
             reason = _disk_reason(error)
             if reason is None:

@@ -19,8 +19,10 @@ from research.config.sections import Sampler
 from research.core.errors import ConfigError
 from research.core.files import write_json_atomic
 from research.environments.tool_use import tools_of
-from research.evals.problems import sampler_scalars, sampler_spec, score_problems
+from research.evals.problems import sampler_spec, score_problems
+from research.sampling.limits import SAMPLES
 from research.sampling.methods import SamplingMethod
+from research.sampling.types import make_scalars
 from research.tasks.sources import View
 from research.train.chain import load_policy
 
@@ -31,9 +33,9 @@ _PROBLEMS = flags.DEFINE_string("problems", None, "JSONL of problems (prompt/com
 _LIMIT = flags.DEFINE_integer(
     "limit", 256, "evaluate only the first so many problems; 0 is all", lower_bound=0
 )
-_SAMPLES = flags.DEFINE_integer("samples", 4, "completions a problem", lower_bound=1)
+_SAMPLES = flags.DEFINE_integer("samples", 4, "completions a problem", lower_bound=1, upper_bound=SAMPLES)
 _K = flags.DEFINE_list("k", ["1", "4"], "the k of pass@k and maj@k, each at most --samples")
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy", lower_bound=0.0)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy")
 _PROMPT_TOKENS = flags.DEFINE_integer("max_prompt_length", 256, "longest prompt, tokens", lower_bound=1)
 _TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "longest completion, tokens", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch_problems", 32, "problems sampled at a time", lower_bound=1)
@@ -43,13 +45,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "write every completion and all me
 
 def main() -> None:
     """Prints each metric with its standard error and 95% interval."""
-    try:
-        ks = tuple(int(k) for k in _K.value)
-    except ValueError as error:
-        raise ConfigError(f"--k: got {','.join(_K.value)}, expected numbers such as 1,4") from error
+    ks = common.integers("k", high=_SAMPLES.value, because=f"--samples={_SAMPLES.value}")
+    scalars = make_scalars(seed=_SEED.value, temperature=_TEMPERATURE.value)
     greedy = _TEMPERATURE.value == 0
-    if not ks or min(ks) < 1 or max(ks) > _SAMPLES.value:
-        raise ConfigError(f"--k: got {list(ks)}, expected values from 1 to --samples={_SAMPLES.value}")
     if greedy and _SAMPLES.value > 1:
         raise ConfigError(
             f"--samples: got {_SAMPLES.value}, expected 1 at --temperature=0: greedy samples are equal"
@@ -76,7 +74,7 @@ def main() -> None:
             policy.params,
             View(common.held_out_problems(_PROBLEMS.value, policy, folder), _LIMIT.value),
             spec,
-            sampler_scalars(seed=_SEED.value, step=0, temperature=_TEMPERATURE.value or 1.0),
+            scalars,
             model=policy.model,
             mesh=policy.mesh,
             tokenizer=policy.tokenizer,

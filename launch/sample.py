@@ -14,7 +14,7 @@ a prompt.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -22,186 +22,140 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import common
+from launch import common, generation
 from objectives.prm import StepReduction
 from research.core.errors import ConfigError
-from research.environments.base import Toolbox
-from research.environments.registry import NAMES, make_tools
-from research.environments.turns import TurnLimits, Turns
 from research.evals.best_of import sample_scores
 from research.evals.scorers import Scorer, make_scorers
 from research.sampling.constraints import Constraint, choice, json_schema, regex
-from research.sampling.engine import Row
-from research.sampling.session import Piece, Session, Settings, in_order, piece_bias
-from research.train.chain import Policy, load_policy, load_stage
+from research.sampling.limits import SAMPLES
+from research.sampling.rows import Row
+from research.sampling.streaming import TextDelta, TextGenerator, in_order
+from research.train.chain import Policy, load_stage
 
-_CALLS = 4
-"""Tool calls of one turn that are run; further ones are answered by an error."""
-
-_STAGE = flags.DEFINE_string(
-    "stage", None, "folder of a stage: <workdir>/stages/<name>-<hash>", required=True
-)
 _PROMPT = flags.DEFINE_string("prompt", None, "what to ask; default: lines of standard input")
 _RAW = flags.DEFINE_bool("raw", False, "continue the text as it is, without chat markup: for a base model")
-_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "longest completion, tokens", lower_bound=1)
-_LEAST = flags.DEFINE_integer(
-    "min_new_tokens", 0, "tokens before an end token may be drawn; stop strings always end", lower_bound=0
-)
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy", lower_bound=0.0)
-_TOP_K = flags.DEFINE_integer("top_k", 0, "keep the k most likely tokens; 0 keeps all", lower_bound=0)
-_TOP_P = flags.DEFINE_float(
-    "top_p", 1.0, "keep the smallest set of this mass", lower_bound=1e-6, upper_bound=1.0
-)
-_SEED = flags.DEFINE_integer("seed", 0, "of the sampler", lower_bound=0, upper_bound=2**31 - 1)
-_BIAS = flags.DEFINE_multi_string(
-    "logit_bias",
-    [],
-    'TOKEN=NUMBER added to a logit, -inf bans; a token id, or a piece\'s text: "7"=-inf, if=2',
-)
-_PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "above 1 discourages tokens already seen; 1 is off")
-_STOP = flags.DEFINE_multi_string("stop", [], "a text that ends a completion and is not shown; repeatable")
 _N = flags.DEFINE_integer("n", 1, "samples shown for each prompt, drawn together", lower_bound=1)
 _BEST_OF = flags.DEFINE_integer(
-    "best_of", 0, "draw so many and show the --n that --scorer likes best", lower_bound=0
+    "best_of", 0, "draw so many and show the --n that --scorer likes best", lower_bound=0, upper_bound=SAMPLES
 )
 _SCORER = flags.DEFINE_string("scorer", None, "folder of a stage: a reward model, outcome or process scorer")
 _REDUCTION = flags.DEFINE_enum(
     "prm_score", "min", get_args(StepReduction), "a process scorer's score from its steps'"
 )
-_SLOTS = flags.DEFINE_integer("slots", 0, "samples decoded together; 0 is all of a prompt", lower_bound=0)
+_SLOTS = flags.DEFINE_integer("slots", 0, "samples decoded together; 0 is all of a prompt")
 _ECHO = flags.DEFINE_bool("echo", False, "log-probs, in nats, of the prompt's and the completion's tokens")
 _SCHEMA = flags.DEFINE_string("json_schema", None, "file of a JSON schema that completions must match")
 _REGEX = flags.DEFINE_string("regex", None, "pattern that completions must match as a whole")
 _CHOICE = flags.DEFINE_multi_string("choice", [], "a completion must be one of these; repeatable")
-_TOOLS = flags.DEFINE_list("tools", [], f"tools that the model may call: some of {','.join(NAMES)}")
-_CORPUS = flags.DEFINE_string("corpus", None, "JSONL or text file that the tool 'search' searches")
-_TURNS = flags.DEFINE_integer(
-    "max_turns", 4, "turns with tool calls that are answered; then the row ends", lower_bound=1
-)
-_RESULT = flags.DEFINE_integer(
-    "max_result_tokens", 256, "of one tool's result; the rest is cut", lower_bound=1
-)
-_DRAFT = flags.DEFINE_string(
-    "draft",
-    None,
-    f"speculative decoding: folder of a smaller model's stage, or {common.NGRAM} for a look-up in the text; the "
-    "completions' distribution stays the model's, and they come whole",
-)
-_DRAFT_TOKENS = flags.DEFINE_integer(
-    "draft_tokens", 4, "proposals between two looks of the model", lower_bound=1
-)
+flags.adopt_module_key_flags(generation)
 
 
 def main() -> None:
     """Answers every prompt."""
     _check_flags()
-    constraint = _constraint()
-    policy = load_policy(Path(_STAGE.value))
+    settings = generation.read_settings(
+        samples=_BEST_OF.value or _N.value,
+        raw=_RAW.value,
+        constraint=_constraint(),
+        slots=_SLOTS.value,
+        chunk=32 if _BEST_OF.value else 1,  # only what is streamed must come token by token
+    )
+    policy = generation.load()
     with jax.set_mesh(policy.mesh):
-        session = _session(policy, constraint)
+        generator = generation.make_generator(policy, settings)
+        longest = policy.max_length
         if _PROMPT.value is not None:
-            longest = len(session.prompt(_PROMPT.value)) + _TOKENS.value
-        else:
-            longest = policy.max_length
+            longest = len(generator.prompt(_PROMPT.value)) + settings.max_new_tokens
         scorer = _load_scorer(policy, longest)
-        prompts = [_PROMPT.value] if _PROMPT.value is not None else (line.rstrip("\n") for line in sys.stdin)
-        for number, text in enumerate(prompts):
-            prompt = session.prompt(text)
+        for number, text in enumerate(_prompts()):
+            prompt = generator.prompt(text)
             if _ECHO.value:
-                _print_table(session, prompt, session.prompt_logps(prompt))
-            pieces = session.draw(prompt, number)
+                _print_table(generator, prompt, generator.prompt_logps(prompt))
+            deltas = generator.stream(prompt, number)
             if scorer is None:
-                _print_stream(session, in_order(pieces, _N.value))
+                _print_stream(generator, in_order(deltas, _N.value))
             else:
-                _print_best(session, scorer, prompt, pieces)
-        if session.proposals is not None and session.proposals.forwards:
-            found = session.proposals.metrics()
+                _print_best(generator, scorer, prompt, deltas)
+        if generator.proposals is not None and generator.proposals.forwards:
+            found = generator.proposals.metrics()
             print(
                 f"{found['sampler/acceptance_rate']:.0%} of the proposals accepted, "
-                f"{found['sampler/tokens_per_forward']:.2f} tokens from one look of the model",
+                f"{found['sampler/tokens_per_forward']:.2f} tokens a forward pass of the model",
                 file=sys.stderr,
             )
 
 
-def _print_stream(session: Session, pieces: Iterable[Piece]) -> None:
-    begun = -1
-    for piece in pieces:
-        if _N.value > 1 and piece.sample != begun:
-            begun = piece.sample
-            print(f"--- sample {begun + 1} of {_N.value} ---", flush=True)
-        print(piece.text, end="", flush=True)
-        if piece.row is not None:
-            _end_sample(session, piece.row)
+def _prompts() -> Iterator[str]:
+    """--prompt, or lines of standard input; blank ones are left out and counted, unless text is continued raw."""
+    if _PROMPT.value is not None:
+        yield _PROMPT.value
+        return
+    blank = answered = 0
+    for line in generation.input_lines():
+        if line.strip() or _RAW.value:
+            answered += 1
+            yield line
+        else:
+            blank += 1
+    if not answered:
+        raise ConfigError("standard input: holds no prompt, expected one a line, or --prompt")
+    if blank:
+        print(f"standard input: {blank} blank lines were left out", file=sys.stderr)
 
 
-def _print_best(session: Session, scorer: Scorer, prompt: np.ndarray, pieces: Iterable[Piece]) -> None:
+def _print_stream(generator: TextGenerator, deltas: Iterable[TextDelta]) -> None:
+    shown = -1
+    for delta in deltas:
+        if _N.value > 1 and delta.sample != shown:
+            shown = delta.sample
+            print(f"--- sample {shown + 1} of {_N.value} ---", flush=True)
+        print(delta.text, end="", flush=True)
+        if delta.ended:
+            _end_sample(generator, delta.row)
+
+
+def _print_best(
+    generator: TextGenerator, scorer: Scorer, prompt: np.ndarray, deltas: Iterable[TextDelta]
+) -> None:
     texts = [""] * _BEST_OF.value
     rows: dict[int, Row] = {}
-    for piece in pieces:
-        texts[piece.sample] += piece.text
-        if piece.row is not None:
-            rows[piece.sample] = piece.row
+    for delta in deltas:
+        texts[delta.sample] += delta.text
+        if delta.ended:
+            rows[delta.sample] = delta.row
     samples = [rows[sample] for sample in range(_BEST_OF.value)]
     scores = sample_scores(
-        scorer, prompt, samples, max_new_tokens=_TOKENS.value, pad_id=session.tokenizer.pad_id
+        scorer,
+        prompt,
+        samples,
+        max_new_tokens=generator.settings.max_new_tokens,
+        pad_id=generator.tokenizer.pad_id,
     )
     for place, sample in enumerate(np.argsort(-scores, kind="stable")[: _N.value]):
         print(
             f"--- {place + 1} of {_BEST_OF.value}: {scorer.scores[0]} {scores[sample]:.4f} (sample {sample + 1}) ---"
         )
         print(texts[sample], end="")
-        _end_sample(session, samples[sample])
+        _end_sample(generator, samples[sample])
 
 
-def _end_sample(session: Session, row: Row) -> None:
+def _end_sample(generator: TextGenerator, row: Row) -> None:
     print(flush=True)
     if _ECHO.value:
         logps = np.where(row.mask, row.policy_logps, np.nan)
-        _print_table(session, row.tokens[: row.length], logps[: row.length])
+        _print_table(generator, row.tokens[: row.length], logps[: row.length])
 
 
-def _print_table(session: Session, tokens: np.ndarray, logps: np.ndarray) -> None:
-    """A line a token; "-" where the model was not asked: the first token, and what a tool said."""
-    spelled = [session.tokenizer.markup_bytes[token] for token in tokens]
+def _print_table(generator: TextGenerator, tokens: np.ndarray, logps: np.ndarray) -> None:
+    """A line a token; "-" for tokens that the model did not predict: the first one, and a tool's result."""
+    spelled = [generator.tokenizer.markup_bytes[token] for token in tokens]
     for token, text, logp in zip(tokens, spelled, logps, strict=True):
         try:
             shown = repr(text.decode())
         except UnicodeDecodeError:  # a part of a character
-            shown = session.tokenizer.pieces[token]
+            shown = generator.tokenizer.pieces[token]
         print(f"{token:>7} {shown:<24} {'-' if np.isnan(logp) else f'{logp:.4f}':>9}", flush=True)
-
-
-def _session(policy: Policy, constraint: Constraint | None) -> Session:
-    settings = Settings(
-        samples=_BEST_OF.value or _N.value,
-        max_new_tokens=_TOKENS.value,
-        raw=_RAW.value,
-        temperature=_TEMPERATURE.value,
-        top_k=_TOP_K.value,
-        top_p=_TOP_P.value,
-        seed=_SEED.value,
-        stops=tuple(_STOP.value),
-        logit_bias=piece_bias(_BIAS.value, policy.tokenizer),
-        repetition_penalty=_PENALTY.value,
-        min_new_tokens=_LEAST.value,
-        constraint=constraint,
-        slots=_SLOTS.value,
-        chunk=32 if _BEST_OF.value else 1,  # only what is streamed must be looked at after each token
-    )
-    turns = None
-    if _TOOLS.value:
-        tools = make_tools(_TOOLS.value, corpus=_CORPUS.value)
-        box = Toolbox(tools, policy.tokenizer, max_result_tokens=min(_RESULT.value, _TOKENS.value))
-        turns = Turns(box, TurnLimits(_TURNS.value, _CALLS, _TOKENS.value))
-    return Session(
-        policy.params,
-        policy.model,
-        policy.tokenizer,
-        max_length=policy.max_length,
-        settings=settings,
-        turns=turns,
-        draft=common.load_draft(_DRAFT.value, policy, _DRAFT_TOKENS.value) if _DRAFT.value else None,
-    )
 
 
 def _load_scorer(policy: Policy, longest: int) -> Scorer | None:
@@ -237,58 +191,37 @@ def _constraint() -> Constraint | None:
 
 def _check_flags() -> None:
     """What does not fit together ends before anything is loaded."""
-    samples, greedy, tools = _BEST_OF.value or _N.value, _TEMPERATURE.value == 0, _TOOLS.value
-    constraints = [f"--{name}" for name in ("json_schema", "regex", "choice") if flags.FLAGS[name].present]
+    samples, greedy = _BEST_OF.value or _N.value, flags.FLAGS["temperature"].value == 0
+    tools, stop, draft = (flags.FLAGS[name].value for name in ("tools", "stop", "draft"))
+    constraints = generation.given("json_schema", "regex", "choice")
     constraint = constraints[0] if constraints else ""
-    idle = [f"--{name}" for name in ("corpus", "max_turns", "max_result_tokens") if flags.FLAGS[name].present]
-    steering = ("tools", "json_schema", "regex", "choice", "logit_bias", "repetition_penalty")
-    whole = ("min_new_tokens", "slots")
-    controlled = [f"--{name}" for name in (*steering, *whole) if flags.FLAGS[name].present]
-    rules = (
-        (_DRAFT.value and controlled, f"{''.join(controlled[:1])}: does not go with --draft"),
+    idle = [*constraints, *generation.given("slots")]
+    reduction = flags.FLAGS["prm_score"].present
+    generation.refuse(
         (
-            flags.FLAGS["draft_tokens"].present and not _DRAFT.value,
-            "--draft_tokens: has no effect without --draft",
-        ),
-        (len(constraints) > 1, f"{''.join(constraints[-1:])}: got {constraint} too, expected one of them"),
-        (constraint and _STOP.value, f"--stop: would end a completion before it matches {constraint}"),
-        (constraint and tools, f"--tools: {constraint} leaves no room for a call, expected one of them"),
-        (tools and _RAW.value, "--tools: calls need chat turns, expected no --raw"),
-        (idle and not tools, f"{''.join(idle[:1])}: has no effect without --tools"),
-        ("search" in tools and not _CORPUS.value, "--tools: search needs a corpus, expected --corpus=FILE"),
-        (_CORPUS.value and "search" not in tools, "--corpus: has no effect, expected search among --tools"),
-        (_BEST_OF.value and not _SCORER.value, "--best_of: needs a scorer, expected --scorer=<folder>"),
-        (_SCORER.value and not _BEST_OF.value, "--scorer: has no effect without --best_of"),
-        (_SCORER.value and _RAW.value, "--scorer: was trained on chat turns, expected no --raw"),
-        (
-            flags.FLAGS["prm_score"].present and not _SCORER.value,
-            "--prm_score: has no effect without --scorer",
-        ),
-        (
-            _BEST_OF.value and _N.value > _BEST_OF.value,
-            f"--n: got {_N.value}, expected at most --best_of={_BEST_OF.value}",
-        ),
-        (
-            greedy and samples > 1,
-            f"--{'best_of' if _BEST_OF.value else 'n'}: got {samples}, expected 1 at --temperature=0: greedy "
-            "samples are equal",
-        ),
-        (greedy and _TOP_K.value, "--top_k: has no effect at --temperature=0"),
-        (greedy and _TOP_P.value < 1.0, "--top_p: has no effect at --temperature=0"),
-        (_SLOTS.value > samples, f"--slots: got {_SLOTS.value}, expected at most the {samples} samples"),
-        (
-            _LEAST.value >= _TOKENS.value,
-            f"--min_new_tokens: got {_LEAST.value}, expected less than --max_new_tokens={_TOKENS.value}",
-        ),
-        ("" in _STOP.value, "--stop: got an empty text, expected at least one character"),
-        (
-            not 0 < _PENALTY.value < float("inf"),
-            f"--repetition_penalty: got {_PENALTY.value:g}, expected a number above 0",
-        ),
-    )
-    for wrong, sentence in rules:
-        if wrong:
-            raise ConfigError(sentence)
+            (_PROMPT.value is not None and not _PROMPT.value.strip() and not _RAW.value,
+             "--prompt: got an empty text, expected a message, or --raw"),
+            (draft and idle, f"{''.join(idle[:1])}: does not go with --draft"),
+            (len(constraints) > 1, f"{''.join(constraints[-1:])}: got {constraint} too, expected one of them"),
+            (constraint and stop, f"--stop: would end a completion before it matches {constraint}"),
+            (constraint and tools, f"--tools: {constraint} leaves no room for a call, expected one of them"),
+            (tools and _RAW.value, "--tools: calls need chat turns, expected no --raw"),
+            (_BEST_OF.value and not _SCORER.value, "--best_of: needs a scorer, expected --scorer=<folder>"),
+            (_SCORER.value and not _BEST_OF.value, "--scorer: has no effect without --best_of"),
+            (_SCORER.value and _RAW.value, "--scorer: was trained on chat turns, expected no --raw"),
+            (reduction and not _SCORER.value, "--prm_score: has no effect without --scorer"),
+            (
+                _BEST_OF.value and _N.value > _BEST_OF.value,
+                f"--n: got {_N.value}, expected at most --best_of={_BEST_OF.value}",
+            ),
+            (
+                greedy and samples > 1,
+                f"--{'best_of' if _BEST_OF.value else 'n'}: got {samples}, expected 1 at --temperature=0: greedy "
+                "samples are equal",
+            ),
+            (_SLOTS.value > samples, f"--slots: got {_SLOTS.value}, expected at most the {samples} samples"),
+        )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

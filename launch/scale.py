@@ -29,6 +29,7 @@ from research.evals.scaling_plot import write_scaling_plot
 from research.evals.scaling_report import to_json, to_markdown
 from research.evals.scored_samples import sample_and_score
 from research.evals.scorers import make_scorers
+from research.sampling.limits import SAMPLES, check_temperature
 from research.tasks.sources import View
 from research.train.chain import load_policy, load_stage
 
@@ -45,14 +46,14 @@ _REDUCTIONS = flags.DEFINE_list(
 _STRATEGIES = flags.DEFINE_list(
     "strategies", [], f"of {', '.join(STRATEGIES)}; without it, all that the scorers allow"
 )
-_SAMPLES = flags.DEFINE_integer("samples", 16, "completions a problem", lower_bound=2)
+_SAMPLES = flags.DEFINE_integer("samples", 16, "completions a problem", lower_bound=2, upper_bound=SAMPLES)
 _N = flags.DEFINE_list("n", [], "samples to answer from, each at most --samples; without it, powers of two")
 _TRIALS = flags.DEFINE_integer(
-    "trials", 400, "draws of N samples a problem, for votes and bands", lower_bound=2
+    "trials", 400, "draws of N samples a problem, for votes and bands", lower_bound=2, upper_bound=10**6
 )
 _PROBLEMS = flags.DEFINE_string("problems", None, "JSONL of problems (prompt/completion, messages, GSM8K)")
 _LIMIT = flags.DEFINE_integer("limit", 256, "only the first so many problems; 0 is all", lower_bound=0)
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "of the samples, > 0", lower_bound=0.0)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "of the samples, > 0")
 _PROMPT_TOKENS = flags.DEFINE_integer("max_prompt_length", 256, "longest prompt, tokens", lower_bound=1)
 _TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "longest completion, tokens", lower_bound=1)
 _BATCH = flags.DEFINE_integer(
@@ -130,14 +131,12 @@ def main() -> None:
 
 def _check_flags() -> tuple[tuple[int, ...], tuple[StepReduction, ...]]:
     """The Ns and the reductions; what does not fit together ends before anything is loaded."""
-    try:
-        ns = tuple(int(n) for n in _N.value) or powers_of_two(_SAMPLES.value)
-    except ValueError as error:
-        raise ConfigError(f"--n: got {','.join(_N.value)}, expected numbers such as 1,4,16") from error
-    if min(ns) < 1 or max(ns) > _SAMPLES.value:
-        raise ConfigError(f"--n: got {list(ns)}, expected values from 1 to --samples={_SAMPLES.value}")
+    ns = powers_of_two(_SAMPLES.value)
+    if _N.value:
+        ns = common.integers("n", high=_SAMPLES.value, because=f"--samples={_SAMPLES.value}")
     if _TEMPERATURE.value == 0:
         raise ConfigError("--temperature: got 0, expected > 0: greedy samples are equal")
+    check_temperature(_TEMPERATURE.value)
     for name in _STRATEGIES.value:
         if name not in STRATEGIES:
             raise ConfigError(f"--strategies: got {name}, expected some of {','.join(STRATEGIES)}")

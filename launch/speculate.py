@@ -11,9 +11,7 @@ Compare only numbers of one run.
 
 import dataclasses
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import jax
 from absl import flags
@@ -36,13 +34,11 @@ from research.core.files import make_folder
 from research.core.mesh import make_mesh
 from research.core.progress import Progress
 from research.core.versions import collect_versions
-from research.evals.problems import sampler_scalars
+from research.sampling.limits import DRAFT_TOKENS
 from research.sampling.methods import SamplingMethod
 from research.sampling.speculative import Draft
-from research.sampling.types import SamplerSpec
+from research.sampling.types import SamplerSpec, make_scalars
 from research.train.chain import load_policy
-
-Number = TypeVar("Number", int, float)
 
 _STAGE = flags.DEFINE_string(
     "stage", None, "folder of the target's stage: <workdir>/stages/<name>-<hash>", required=True
@@ -62,7 +58,9 @@ _PROMPTS = flags.DEFINE_enum(
     ("text", "problems"),
     "beginnings of texts, or problems with answers that are long enough",
 )
-_REPETITIONS = flags.DEFINE_integer("repetitions", 16, "each on its own prompt", lower_bound=2)
+_REPETITIONS = flags.DEFINE_integer(
+    "repetitions", 16, "each on its own prompt", lower_bound=2, upper_bound=10_000
+)
 _PROMPT_TOKENS = flags.DEFINE_integer(
     "prompt_length", 32, "tokens; longer problems are passed over", lower_bound=2
 )
@@ -72,7 +70,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the sampler", lower_bound=0, upper_b
 
 def main() -> None:
     """Prints the table; the rest is in --output."""
-    counts, temperatures = _numbers("draft_tokens", int, 1), _numbers("temperature", float, 0.0)
+    counts = common.integers("draft_tokens", high=DRAFT_TOKENS)
+    scalars = [make_scalars(seed=_SEED.value, temperature=value) for value in common.numbers("temperature")]
     folder, output = Path(_STAGE.value).resolve(), make_folder(Path(_OUTPUT.value))
     policy = load_policy(folder, make_mesh(1, 1, 1, devices=jax.devices()[:1]))
     longest = _PROMPT_TOKENS.value + _TOKENS.value
@@ -109,14 +108,14 @@ def main() -> None:
     trials: list[Trial] = []
     with (
         jax.set_mesh(policy.mesh),
-        Progress("speculate", total=len(temperatures), unit="temperatures") as progress,
+        Progress("speculate", total=len(scalars), unit="temperatures") as progress,
     ):
-        for temperature in temperatures:
+        for temperature, draws in zip(common.numbers("temperature"), scalars, strict=True):
             timings = compare(
                 policy.params,
                 prompts,
                 {name: drafts[key] for name, key in names.items()},
-                sampler_scalars(seed=_SEED.value, step=0, temperature=temperature or 1.0),
+                draws,
                 config=policy.model,
                 spec=SamplerSpec(
                     _TOKENS.value, 1, (), policy.tokenizer.pad_id, SamplingMethod(greedy=temperature == 0)
@@ -139,17 +138,6 @@ def main() -> None:
     }
     for written in write(trials, output, run=run):
         get_console().print(f"wrote {written}")
-
-
-def _numbers(name: str, kind: Callable[[str], Number], low: float) -> list[Number]:
-    values: list[str] = flags.FLAGS[name].value or []
-    try:
-        found = [kind(value) for value in values]
-    except ValueError as error:
-        raise ConfigError(f"--{name}: got {','.join(values)}, expected numbers") from error
-    if not found or not all(low <= value < float("inf") for value in found):
-        raise ConfigError(f"--{name}: got {','.join(values)}, expected numbers of at least {low:g}")
-    return found
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ DETAILS: list[tuple[str, ...]] = [
         "19",
         "train and eval items disjoint by content",
         "research/tasks/arithmetic/test_problems.py::test_splits_are_disjoint_by_content_whatever_the_seed_and_count",
-        "research/data/test_feedback_builders.py::test_generated_splits_share_no_prompt_whatever_the_seed",
+        "research/tasks/arithmetic/test_task.py::test_generated_splits_share_no_prompt_whatever_the_seed",
         "research/tasks/test_sources.py::test_problems_held_out_are_not_trained_on",
     ),
     (

@@ -22,14 +22,9 @@ def sized(kind: str, question: str, cases: Callable[[str], dict[str, object]]) -
 
 def shared(kind: str, size: str) -> dict[str, object]:
     """What all benchmarks have."""
-    text = {
-        "path": "",
-        "max_bytes": 100_000 if size == "toy" else 0,
-        "validation_one_in": 5 if size == "toy" else 20,
-    }
     data = {
-        "text": text,
-        "problems": {"kind": "jsonl", "path": "", "validation_one_in": 20},
+        "text": {"path": "", "max_bytes": 100_000 if size == "toy" else 0},
+        "problems": {"path": ""},  # a JSONL file
         "tokenizer": {"path": "", "vocab_size": model(size)["vocab_size"], "model_type": "bpe"},
     }
     return {

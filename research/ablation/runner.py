@@ -9,7 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from research.ablation.arms import Arm, Plan, plan
-from research.analysis.report import ReportPaths, write_report
+from research.analysis.report import ReportPaths, ReportSpec, write_report
 from research.analysis.results import Budget, RunResult, StageUse, save_results
 from research.config.experiment import Experiment
 from research.config.tree import to_json
@@ -117,9 +117,7 @@ def _ordered(planned: Plan, results: dict[tuple[str, int], RunResult]) -> list[R
 
 def _report(planned: Plan, results: list[RunResult], workdir: Path) -> ReportPaths:
     base, control = planned.base, planned.arms[0].name
-    return write_report(
-        results,
-        directory=workdir / "report",
+    spec = ReportSpec(
         title=base.name,
         question=base.question,
         metric=base.ablation.metric,
@@ -128,6 +126,7 @@ def _report(planned: Plan, results: list[RunResult], workdir: Path) -> ReportPat
         base_config_text=_text(planned.experiments[control]),
         versions=collect_versions(),
     )
+    return write_report(results, spec, workdir)
 
 
 def _ground_key(experiment: Experiment) -> str:

@@ -1,38 +1,115 @@
-"""How every picture looks: colours, titles, and PNG files that are the same bytes for the same numbers."""
+"""How every picture looks: colours, text, titles, and files that are the same bytes for the same numbers."""
 
 import io
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from research.analysis.markdown import printable
 from research.core.files import write_bytes_atomic
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; the control is grey. Markers repeat it.
 CONTROL_COLOR = "#6b6b6b"
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 MARKERS = ("s", "^", "D", "v", "P", "X")
-INK, FAINT = "#222222", "#dddddd"
+INK, FAINT, SOFT = "#222222", "#dddddd", "#555555"
 DPI = 160
+STYLE: Any = {"text.parse_math": False, "svg.hashsalt": "temper", "pdf.fonttype": 42}
+"""For `matplotlib.rc_context` around drawing and saving: names are text, not mathematics; no random ids."""
+_METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
 def dress(axes: Axes, title: str, subtitle: str) -> None:
-    """A bold title on the left, below it what the marks mean; no box."""
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=22)
+    """A bold title on the left, below it what the marks mean, if anything; no box."""
+    pad = 22 if subtitle else 6
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=pad)
     axes.annotate(subtitle, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=9,
-                  color="#555555", va="bottom")  # fmt: skip
+                  color=SOFT, va="bottom")  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=10, colors=INK)
 
 
+def blank_figure(width: float, height: float) -> Figure:
+    """A white figure of so many inches, laid out so that nothing overlaps."""
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
+    return Figure(figsize=(width, height), layout=layout, facecolor="white")
+
+
+def small_panels(count: int, height: float) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with so many panels, four in a row, that share their axes; each `height` inches high."""
+    columns = min(4, count)
+    rows = -(-count // columns)
+    figure = blank_figure(max(6.0, 3.75 * columns), height * rows)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes in panels[max(0, count - columns) : count]:  # the lowest of each column
+        axes.tick_params(labelbottom=True)
+    for axes in panels[count:]:
+        axes.set_axis_off()
+    return figure, list(panels[:count])
+
+
+def empty(axes: Axes, reason: str) -> None:
+    """Says why there is nothing to draw."""
+    axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", color=INK)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def drawable(names: Sequence[str], width: int) -> list[str]:
+    """Names for labels: one line of at most `width` characters that the font has, all different.
+
+    The middle of a long name becomes "…"; a name that is then taken gets a number behind.
+    """
+    found: list[str] = []
+    for name in names:
+        text = "".join(c if _has(c) else c.encode("unicode_escape").decode("ascii") for c in printable(name))
+        if len(text) > width:
+            text = f"{text[: width - width // 2 - 1]}…{text[len(text) - width // 2 :]}"
+        base, number = text, 2
+        while text in found:
+            text, number = f"{base} ({number})", number + 1
+        found.append(text)
+    return found
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> None:
+    """A legend below the panels, of as many columns as fit; makes the figure higher by its rows."""
+    labels = drawable(names, 48)
+    width, height = figure.get_size_inches()
+    column = max(
+        0.75 + 0.085 * len(label) for label in labels
+    )  # inches, roughly: line, gap and 10 pt letters
+    columns = max(1, min(len(labels), int(width / column)))
+    figure.set_size_inches(width, height + 0.22 * -(-len(labels) // columns))
+    legend = figure.legend(handles, ["x"] * len(labels), loc="outside lower center", ncols=columns,
+                           frameon=False, fontsize=10)  # fmt: skip
+    for text, label in zip(legend.get_texts(), labels, strict=True):  # a name may begin with "_" or hold "$"
+        text.set_text(label)
+
+
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a PNG whole or not at all; returns `path`.
+    """Writes a PNG, PDF or SVG, as the path's suffix says, whole or not at all; returns `path`.
 
     Raises:
       WorkdirError: it cannot be written.
     """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    kind, buffer = path.suffix[1:], io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format=kind, dpi=DPI, metadata=_METADATA[kind])
     write_bytes_atomic(path, buffer.getvalue())
     return path
+
+
+@cache
+def _has(character: str) -> bool:
+    """Whether the default font can draw it."""
+    return get_font(findfont(FontProperties())).get_char_index(ord(character)) != 0

@@ -1,13 +1,12 @@
 """Numbers as people read them: accuracies in percent, differences in points, budgets in millions."""
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from research.analysis.glossary import describe
 from research.analysis.statistics import Interval
 
-_PROPORTION = re.compile(r"pass@\d|maj@\d|acc|fraction|frac_|exact_match|rate\b|coverage")
 NOTHING = "–"
 
 
@@ -51,8 +50,10 @@ class MetricFormat:
 
 
 def is_proportion(metric: str, values: Iterable[float]) -> bool:
-    """Whether a metric reads best as a percentage: its name says so and its values lie in [0, 1]."""
-    return bool(_PROPORTION.search(metric)) and all(0.0 <= value <= 1.0 for value in values)
+    """Whether a metric reads best as a percentage: the glossary says so and its values lie in [0, 1]."""
+    found = describe(metric)
+    shares = found is not None and found.unit in ("fraction", "probability")
+    return shares and all(0.0 <= value <= 1.0 for value in values)
 
 
 def format_p(p: float | None) -> str:

@@ -1,200 +1,115 @@
-"""The pictures of an ablation, as PNG: final values, learning curves, accuracy against tokens spent."""
+"""The pictures of an ablation: final values, differences, learning curves, training, grids."""
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
-from research.analysis.figures import CONTROL_COLOR, FAINT, INK, MARKERS, PALETTE, dress, save
+from research.analysis.curves import arm_handles, draw_curves, draw_training, training_metrics
+from research.analysis.figures import STYLE, blank_figure, legend_below, save, small_panels
 from research.analysis.formatting import MetricFormat
-from research.analysis.results import RunResult
+from research.analysis.grids import draw_grid, grid_points
+from research.analysis.intervals import draw_differences, draw_values, label_rows
+from research.analysis.logs import Evidence
+from research.analysis.rl_plots import KL, write_reward_against_kl
 from research.analysis.statistics import Comparison
 
-LineStyle = Literal["-", "--", ":"]
-LINES: tuple[LineStyle, ...] = ("-", "--", ":")
-XAxis = Literal["step", "tokens_spent"]
-Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+CROWD = 8
+"""Above so many arms each has a panel of its own for its learning curve."""
 
 
+@matplotlib.rc_context(STYLE)
 def write_plots(
-    results: Sequence[RunResult], comparison: Comparison, style: MetricFormat, directory: Path
+    evidence: Evidence,
+    comparison: Comparison,
+    style: MetricFormat,
+    directory: Path,
+    kinds: Sequence[str] = ("png",),
 ) -> dict[str, Path]:
-    """Draws the three panels, each alone and side by side, and writes them.
+    """Draws what there is to draw of, and writes it.
 
     Args:
-      results: all runs; failed ones are left out.
+      evidence: all runs; failed ones are left out of lines and means.
       comparison: their statistics; gives the order of the arms.
       style: how the metric is shown.
       directory: where to; must exist.
+      kinds: "png", and "pdf" or "svg" beside it.
 
     Returns:
-      Paths by name: "bars", "curves", "tokens", "summary".
+      The PNGs by name: "summary" and "curves" always; "training", "reward_against_kl" and "grid" where runs have
+      the data.
     """
+    results, logs = evidence.results, evidence.logs
 
-    def bars(axes: Axes) -> None:
-        draw_bars(axes, comparison, style)
+    def by(x: str) -> Callable[[Axes], None]:
+        return lambda axes: draw_curves(axes, results, comparison, style, x=x)  # type: ignore[arg-type]
 
-    def curves(axes: Axes) -> None:
-        draw_curves(axes, results, comparison, style, x="step")
-
-    def tokens(axes: Axes) -> None:
-        draw_curves(axes, results, comparison, style, x="tokens_spent")
-
-    rows = len(comparison.arms)
-    figures = {
-        "bars": _figure([bars], comparison, size=(7.0, 1.5 + 0.5 * rows), legend=False),
-        "curves": _figure([curves], comparison, size=(7.0, 4.4), legend=True),
-        "tokens": _figure([tokens], comparison, size=(7.0, 4.4), legend=True),
-        "summary": _figure(
-            [bars, curves, tokens], comparison, size=(15.0, max(4.6, 1.8 + 0.4 * rows)), legend=True
-        ),
-    }
-    paths = {}
+    figures = {"summary": _summary(comparison, style, by("tokens_spent"))}
+    if len(comparison.arms) <= CROWD:
+        figures["curves"] = _lines([by("step"), by("tokens_spent")], comparison)
+    else:
+        figures["curves"] = _crowd(evidence, comparison, style)
+    if metrics := training_metrics(logs):
+        draws = [lambda axes, m=name: draw_training(axes, logs, comparison, m) for name in metrics]
+        figures["training"] = _lines(draws, comparison)
+    if points := grid_points(results):
+        figures["grid"] = draw_grid(points, comparison, style)
+    paths = {name: directory / f"{name}.png" for name in figures}
     for name, figure in figures.items():
-        paths[name] = save(figure, directory / f"{name}.png")
+        for kind in kinds:
+            save(figure, paths[name].with_suffix(f".{kind}"))
+    by_arm = {
+        arm.arm: [rows for (name, _), rows in logs.items() if name == arm.arm] for arm in comparison.arms
+    }
+    with_kl = {arm: runs for arm, runs in by_arm.items() if any(KL in row for rows in runs for row in rows)}
+    if with_kl:
+        path = directory / "reward_against_kl.png"
+        paths["reward_against_kl"] = write_reward_against_kl(with_kl, path, kinds)
     return paths
 
 
-def draw_bars(axes: Axes, comparison: Comparison, style: MetricFormat) -> None:
-    """A bar for each arm's mean, its 95% t-interval, a dot for each seed, a line at the control's mean."""
-    dress(axes, f"Final {style.name}", "bar: mean · whisker: 95% t-interval · dots: seeds · dashed: control")
-    ends = [0.0]
-    for row, summary in enumerate(comparison.arms):
-        color, marker, _ = _look(row)
-        if summary.mean is None:
-            axes.text(
-                0.0, row, "  no finished run", va="center", ha="left", color=INK, fontsize=9, style="italic"
-            )
-            continue
-        axes.barh(row, summary.mean, height=0.62, color=color, alpha=0.35, edgecolor=color, linewidth=1.2)
-        low = high = summary.mean
-        if summary.t_interval is not None:
-            low, high = summary.t_interval.low, summary.t_interval.high
-            if style.percent:  # a t-interval does not know that an accuracy ends at 0 and 1
-                low, high = max(low, 0.0), min(high, 1.0)
-            span = [[summary.mean - low], [high - summary.mean]]
-            axes.errorbar(
-                summary.mean, row, xerr=span, fmt="none", ecolor=INK, elinewidth=1.4, capsize=4, zorder=4
-            )
-        values = list(summary.values.values())
-        offsets = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else [0.0]
-        axes.plot(values, row + np.asarray(offsets), linestyle="none", marker=marker, markersize=5.5,
-                  color=color, markeredgecolor="white", markeredgewidth=0.7, zorder=5)  # fmt: skip
-        outermost = max(high, *values) if summary.mean >= 0 else min(low, *values)
-        ends += [low, high, *values]
-        axes.annotate(style.value(summary.mean), (outermost, row), (7 if summary.mean >= 0 else -7, 0),
-                      textcoords="offset points", va="center", ha="left" if summary.mean >= 0 else "right",
-                      color=INK, fontsize=10, fontweight="bold")  # fmt: skip
-    control = comparison.arms[0].mean
-    if control is not None:
-        axes.axvline(control, color=INK, linestyle=(0, (4, 3)), linewidth=1.0, zorder=3)
-    width = (max(ends) - min(ends)) or 1.0
-    axes.set_xlim(min(ends) - (0.24 * width if min(ends) < 0 else 0.0), max(ends) + 0.18 * width)
-    axes.set_ylim(len(comparison.arms) - 0.45, -0.55)
-    labels = [f"{s.arm}\n(control)" if s.arm == comparison.control else s.arm for s in comparison.arms]
-    axes.set_yticks(range(len(labels)), labels, fontsize=10)
-    axes.tick_params(axis="y", length=0)
-    _number_axis(axes, "x", style)
-    axes.set_xlabel(style.label)
-    axes.grid(axis="x", color=FAINT, linewidth=0.8)
-
-
-def draw_curves(
-    axes: Axes, results: Sequence[RunResult], comparison: Comparison, style: MetricFormat, *, x: XAxis
-) -> None:
-    """Each arm's mean over seeds, with the seeds' range as a band, against steps or tokens spent."""
-    name = {"step": "while training", "tokens_spent": "against tokens spent"}[x]
-    dress(axes, f"{style.name} {name}", "line: mean over seeds · band: lowest to highest seed")
-    drawn = False
-    for row, summary in enumerate(comparison.arms):
-        runs = [r for r in results if r.arm == summary.arm and r.seed in summary.values]
-        curve = _mean_curve(runs, style.name, x)
-        if curve is None:
-            continue
-        drawn = True
-        color, marker, line = _look(row)
-        where, mean, low, high = curve
-        axes.fill_between(where, low, high, color=color, alpha=0.18, linewidth=0)
-        axes.plot(where, mean, color=color, linestyle=line, linewidth=2.0, zorder=3,
-                  marker=marker, markersize=6, markevery=[len(mean) - 1],
-                  markeredgecolor="white", markeredgewidth=0.7)  # fmt: skip
-    axes.set_xlabel({"step": "optimizer step", "tokens_spent": "tokens spent (sampled + trained)"}[x])
-    axes.set_ylabel(style.label)
-    axes.grid(color=FAINT, linewidth=0.8)
-    if not drawn:
-        axes.text(0.5, 0.5, "no evaluations while training", transform=axes.transAxes, ha="center", color=INK)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        return
-    axes.margins(x=0.03, y=0.08)
-    axes.set_xlim(left=0.0)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=x == "step"))
-    if x == "tokens_spent":
-        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    _number_axis(axes, "y", style)
-
-
-def _mean_curve(runs: Sequence[RunResult], metric: str, x: XAxis) -> Curve | None:
-    """x, mean, lowest and highest over the runs at the steps that all of them evaluated; None without such.
-
-    A step that only some seeds reached would shift the mean by who is in it.
-    """
-    tables = [{p["step"]: p for p in run.curve if metric in p and x in p} for run in runs]
-    steps = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
-    if not steps:
-        return None
-    values = np.array([[table[step][metric] for step in steps] for table in tables], dtype=np.float64)
-    where = np.array([[table[step][x] for step in steps] for table in tables], dtype=np.float64)
-    return where.mean(axis=0), values.mean(axis=0), values.min(axis=0), values.max(axis=0)
-
-
-def _figure(
-    panels: Sequence[Callable[[Axes], None]],
-    comparison: Comparison,
-    *,
-    size: tuple[float, float],
-    legend: bool,
-) -> Figure:
-    """Panels side by side, `size` inches, with room for the legend below that."""
-    names = [s.arm + (" (control)" if s.arm == comparison.control else "") for s in comparison.arms]
-    widths = [0.75 + 0.085 * len(name) for name in names]  # inches, roughly: line, gap and 10 pt letters
-    columns = len(names) if sum(widths) <= size[0] else max(1, int(size[0] / max(widths)))
-    rows = math.ceil(len(names) / columns)
-    height = size[1] + (0.22 * (rows - 1) if legend else 0.0)
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
-    figure = Figure(figsize=(size[0], height), layout=layout, facecolor="white")
-    for axes, draw in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        draw(axes)
-    if legend:
-        handles = []
-        for row in range(len(names)):
-            color, marker, line = _look(row)
-            handles.append(
-                Line2D([], [], color=color, marker=marker, linestyle=line, linewidth=2.0, markersize=6)
-            )
-        figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
+def _summary(comparison: Comparison, style: MetricFormat, curve: Callable[[Axes], None]) -> Figure:
+    """Values and differences side by side, and the learning curves where they can be told apart."""
+    few = len(comparison.arms) <= CROWD
+    figure = blank_figure(16.5 if few else 12.5, max(3.6, 1.7 + 0.42 * len(comparison.arms)))
+    panels = figure.subplots(1, 3 if few else 2)
+    draw_values(panels[0], comparison, style)
+    label_rows(panels[0], comparison)
+    draw_differences(panels[1], comparison, style)
+    if few:
+        curve(panels[2])
+        _legend(figure, comparison)
     return figure
 
 
-def _look(row: int) -> tuple[str, str, LineStyle]:
-    """Colour, marker and line style of the arm in this row; the control is row 0."""
-    if row == 0:
-        return CONTROL_COLOR, "o", "-"
-    turn, place = divmod(row - 1, len(PALETTE))
-    return PALETTE[place], MARKERS[(place + turn) % len(MARKERS)], LINES[turn % len(LINES)]
+def _lines(draws: Sequence[Callable[[Axes], None]], comparison: Comparison) -> Figure:
+    """Panels of lines, two in a row."""
+    columns = min(2, len(draws))
+    rows = -(-len(draws) // columns)
+    figure = blank_figure(7.0 * columns, 4.2 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, draw in zip(panels, draws, strict=False):
+        draw(axes)
+    for axes in panels[len(draws) :]:
+        axes.set_axis_off()
+    _legend(figure, comparison)
+    return figure
 
 
-def _number_axis(axes: Axes, which: Literal["x", "y"], style: MetricFormat) -> None:
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    if style.percent:
-        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}"))
-    else:
-        axis.set_major_locator(MaxNLocator(6))
+def _crowd(evidence: Evidence, comparison: Comparison, style: MetricFormat) -> Figure:
+    """A panel for each arm, with the control's curve in grey."""
+    figure, panels = small_panels(len(comparison.arms) - 1, height=2.5)
+    for axes, summary in zip(panels, comparison.arms[1:], strict=True):
+        draw_curves(axes, evidence.results, comparison, style, x="tokens_spent", only=summary.arm)
+    figure.supxlabel(
+        "tokens spent (sampled + trained) · grey: control · band: lowest to highest seed", fontsize=10
+    )
+    figure.supylabel(style.label, fontsize=10)
+    return figure
+
+
+def _legend(figure: Figure, comparison: Comparison) -> None:
+    names = [s.arm + (" (control)" if s.arm == comparison.control else "") for s in comparison.arms]
+    legend_below(figure, arm_handles(len(names)), names)

@@ -1,253 +1,240 @@
 """The report of an ablation: `report.md` with its pictures, and one `report.html` that needs nothing else."""
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, JustifyMethod
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
 
-from research.analysis.config_diff import config_differences
-from research.analysis.formatting import (
-    NOTHING,
-    MetricFormat,
-    format_count,
-    format_p,
-    format_seconds,
-    is_proportion,
-)
+from research.analysis import latex, sections
+from research.analysis.formatting import MetricFormat, is_proportion
+from research.analysis.glossary import glossary_table
 from research.analysis.html import to_html
-from research.analysis.markdown import escape, table
+from research.analysis.logs import gather, is_loss
+from research.analysis.markdown import code, escape, fenced, printable, table
 from research.analysis.plots import write_plots
-from research.analysis.results import Budget, RunResult
-from research.analysis.statistics import ArmSummary, Comparison, PairedDifference, compare_arms
-from research.core.errors import WorkdirError
-from research.core.files import explain_os_error, write_text_atomic
+from research.analysis.results import RunResult, load_results
+from research.analysis.statistics import compare_arms
+from research.core.errors import DataError
+from research.core.files import make_folder, read_json, write_json_atomic, write_text_atomic
 
-FOOTNOTES = (
-    "**Mean** and **std** are over seeds (finished runs only; std with n - 1).",
-    "**95% t-interval**: Student's t over the seeds. It is exact if seeds scatter normally, and wide with "
-    "few seeds, as it must be: with 3 seeds it reaches 4.3 standard errors to either side. It may pass the "
-    "ends of a metric's range.",
-    "**95% bootstrap**: percentile bootstrap over the seeds. It assumes no shape but is too narrow with few "
-    "seeds: in truth it covers about 75% with 3 seeds, 85% with 5, 90% with 10. Read it beside the "
-    "t-interval, not instead of it.",
-    "**Difference to control** is paired: arm minus control at the same seed, then the mean over the seeds "
-    "that both have finished; its intervals and **p** (two-sided paired t-test) are over these differences.",
-    "**Holm p** is p corrected for the number of arms compared with the control (Holm 1979).",
-    "If all differences are equal, the t-test is undefined and p is that of the exact sign-flip test.",
-    "With one seed there is no interval and no p-value: the scatter between seeds is unknown.",
-    "Failed runs are left out of all means. An arm that fails on hard seeds looks better than it is.",
-    "Seeds speak for training noise only. How far the result carries to other problems is a question of the "
-    "evaluation set and its size.",
-)
+RESULTS, REPORT, SPEC = "results.json", "report", "report.json"
+FORMATS = ("latex", "pdf", "svg")
+"""What a report can be written as besides Markdown, HTML and PNG."""
+
+_PICTURES = {
+    "summary": "Final values, differences and learning curves",
+    "curves": "Learning curves",
+    "training": "While training",
+    "reward_against_kl": "Reward against KL",
+    "grid": "Grid",
+}
+
+
+@dataclass(frozen=True)
+class ReportSpec:
+    """What a report is about; kept beside it as `report.json`, so that it can be written again.
+
+    Attributes:
+      title: heading.
+      metric: key of `RunResult.metrics` that decides.
+      control: the arm that the others are compared with.
+      question: what the ablation asks, in a sentence or two.
+      base_config_text: the resolved config that all arms start from.
+      versions: package versions, git revision, data versions.
+      higher_is_better: which way the metric is good.
+      percent: show the metric as a percentage; None for "if the glossary and its values say so".
+      pairs: (arm, other arm) that are compared too.
+    """
+
+    title: str
+    metric: str
+    control: str
+    question: str = ""
+    base_config_text: str = ""
+    versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    higher_is_better: bool = True
+    percent: bool | None = None
+    pairs: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """What was written; `plots` has "bars", "curves", "tokens" and "summary"."""
+    """What was written, and the main result in words.
+
+    Attributes:
+      markdown, html: the report.
+      plots: PNGs by name.
+      latex: the main table; None unless asked for.
+      headline: the main result.
+    """
 
     markdown: Path
     html: Path
     plots: Mapping[str, Path]
+    latex: Path | None
+    headline: sections.Headline
 
 
 def write_report(
     results: Sequence[RunResult],
+    spec: ReportSpec,
+    workdir: Path | str,
     *,
-    directory: Path | str,
-    title: str,
-    question: str,
-    metric: str,
-    control: str,
-    base_config_text: str,
-    versions: Mapping[str, str],
-    higher_is_better: bool = True,
-    percent: bool | None = None,
+    formats: Sequence[str] = (),
+    directory: Path | str | None = None,
 ) -> ReportPaths:
     """Writes the report; each file is written beside its place and renamed into it.
 
     Args:
       results: all runs, failed ones included; arms appear control first, then in this order.
-      directory: where to; created if need be.
-      title: heading.
-      question: what the ablation asks, in a sentence or two.
-      metric: key of `RunResult.metrics` that decides.
-      control: the arm that the others are compared with.
-      base_config_text: the resolved config that all arms start from.
-      versions: package versions, git revision, data versions.
-      higher_is_better: which way the metric is good.
-      percent: show the metric as a percentage; None for "if its name and values are those of a proportion".
+      spec: what it is about.
+      workdir: where the runs lie; their training curves are read there.
+      formats: of FORMATS, to be written too.
+      directory: where to; `<workdir>/report` unless given.
 
     Raises:
-      DataError: no such control arm or metric, a seed twice, or a config text that is not YAML or JSON.
+      DataError: no such arm or metric, a seed twice, or a config text that is not YAML or JSON.
       WorkdirError: the disk is full or the directory cannot be written; names the file.
     """
-    comparison = compare_arms(results, metric=metric, control=control)
+    evidence = gather(results, Path(workdir), spec.metric)
+    comparison = compare_arms(evidence.results, metric=spec.metric, control=spec.control, pairs=spec.pairs)
     values = [value for summary in comparison.arms for value in summary.values.values()]
-    as_percent = is_proportion(metric, values) if percent is None else percent
-    style = MetricFormat(metric, percent=as_percent, higher_is_better=higher_is_better)
-    by_arm = {summary.arm: [run for run in results if run.arm == summary.arm] for summary in comparison.arms}
-    sections = [
-        f"# {escape(title)}\n\n{escape(question)}",
-        f"## Result\n\n{_headline(comparison, style)}\n\n![All panels](summary.png)",
-        f"## Seeds\n\n{_seeds(comparison, style)}",
-        f"## Budget\n\nMean over the finished runs of each arm.\n\n{_budgets(by_arm)}",
-        f"## What differs between the arms\n\n{_config_differences(by_arm, control)}",
-        "## Plots\n\n![Final values](bars.png)\n\n![Learning curves](curves.png)\n\n"
-        "![Against tokens](tokens.png)",
-        f"## Failed runs\n\n{_failures(results)}",
-        "## How to read the statistics\n\n" + "\n".join(f"- {note}" for note in FOOTNOTES),
-        "## Versions\n\n"
-        + table(["what", "version"], [[escape(k), _code(v)] for k, v in sorted(versions.items())]),
-        f"## Base config\n\n{_fenced(base_config_text)}",
-    ]
-    markdown = "\n\n".join(sections) + "\n"
+    percent = is_proportion(spec.metric, values) if spec.percent is None else spec.percent
+    style = MetricFormat(spec.metric, percent=percent, higher_is_better=spec.higher_is_better)
+    head = sections.headline(comparison, style)
+    head.remarks.extend(evidence.notes)
 
-    folder = Path(directory)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkdirError(explain_os_error(error, folder)) from error
-    plots = write_plots(results, comparison, style, folder)
+    folder = make_folder(directory or Path(workdir) / REPORT)
+    kinds = ("png", *(kind for kind in formats if kind != "latex"))
+    plots = write_plots(evidence, comparison, style, folder, kinds)
+    by_arm = {arm.arm: [run for run in evidence.results if run.arm == arm.arm] for arm in comparison.arms}
+    names = {key for run in evidence.results for key in run.metrics}
+    names |= {key for rows in evidence.logs.values() for row in rows for key in row} - {"step"}
+    picture = {name: f"![{_PICTURES[name]}]({path.name})" for name, path in plots.items()}
+    versions = [[escape(key), code(str(value))] for key, value in sorted(spec.versions.items())]
+    parts = {
+        "Result": f"{sections.result_section(head)}\n\n{picture.pop('summary')}",
+        "Arm against arm": sections.pairs_section(comparison, style) if comparison.pairs else "",
+        "Grid": picture.pop("grid", ""),
+        "Seeds": sections.seeds_section(comparison, style),
+        "Budget": sections.budget_section(by_arm, spec.control),
+        "Curves": "\n\n".join(picture.values()),
+        "What differs between the arms": sections.differences_section(by_arm, spec.control),
+        "Failed runs": sections.failures_section(evidence.results),
+        "Where the runs lie": sections.places_section(evidence.results),
+        "How to read the statistics": "\n".join(f"- {note}" for note in sections.FOOTNOTES),
+        "Metrics": glossary_table(sorted(names)) if names else "",
+        "Versions": table(["what", "version"], versions) if versions else "",
+        "Base config": fenced(spec.base_config_text) if spec.base_config_text else "",
+    }
+    begin = f"# {escape(spec.title)}\n\n{escape(spec.question)}"
+    markdown = (
+        "\n\n".join([begin, *(f"## {title}\n\n{text}" for title, text in parts.items() if text)]) + "\n"
+    )
     images = {
         path.name: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
         for path in plots.values()
     }
-    paths = ReportPaths(markdown=folder / "report.md", html=folder / "report.html", plots=plots)
+    table_path = folder / "table.tex" if "latex" in formats else None
+    paths = ReportPaths(folder / "report.md", folder / "report.html", plots, table_path, head)
     write_text_atomic(paths.markdown, markdown)
-    write_text_atomic(paths.html, to_html(markdown, title=title, images=images))
+    write_text_atomic(paths.html, to_html(markdown, title=printable(spec.title), images=images))
+    if table_path is not None:
+        comment = f"{spec.title}: {style.label}; paired t-tests against {spec.control}, Holm-corrected"
+        write_text_atomic(table_path, latex.booktabs(head.header, head.rows, comment=comment))
+    write_json_atomic(folder / SPEC, dataclasses.asdict(spec))
     return paths
 
 
-def _headline(comparison: Comparison, style: MetricFormat) -> str:
-    by_arm = {difference.arm: difference for difference in comparison.differences}
-    header = ["arm", "n", f"{escape(style.name)}, mean", "95% t-interval", "difference to control",
-              "95% t-interval", "p", "Holm p"]  # fmt: skip
-    rows = []
-    for summary in comparison.arms:
-        count = len(summary.values)
-        row = [
-            _arm(summary.arm, comparison.control),
-            str(count) if count == summary.planned else f"{count} of {summary.planned}",
-        ]
-        row += [f"**{style.value(summary.mean)}**", style.interval(summary.t_interval)]
-        difference = by_arm.get(summary.arm)
-        rows.append(row + ([NOTHING] * 4 if difference is None else _difference_cells(difference, style)))
-    better = "Higher" if style.higher_is_better else "Lower"
-    text = f"{better} is better. {_verdict(comparison, style)}\n\n{table(header, rows, right_from=1)}"
-    notes = [f"{escape(d.arm)}: {escape(d.note)}" for d in comparison.differences if d.note]
-    notes += [f"{escape(s.arm)}: {escape('; '.join(s.missing))}" for s in comparison.arms if s.missing]
-    return text + ("\n\n" + "\n".join(f"- {note}." for note in notes) if notes else "")
+def rewrite_report(
+    workdir: Path,
+    *,
+    metric: str | None = None,
+    control: str | None = None,
+    higher_is_better: bool | None = None,
+    pairs: Sequence[str] | None = None,
+    formats: Sequence[str] = (),
+    directory: Path | None = None,
+) -> ReportPaths:
+    """Writes an ablation's report again from what is on disk; what is None is as in the last report.
 
+    Args:
+      workdir: the ablation's; holds `results.json`.
+      metric: another metric.
+      control: another control.
+      higher_is_better: where the metric changes, None is True unless it is a loss.
+      pairs: each "arm:other arm".
+      formats, directory: see `write_report`.
 
-def _difference_cells(difference: PairedDifference, style: MetricFormat) -> list[str]:
-    return [style.difference(difference.mean), style.interval(difference.t_interval),
-            format_p(difference.p), format_p(difference.p_holm)]  # fmt: skip
-
-
-def _verdict(comparison: Comparison, style: MetricFormat) -> str:
-    """One plain sentence: which arms differ from the control at 5% after Holm's correction."""
-    sign = 1.0 if style.higher_is_better else -1.0
-    better: list[PairedDifference] = []
-    worse: list[PairedDifference] = []
-    open_: list[PairedDifference] = []
-    for difference in comparison.differences:
-        if difference.p_holm is not None and difference.mean is not None and difference.p_holm < 0.05:
-            (better if sign * difference.mean > 0 else worse).append(difference)
-        else:
-            open_.append(difference)
-    parts = [
-        f"{word}: {', '.join(f'{escape(d.arm)} ({style.difference(d.mean)})' for d in group)}."
-        for word, group in (("Better than the control", better), ("Worse than the control", worse),
-                            ("Not told apart from the control", open_))
-        if group
-    ]  # fmt: skip
-    return " ".join(parts) + (" (Holm p < 0.05.)" if better or worse else "")
-
-
-def _seeds(comparison: Comparison, style: MetricFormat) -> str:
-    seeds = sorted({seed for summary in comparison.arms for seed in summary.values})
-    header = ["arm", *(f"seed {seed}" for seed in seeds), "std", "95% bootstrap", "difference, 95% bootstrap"]
-    by_arm = {difference.arm: difference for difference in comparison.differences}
-
-    def row(summary: ArmSummary) -> list[str]:
-        difference = by_arm.get(summary.arm)
-        return [
-            _arm(summary.arm, comparison.control),
-            *(style.value(summary.values.get(seed)) for seed in seeds),
-            style.difference(summary.std).lstrip("+"),
-            style.interval(summary.bootstrap_interval),
-            style.interval(difference.bootstrap_interval) if difference else NOTHING,
-        ]
-
-    return table(header, [row(summary) for summary in comparison.arms], right_from=1)
-
-
-def _budgets(by_arm: Mapping[str, Sequence[RunResult]]) -> str:
-    header = ["arm", "tokens sampled", "completions sampled", "tokens trained", "FLOPs", "wall clock"]
-    control = next(iter(by_arm))
-    columns: list[tuple[Callable[[Budget], float], Callable[[float], str]]] = [
-        (lambda budget: budget.tokens_sampled, format_count),
-        (lambda budget: budget.completions_sampled, format_count),
-        (lambda budget: budget.tokens_trained, format_count),
-        (lambda budget: budget.flops, format_count),
-        (lambda budget: budget.seconds, format_seconds),
-    ]
-    rows = []
-    for arm, runs in by_arm.items():
-        spent = [run.budget for run in runs if run.status == "finished"]
-        cells = [
-            show(float(np.mean([read(budget) for budget in spent]))) if spent else NOTHING
-            for read, show in columns
-        ]
-        rows.append([_arm(arm, control), *cells])
-    return table(header, rows, right_from=1)
-
-
-def _config_differences(by_arm: Mapping[str, Sequence[RunResult]], control: str) -> str:
-    rows = []
-    for arm, keys in config_differences(by_arm, control).items():
-        declared = by_arm[arm][0].overrides.keys() | by_arm[control][0].overrides.keys()
-        for key, (theirs, ours) in keys.items():
-            rows.append(
-                [escape(arm), _code(key), _code(theirs), _code(ours), "yes" if key in declared else "**no**"]
-            )
-        if not keys:
-            rows.append([escape(arm), NOTHING, NOTHING, NOTHING, NOTHING])
-    if not rows:
-        return "There is no arm but the control."
-    header = ["arm", "key", f"{escape(control)} (control)", "arm's value", "declared by an arm"]
-    return (
-        "Resolved configs at the same seed; a key that no arm declares follows from another one or should "
-        f"not move.\n\n{table(header, rows)}"
+    Raises:
+      DataError: there are no results, or no report yet that says which metric decides; see also `write_report`.
+    """
+    results = load_results(workdir / RESULTS)
+    if not results:
+        raise DataError(f"{workdir / RESULTS}: holds no run yet, expected at least one.")
+    place = workdir / REPORT / SPEC
+    earlier: dict[str, Any] = {"title": workdir.resolve().name, "metric": None, "control": results[0].arm}
+    if place.exists():
+        earlier |= read_json(place)
+    if metric not in (None, earlier["metric"]):
+        earlier |= {"metric": metric, "higher_is_better": not is_loss(str(metric)), "percent": None}
+    if earlier["metric"] is None:
+        known = sorted({key for result in results for key in result.metrics})
+        raise DataError(f"{place}: is not there, so the metric must be given; expected one of {known}.")
+    if control is not None:
+        earlier["control"] = control
+    if higher_is_better is not None:
+        earlier["higher_is_better"] = higher_is_better
+    kept = [pair for pair in earlier.get("pairs", ()) if earlier["control"] not in pair]
+    names = {result.arm for result in results}
+    earlier["pairs"] = (
+        tuple(map(tuple, kept)) if pairs is None else tuple(_pair(text, names) for text in pairs)
     )
+    return write_report(results, ReportSpec(**earlier), workdir, formats=formats, directory=directory)
 
 
-def _failures(results: Sequence[RunResult]) -> str:
-    rows = [
-        [escape(run.arm), str(run.seed), escape(run.error or "no message"), _code(run.run_dir)]
-        for run in results
-        if run.status == "failed"
+def _pair(text: str, names: Collection[str]) -> tuple[str, str]:
+    """The two arms of "one:other"; names may hold colons themselves."""
+    for place, character in enumerate(text):
+        if character == ":" and text[:place] in names and text[place + 1 :] in names:
+            return text[:place], text[place + 1 :]
+    raise DataError(f"pairs: got {text!r}, expected one:other with arms of {sorted(names)}.")
+
+
+def print_headline(console: Console, paths: ReportPaths) -> None:
+    """Prints the main result; no name is cut: a terminal folds it, a log gets the width that the table takes."""
+    head = paths.headline
+    titles = [
+        "arm",
+        "n",
+        "mean",
+        "95%\nt-interval",
+        "difference\nto control",
+        "95%\nt-interval",
+        "",
+        "Holm p",
     ]
-    return table(["arm", "seed", "error", "directory"], rows) if rows else "None."
-
-
-def _arm(arm: str, control: str) -> str:
-    return f"{escape(arm)} (control)" if arm == control else escape(arm)
-
-
-def _code(text: str) -> str:
-    """A code span for a table cell; a pipe must be escaped even there."""
-    one_line = " ".join(str(text).split()).replace("|", "\\|") or " "
-    fence, blank = "`", " " if "`" in one_line else ""  # Markdown strips one blank at either end
-    while fence in one_line:
-        fence += "`"
-    return f"{fence}{blank}{one_line}{blank}{fence}"
-
-
-def _fenced(text: str) -> str:
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}text\n{text.rstrip()}\n{fence}"
+    grid = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = [place for place, title in enumerate(titles) if title]  # without p: Holm's counts
+    for place in shown:
+        justify: JustifyMethod = "right" if place else "left"
+        grid.add_column(titles[place], overflow="fold", justify=justify, no_wrap=place > 0)
+    for row in head.rows:
+        grid.add_row(*(Text(printable(row[place])) for place in shown))
+    if not console.is_terminal:
+        wide = Measurement.get(console, console.options.update(max_width=10_000), grid).maximum
+        console = Console(file=console.file, width=max(wide, console.width))
+    first = f"{head.header[2]}. {head.verdict}"
+    lines = [printable(line) for line in (first, *head.remarks, f"report: {paths.html}")]
+    console.print(lines[0], markup=False, highlight=False, soft_wrap=True)
+    console.print(grid)
+    for line in lines[1:]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

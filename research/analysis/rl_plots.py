@@ -2,143 +2,66 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
+import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
+from jaxtyping import Float
 
-from research.analysis.figures import FAINT, INK, PALETTE, save
-from research.core.errors import DataError
+from research.analysis.curves import running_mean
+from research.analysis.figures import FAINT, PALETTE, STYLE, drawable, dress, save, small_panels
+from research.analysis.logs import Rows
 
-KLAxis = Literal["kl", "sqrt_kl"]
-Rows = Sequence[Mapping[str, Any]]
-"""Records of a metrics.jsonl; several may share a step."""
-
-_LABELS = {
-    "kl": "KL to the reference (nats a completion)",
-    "sqrt_kl": "√KL to the reference (√nats a completion)",
-}
+KL = "kl/reference"
+REWARDS = {"reward/mean": (PALETTE[0], "-", "o"), "reward/gold": (PALETTE[1], "--", "s")}
 
 
-class RewardCurve(NamedTuple):
-    """Points of one reward, `[n]` each, in order of KL."""
+def reward_curve(runs: Sequence[Rows], reward: str) -> Float[np.ndarray, "N 2"]:
+    """KL (nats a completion) and reward at the steps at which both were logged, in order of KL.
 
-    kl: np.ndarray
-    reward: np.ndarray
-
-
-def reward_curve(rows: Rows, *, reward: str, kl: str = "kl/reference") -> RewardCurve:
-    """The steps at which both a reward and the KL were logged, in whichever records.
+    What is not finite is left out, and an estimate of the KL below 0 is 0.
 
     Args:
-      rows: records of a run.
+      runs: records of runs, such as the seeds of an arm, whose points are pooled.
       reward: the reward's metric.
-      kl: the KL's metric, nats.
-
-    Returns:
-      The points; none where the two never met. What is not finite is left out, and an estimate below 0 is 0.
     """
-    found: dict[str, dict[int, float]] = {reward: {}, kl: {}}
-    for row in rows:
-        for name, values in found.items():
-            if name in row:
-                values[int(row["step"])] = float(row[name])  # "NaN" and "Infinity" too
-    steps = sorted(set(found[reward]) & set(found[kl]))
-    points = np.array([(max(found[kl][step], 0.0), found[reward][step]) for step in steps]).reshape(-1, 2)
+    found: list[tuple[float, float]] = []
+    for rows in runs:
+        rewards, kls = ({row["step"]: row[name] for row in rows if name in row} for name in (reward, KL))
+        found += [(max(kls[step], 0.0), value) for step, value in rewards.items() if step in kls]
+    points = np.array(found, np.float64).reshape(-1, 2)
     points = points[np.isfinite(points).all(axis=1)]
-    points = points[np.argsort(points[:, 0], kind="stable")]
-    return RewardCurve(points[:, 0], points[:, 1])
+    return points[np.argsort(points[:, 0], kind="stable")]
 
 
-def draw_reward_against_kl(
-    axes: Axes,
-    runs: Mapping[str, Rows],
-    *,
-    proxy: str = "reward/mean",
-    gold: str = "reward/gold",
-    kl: str = "kl/reference",
-    x: KLAxis = "sqrt_kl",
-) -> None:
-    """A colour for each run; proxy solid with dots, gold dashed with squares; lines are running means.
+@matplotlib.rc_context(STYLE)
+def write_reward_against_kl(
+    runs: Mapping[str, Sequence[Rows]], path: Path, kinds: Sequence[str] = ("png",)
+) -> Path:
+    """Draws proxy and gold reward over the square root of the KL (Gao et al. 2023, Figure 1), a panel for each arm.
 
-    Source: Gao et al. 2023, Figure 1, over the square root of the KL.
+    Points are steps, lines their running means; the same bytes for the same rows.
 
     Args:
-      axes: where to.
-      runs: records by label.
-      proxy: metric of the reward learned from.
-      gold: metric of the reward really wanted.
-      kl: metric of the KL to the reference, nats.
-      x: the axis.
+      runs: records of one or more runs by the arm's name.
+      path: of the PNG.
+      kinds: "png", and "pdf" or "svg" beside it.
 
     Raises:
-      ValueError: unknown axis.
-    """
-    if x not in _LABELS:
-        raise ValueError(f"x: got {x!r}, expected one of {', '.join(_LABELS)}")
-    drawn = False
-    for place, (label, rows) in enumerate(runs.items()):
-        color = PALETTE[place % len(PALETTE)]
-        for metric, role, line, marker in ((proxy, "proxy", "-", "o"), (gold, "gold", "--", "s")):
-            curve = reward_curve(rows, reward=metric, kl=kl)
-            if not curve.kl.size:
-                continue
-            drawn = True
-            where = np.sqrt(curve.kl) if x == "sqrt_kl" else curve.kl
-            axes.plot(where, curve.reward, linestyle="none", marker=marker, markersize=3.5, color=color,
-                      alpha=0.3, markeredgewidth=0)  # fmt: skip
-            axes.plot(_running_mean(where), _running_mean(curve.reward), linestyle=line, linewidth=2.0,
-                      color=color, label=f"{label}: {role}")  # fmt: skip
-    axes.set_title("Proxy and gold reward against KL", loc="left", fontsize=12, fontweight="bold", color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=10, colors=INK)
-    axes.set_xlabel(_LABELS[x])
-    axes.set_ylabel("mean reward")
-    axes.grid(color=FAINT, linewidth=0.8)
-    if not drawn:
-        axes.text(0.5, 0.5, "no step with reward and KL", transform=axes.transAxes, ha="center", color=INK)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        return
-    axes.set_xlim(left=0.0)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.yaxis.set_major_locator(MaxNLocator(6))
-
-
-def write_reward_against_kl(
-    runs: Mapping[str, Rows],
-    path: Path,
-    *,
-    proxy: str = "reward/mean",
-    gold: str = "reward/gold",
-    kl: str = "kl/reference",
-    x: KLAxis = "sqrt_kl",
-) -> Path:
-    """Draws it as a PNG, the same bytes for the same rows; see `draw_reward_against_kl`.
-
-    Raises:
-      DataError: there are no runs.
       WorkdirError: `path` cannot be written.
     """
-    if not runs:
-        raise DataError(f"{path}: got no runs, expected at least one to draw.")
-    figure = Figure(
-        figsize=(7.0, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08), facecolor="white"
-    )
-    axes = figure.subplots()
-    draw_reward_against_kl(axes, runs, proxy=proxy, gold=gold, kl=kl, x=x)
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        columns = 2 if max(map(len, labels)) < 40 else 1
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
-    return save(figure, path)
-
-
-def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Means over a tenth of the points (at least 1), which neither lag nor bend at the ends."""
-    width = max(1, len(values) // 10)
-    return np.convolve(values, np.full(width, 1.0 / width), mode="valid")
+    figure, panels = small_panels(len(runs), height=3.4)
+    for axes, (name, its) in zip(panels, runs.items(), strict=True):
+        dress(axes, drawable([name], 26)[0], "")
+        for metric, (color, line, marker) in REWARDS.items():
+            points = reward_curve(its, metric)
+            root, reward = np.sqrt(points[:, 0]), points[:, 1]
+            axes.plot(root, reward, linestyle="none", marker=marker, markersize=3.5, color=color, alpha=0.3,
+                      markeredgewidth=0)  # fmt: skip
+            axes.plot(running_mean(root), running_mean(reward), linestyle=line, linewidth=2.0, color=color)
+        axes.grid(color=FAINT, linewidth=0.8)
+    legend = "solid: proxy, learned from · dashed: gold, really wanted"
+    figure.supxlabel(f"√KL to the reference (√nats a completion)\n{legend}", fontsize=10)
+    figure.supylabel("mean reward", fontsize=10)
+    for kind in kinds:
+        save(figure, path.with_suffix(f".{kind}"))
+    return path

@@ -16,8 +16,11 @@ from research.benchmarks.work import (
     rollout_phases,
     train_phases,
 )
+from research.config.sections import Data, Text, TokenizerSection
 from research.data.examples import Examples, sft_examples
-from research.tasks.sources import Sources, View
+from research.data.records import View
+from research.tasks.jsonl import Jsonl
+from research.tasks.sources import Sources
 
 FIRST_ID = 5
 """Ids below are left to padding and markup."""
@@ -158,9 +161,13 @@ def _train(benchmark: Benchmark, name: str, case: TrainCase, data_dir: Path) -> 
 
 def _examples(benchmark: Benchmark, case: TrainCase, data_dir: Path) -> Examples:
     """The first examples of the file as the chat pipelines tokenise them, once for all systems."""
-    sources = Sources(dict(benchmark.data), data_dir)
+    given = benchmark.data
+    section = Data(text=Text(**given["text"]), tokenizer=TokenizerSection(**given["tokenizer"]))
+    sources = Sources(Jsonl(given["problems"]["path"]), section, data_dir)
     records = View(sources.problems.train, case.examples)
-    return sft_examples(records, sources.tokenizer, length=case.length, name="data.problems")
+    return sft_examples(
+        records, sources.tokenizer, length=case.length, name="data.problems", limits=sources.limits
+    )
 
 
 def _grpo(benchmark: Benchmark, name: str, case: GRPOCase) -> Workload:

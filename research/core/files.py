@@ -64,8 +64,8 @@ def write_bytes_atomic(path: Path | str, data: bytes) -> None:
 
 
 def write_text_atomic(path: Path | str, text: str) -> None:
-    """Writes `text` as UTF-8; see `write_bytes_atomic`."""
-    write_bytes_atomic(path, text.encode("utf-8"))
+    """Writes `text` as UTF-8, a lone surrogate as `\\udXXX`, which JSON reads back; see `write_bytes_atomic`."""
+    write_bytes_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json_atomic(path: Path | str, obj: Any) -> None:

@@ -193,7 +193,9 @@ class MetricsWriter:
     def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
         try:
-            self._handles[name].write(text.encode("utf-8"))
+            self._handles[name].write(
+                text.encode("utf-8", "backslashreplace")
+            )  # lone surrogates as JSON escapes
             self._handles[name].flush()
         except OSError as error:
             raise WorkdirError(explain_os_error(error, self.directory / name)) from error

@@ -26,18 +26,32 @@ _ROLES: Mapping[str, Role] = {
     "model": "assistant",
     "function": "tool",
 }
-_SHAPES = "prompt+completion, messages, question+answer or conversations"
-_CALCULATOR = re.compile(r"<<[^<>]*>>")
+_SHAPES = "prompt+completion, prompt+answer, messages, question+answer or conversations"
+# GSM8K's <<48/2=24>> with the result behind it, in answers whose last line is "#### 24".
+_CALCULATOR = re.compile(r"<<[-+*/().,%$=\d\s]*=[-+*/().,%$\d\s]*>>(?=[ $(]*[-+]?[\d.])")
+_GSM8K_END = re.compile(r"(?:^|\n)####[ \t]*[-+$]*[\d.,]+[ \t]*\s*$")
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. `thinking` and `tool_calls` (JSON texts) belong to assistants and are rendered as markup."""
+    """One turn.
+
+    Attributes:
+        role, content: who says what.
+        thinking, tool_calls: of assistants; rendered as markup. Calls are JSON texts.
+        train: whether an assistant's turn carries loss where all turns do.
+    """
 
     role: Role
     content: str
     thinking: str = ""
     tool_calls: tuple[str, ...] = ()
+    train: bool = True
+
+    @property
+    def empty(self) -> bool:
+        """Whether the turn says nothing at all."""
+        return not (self.content.strip() or self.thinking.strip() or self.tool_calls)
 
 
 @dataclass(frozen=True)
@@ -49,40 +63,113 @@ class Rendered:
     prompt_length: int
 
 
-def normalize_record(
-    record: Mapping[str, Any], *, where: str, strip_calculator: bool = True
-) -> tuple[Message, ...]:
-    """The messages of a record in any of the common shapes.
+def normalize_record(record: Mapping[str, Any], *, where: str) -> tuple[Message, ...]:
+    """The messages of a record in any of the common shapes; turns may be empty (`Message.empty`).
 
     Args:
         record: {prompt, completion} (strings or message lists), {messages: [{role, content}]}, GSM8K
-            {question, answer} or ShareGPT {conversations: [{from, value}]}. Further keys are ignored.
+            {question, answer}, ShareGPT {conversations: [{from, value}]}, or {prompt, answer}, which is a prompt
+            without a response. `system` and `tools` become its system turn; GSM8K's calculator marks are stripped
+            from answers in GSM8K's form. Further keys are ignored.
         where: what an error message calls the record, such as "train.jsonl:12".
-        strip_calculator: drop GSM8K's `<<48/2=24>>` marks from an answer.
 
     Raises:
         DataError: the shape is unknown, or a turn is malformed.
     """
     if "messages" in record:
-        return parse_messages(record["messages"], where=f"{where}: messages")
-    if "conversations" in record:
-        return parse_messages(record["conversations"], where=f"{where}: conversations")
-    if "prompt" in record and "completion" in record:
-        prompt = parse_turns(record["prompt"], role="user", where=f"{where}: prompt")
-        return prompt + parse_turns(record["completion"], role="assistant", where=f"{where}: completion")
-    if "question" in record and "answer" in record:
-        answer = _text(record["answer"], where=f"{where}: answer")
-        if strip_calculator:
-            answer = _CALCULATOR.sub("", answer)
+        messages = parse_messages(record["messages"], where=f"{where}: messages")
+    elif "conversations" in record:
+        messages = parse_messages(record["conversations"], where=f"{where}: conversations")
+    elif "prompt" in record and ("completion" in record or "answer" in record):
+        messages = parse_turns(record["prompt"], role="user", where=f"{where}: prompt")
+        if "completion" in record:
+            messages += parse_turns(record["completion"], role="assistant", where=f"{where}: completion")
+    elif "question" in record and "answer" in record:
+        answer = strip_calculator(_text(record["answer"], where=f"{where}: answer"))
         question = _text(record["question"], where=f"{where}: question")
-        return Message("user", question), Message("assistant", answer)
-    raise DataError(f"{where}: found the keys {', '.join(record) or '(none)'}, expected {_SHAPES}.")
+        messages = Message("user", question), Message("assistant", answer)
+    else:
+        raise DataError(f"{where}: found the keys {', '.join(record) or '(none)'}, expected {_SHAPES}.")
+    return with_system(messages, record, where=where)
+
+
+def prompt_messages(record: Mapping[str, Any], *, where: str) -> tuple[Message, ...]:
+    """The turns that ask for an answer: a record's `prompt`, or what precedes its last assistant turn."""
+    if "prompt" in record:
+        turns = parse_turns(record["prompt"], role="user", where=f"{where}: prompt")
+        prompt = with_system(turns, record, where=where)
+    else:
+        messages = normalize_record(record, where=where)
+        prompt = messages[:-1] if messages[-1].role == "assistant" else messages
+    if not prompt or prompt[-1].role == "assistant":
+        raise DataError(f"{where}: the prompt is empty or ends with an assistant turn, expected a user turn.")
+    return prompt
+
+
+def strip_calculator(answer: str) -> str:
+    """An answer without GSM8K's `<<48/2=24>>` marks; unchanged unless it ends with GSM8K's "#### 24"."""
+    return _CALCULATOR.sub("", answer) if _GSM8K_END.search(answer) else answer
+
+
+def with_system(
+    messages: tuple[Message, ...], record: Mapping[str, Any], *, where: str
+) -> tuple[Message, ...]:
+    """The messages with what the record's `system` and `tools` say in their system turn.
+
+    Raises:
+        DataError: `system` is no text, or differs from the system turn; `tools` are no schemas.
+    """
+    system, schemas = record.get("system") or "", _schemas(record.get("tools"), where=where)
+    if not isinstance(system, str):
+        raise DataError(f"{where}: system: got {_short(system)}, expected text.")
+    first = messages[0] if messages and messages[0].role == "system" else None
+    if first is not None and system and system not in first.content:
+        raise DataError(f"{where}: has both a system turn and another text under `system`, expected one.")
+    parts = [first.content if first is not None else system]
+    if schemas and (told := tools_text(schemas)) not in parts[0]:
+        parts.append(told)
+    content = "\n\n".join(part for part in parts if part)
+    if not content or (first is not None and content == first.content):
+        return messages
+    return Message("system", content), *(messages if first is None else messages[1:])
+
+
+def tools_text(schemas: Sequence[Mapping[str, Any]]) -> str:
+    """What a system turn says about tools: one JSON object a line, as Qwen's and Hermes's templates do.
+
+    Args:
+        schemas: {"type": "function", "function": {name, description, parameters}} of each tool.
+    """
+    return "\n".join(
+        (
+            "You may call these tools:",
+            *(json.dumps(schema, ensure_ascii=False) for schema in schemas),
+            'A call is a JSON object {"name": ..., "arguments": {...}} between <tool_call> and </tool_call> at the '
+            "end of your turn. Its result comes in the next turn.",
+        )
+    )
+
+
+def _schemas(tools: Any, *, where: str) -> list[Mapping[str, Any]]:
+    """The schemas under `tools`: a list, or one as JSON text."""
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise DataError(
+                f"{where}: tools: got {_short(tools)}, expected a list of tool schemas."
+            ) from error
+    if not tools:
+        return []
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise DataError(f"{where}: tools: got {_short(tools)}, expected a list of tool schemas.")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
 def parse_turns(value: Any, *, role: Role, where: str) -> tuple[Message, ...]:
     """A string as one turn of `role`, a {role, content} or {from, value} object, or a list of those."""
     if isinstance(value, str):
-        return (Message(role, _text(value, where=where)),)
+        return (Message(role, value),)
     return parse_messages([value] if isinstance(value, Mapping) else value, where=where)
 
 
@@ -99,21 +186,29 @@ def _parse_message(turn: Any, *, where: str) -> Message:
     keys = ("role", "content") if "role" in turn else ("from", "value")
     if not all(key in turn for key in keys):
         raise DataError(f"{where}: found the keys {', '.join(turn)}, expected role+content or from+value.")
-    name = turn[keys[0]]
+    name, content = turn[keys[0]], turn[keys[1]]
     if not isinstance(name, str) or name not in _ROLES:
         raise DataError(f"{where}: role is {_short(name)}, expected one of {', '.join(_ROLES)}.")
     role = _ROLES[name]
     calls = _calls(turn.get("tool_calls") or (), where=where)
-    thinking = turn.get("thinking") or ""
+    thinking = turn.get("thinking") or turn.get("reasoning_content") or ""
     if not isinstance(thinking, str):
         raise DataError(f"{where}: thinking is {_short(thinking)}, expected text.")
     if role != "assistant" and (calls or thinking):
         raise DataError(
             f"{where}: a {role} turn has thinking or tool_calls, expected them on assistants only."
         )
-    if calls and turn[keys[1]] in (None, ""):
-        return Message(role, "", thinking, calls)
-    return Message(role, _text(turn[keys[1]], where=where), thinking, calls)
+    text = "" if content is None else _text(content, where=where)
+    return Message(role, text, thinking, calls, _trains(turn, where=where))
+
+
+def _trains(turn: Mapping[str, Any], *, where: str) -> bool:
+    """`train` (true, false) or OpenAI's `weight` (0, 1); true where neither is given."""
+    given = [turn[key] for key in ("train", "weight") if turn.get(key) is not None]
+    for value in given:
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise DataError(f"{where}: train or weight is {_short(value)}, expected 0 or 1.")
+    return all(given)
 
 
 def _calls(calls: Any, *, where: str) -> tuple[str, ...]:
@@ -129,8 +224,8 @@ def _calls(calls: Any, *, where: str) -> tuple[str, ...]:
 
 
 def _text(value: Any, *, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: expected non-empty text, got {_short(value)}.")
+    if not isinstance(value, str):
+        raise DataError(f"{where}: expected text, got {_short(value)}.")
     return value
 
 
@@ -159,7 +254,7 @@ def render_messages(
         messages: the turns.
         tokenizer: gives ids; contents can never produce markup.
         where: what an error message calls the record.
-        train_on: "all" assistant turns carry loss, or the "last" one only.
+        train_on: "all" assistant turns carry loss that do not say otherwise (`Message.train`), or the "last" one.
 
     Raises:
         DataError: the last turn is not the assistant's, or the prompt is not a prefix of the whole.
@@ -170,7 +265,7 @@ def render_messages(
         header = _header(message.role, tokenizer)
         content = [*_content(message, tokenizer), tokenizer.im_end_id]
         last = index == len(messages) - 1
-        carries = last or (train_on == "all" and message.role == "assistant")
+        carries = last if train_on == "last" else message.role == "assistant" and message.train
         tokens += header + content
         mask += [False] * len(header) + [carries] * len(content)
     start = render_prompt(prompt, tokenizer)

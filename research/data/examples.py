@@ -1,12 +1,13 @@
 """Records as tokens, once and in memory: what the pipelines draw from.
 
-A set of N examples costs about five bytes a token. All of it is tokenised before the first batch, so a bad
-record stops a run at its start and what truncation costs is known (`report`) before anything is trained.
+A set of N examples costs about five bytes a token. All of it is tokenised before the first batch, so a bad record
+stops a run at its start, and what does not fit is known (`DataReport`) before anything is trained.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,25 +16,17 @@ from research.data.chat import (
     Message,
     Rendered,
     normalize_record,
-    parse_turns,
+    prompt_messages,
     render_messages,
     render_prompt,
 )
 from research.data.preferences import parse_judged, parse_preference, parse_ranking
+from research.data.records import Records
+from research.data.report import DataReport, Fitter, Limits
 from research.data.steps import parse_steps, step_end_mask
 from research.data.tokenizer import Tokenizer
 
-Report = Mapping[str, int]
-
-
-class Records(Protocol):
-    """A random-access source of records; a list of dicts is one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
-
-    def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
+Labels = Literal["steps", "outcome"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,7 @@ class Documents:
 
     tokens: np.ndarray
     lengths: np.ndarray
-    report: Report
+    report: DataReport
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ class Examples:
     tokens: Sequence[np.ndarray]
     loss_masks: Sequence[np.ndarray]
     record_ids: np.ndarray
-    report: Report
+    report: DataReport
 
     @property
     def lengths(self) -> np.ndarray:
@@ -69,6 +62,11 @@ class PairExamples:
     margins: np.ndarray
     soft_labels: np.ndarray
 
+    @property
+    def report(self) -> DataReport:
+        """Counts of pairs."""
+        return self.chosen.report
+
 
 @dataclass(frozen=True)
 class StepExamples:
@@ -79,6 +77,11 @@ class StepExamples:
     rows: Examples
     labels: Sequence[np.ndarray]
 
+    @property
+    def report(self) -> DataReport:
+        """Counts of solutions."""
+        return self.rows.report
+
 
 @dataclass(frozen=True)
 class JudgedExamples:
@@ -87,6 +90,11 @@ class JudgedExamples:
     rows: Examples
     desirable: np.ndarray
     prompt_ids: np.ndarray
+
+    @property
+    def report(self) -> DataReport:
+        """Counts of completions: a pair has two."""
+        return self.rows.report
 
     def parts(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(prompt, completion) tokens; the completion is what the loss mask covers, to the row's end."""
@@ -100,7 +108,16 @@ class RankedExamples:
 
     candidates: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]]
     ranks: Sequence[np.ndarray]
-    report: Report
+    report: DataReport
+
+
+@dataclass(frozen=True)
+class PromptExamples:
+    """N prompts ready for generation, and the index of each one's record."""
+
+    tokens: Sequence[np.ndarray]
+    record_ids: np.ndarray
+    report: DataReport
 
 
 def text_documents(source: Records, tokenizer: Tokenizer, *, name: str) -> Documents:
@@ -114,64 +131,46 @@ def text_documents(source: Records, tokenizer: Tokenizer, *, name: str) -> Docum
     if not parts:
         raise DataError(f"{name}: holds no documents, expected at least one.")
     lengths = np.array([len(part) for part in parts], np.int64)
-    report = {"examples": len(parts), "tokens": int(lengths.sum())}
+    report = DataReport(name, len(parts), len(parts), sizes={"tokens": int(lengths.sum())})
     return Documents(np.concatenate(parts), lengths, report)
 
 
-def sft_examples(source: Records, tokenizer: Tokenizer, *, length: int, name: str) -> Examples:
-    """Tokenises conversations, cut to `length`; those left without a target are left out and counted."""
+def sft_examples(
+    source: Records, tokenizer: Tokenizer, *, length: int, name: str, limits: Limits
+) -> Examples:
+    """Tokenises conversations, whose assistant turns carry loss."""
+    fit = Fitter(source, name, length, limits)
     kept: list[tuple[int, Rendered]] = []
-    truncated = dropped = 0
     for index, record in enumerate(source):
-        where = f"{name}: record {index}"
-        whole = render_messages(normalize_record(record, where=where), tokenizer, where=where)
-        cut = _truncate(whole, length)
-        truncated += len(whole.tokens) > length
-        if cut.loss_mask.any():
-            kept.append((index, cut))
-        else:
-            dropped += 1
-    if not kept:
-        raise DataError(
-            f"{name}: none of {len(source)} examples keeps a response token within length {length}; raise it."
-        )
-    report = {
-        "examples": len(kept),
-        "truncated": truncated,
-        "dropped_truncated": dropped,
-        "tokens": sum(len(example.tokens) for _, example in kept),
-        "target_tokens": sum(int(example.loss_mask.sum()) for _, example in kept),
-    }
-    return _examples(kept, report)
+        messages = normalize_record(record, where=fit.where(index))
+        rendered = render_messages(messages, tokenizer, where=fit.where(index))
+        rows = fit.rows(index, messages, [rendered])
+        kept += [(index, row) for row in rows or ()]
+    tokens = sum(len(example.tokens) for _, example in kept)
+    targets = sum(int(example.loss_mask.sum()) for _, example in kept)
+    return _examples(kept, fit.report(tokens=tokens, target_tokens=targets))
 
 
-def preference_examples(source: Records, tokenizer: Tokenizer, *, length: int, name: str) -> PairExamples:
-    """Tokenises pairs, cut to `length`.
-
-    Pairs that truncation leaves without a target on one side, or with equal sides, are left out and counted.
-    """
+def preference_examples(
+    source: Records, tokenizer: Tokenizer, *, length: int, name: str, limits: Limits
+) -> PairExamples:
+    """Tokenises pairs; one whose sides are equal once they are cut is left out."""
+    fit = Fitter(source, name, length, limits)
     kept: list[tuple[int, Rendered, Rendered]] = []
     margins, soft_labels = [], []
-    truncated = dropped = 0
     for index, record in enumerate(source):
-        where = f"{name}: record {index}"
-        pair = parse_preference(record, where=where)
-        rendered = [
-            render_messages((*pair.prompt, side), tokenizer, where=where, train_on="last")
-            for side in (pair.chosen, pair.rejected)
-        ]
-        chosen, rejected = (_truncate(side, length) for side in rendered)
-        truncated += any(len(side.tokens) > length for side in rendered)
-        has_targets = bool(chosen.loss_mask.any() and rejected.loss_mask.any())
-        if has_targets and not np.array_equal(chosen.tokens, rejected.tokens):
-            kept.append((index, chosen, rejected))
-            margins.append(pair.margin)
-            soft_labels.append(pair.label_probability)
-        else:
-            dropped += 1
-    if not kept:
-        raise DataError(f"{name}: none of {len(source)} pairs keeps both responses within length {length}.")
-    report = {"examples": len(kept), "truncated": truncated, "dropped_truncated": dropped}
+        pair = parse_preference(record, where=fit.where(index))
+        rows = _answers(fit, index, pair.prompt, (pair.chosen, pair.rejected), tokenizer)
+        if rows is None:
+            continue
+        chosen, rejected = rows
+        if np.array_equal(chosen.tokens, rejected.tokens):
+            fit.drop(index, _EQUAL)
+            continue
+        kept.append((index, chosen, rejected))
+        margins.append(pair.margin)
+        soft_labels.append(pair.label_probability)
+    report = fit.report()
     return PairExamples(
         _examples([(index, chosen) for index, chosen, _ in kept], report),
         _examples([(index, rejected) for index, _, rejected in kept], report),
@@ -181,30 +180,25 @@ def preference_examples(source: Records, tokenizer: Tokenizer, *, length: int, n
 
 
 def step_examples(
-    source: Records,
-    tokenizer: Tokenizer,
-    *,
-    length: int,
-    labels: Literal["steps", "outcome"],
-    name: str,
+    source: Records, tokenizer: Tokenizer, *, length: int, name: str, limits: Limits, labels: Labels = "steps"
 ) -> StepExamples:
-    """Tokenises solutions with labelled steps, cut to `length`.
+    """Tokenises solutions with labelled steps; steps that end beyond a cut go.
 
     Args:
         source: records that `steps.parse_steps` reads.
         tokenizer: gives ids, and says where steps end.
-        length: most tokens of a row; steps that end beyond it go, and rows left without a label are left out
-            and counted.
-        labels: "steps" (a process reward model), or "outcome": only the last label, at the solution's end.
+        length: most tokens of a row.
         name: what an error message calls the source.
+        limits: what happens to longer rows; one left without a label is left out.
+        labels: "steps" (a process reward model), or "outcome": only the last label, at the solution's end.
     """
     if labels not in ("steps", "outcome"):
         raise DataError(f"{name}: labels: got {labels!r}, expected one of steps, outcome.")
+    fit = Fitter(source, name, length, limits)
     kept: list[tuple[int, Rendered]] = []
     kept_labels: list[np.ndarray] = []
-    truncated = dropped = 0
     for index, record in enumerate(source):
-        where = f"{name}: record {index}"
+        where = fit.where(index)
         parsed = parse_steps(record, where=where)
         turns = (*parsed.prompt, Message("assistant", parsed.solution))
         whole = render_messages(turns, tokenizer, where=where, train_on="last")
@@ -214,6 +208,9 @@ def step_examples(
                 f"{where}: its tokens hold {len(ends)} steps for {len(parsed.labels)} labels, expected one "
                 "label a line of text."
             )
+        rows = fit.rows(index, turns, [whole])
+        if rows is None:
+            continue
         pairs = [(end, label) for end, label in zip(ends, parsed.labels, strict=True) if label is not None]
         if labels == "outcome":
             pairs = [(ends[-1], pairs[-1][1])]
@@ -221,152 +218,158 @@ def step_examples(
         values = np.zeros(len(whole.tokens), np.float32)
         for end, label in pairs:
             mask[end], values[end] = True, label
-        cut = _truncate(Rendered(whole.tokens, mask, whole.prompt_length), length)
-        truncated += len(whole.tokens) > length
-        if cut.loss_mask.any():
-            kept.append((index, cut))
-            kept_labels.append(values[: len(cut.tokens)])
-        else:
-            dropped += 1
-    if not kept:
-        raise DataError(f"{name}: none of {len(source)} solutions keeps a label within length {length}.")
-    report = {
-        "examples": len(kept),
-        "truncated": truncated,
-        "dropped_truncated": dropped,
-        "labels": sum(int(example.loss_mask.sum()) for _, example in kept),
-    }
-    return StepExamples(_examples(kept, report), kept_labels)
+        size = len(rows[0].tokens)
+        if not mask[:size].any():
+            fit.drop(index, "no label left")
+            continue
+        kept.append((index, Rendered(rows[0].tokens, mask[:size], whole.prompt_length)))
+        kept_labels.append(values[:size])
+    count = sum(int(example.loss_mask.sum()) for _, example in kept)
+    return StepExamples(_examples(kept, fit.report(labels=count)), kept_labels)
 
 
-def judged_examples(source: Records, tokenizer: Tokenizer, *, length: int, name: str) -> JudgedExamples:
-    """Tokenises judged completions (a preference pair gives two), cut to `length`.
-
-    Those that truncation leaves without a target, and pairs that it makes equal, are left out and counted.
+def judged_examples(
+    source: Records, tokenizer: Tokenizer, *, length: int, name: str, limits: Limits
+) -> JudgedExamples:
+    """Tokenises judged completions (a preference pair gives two); pairs that are equal once cut are left out.
 
     Raises:
         DataError: fewer than two prompts are left, so that no completion can be put under another's prompt.
     """
+    fit = Fitter(source, name, length, limits)
     kept: list[tuple[int, Rendered]] = []
     desirable, prompt_ids = [], []
     known: dict[bytes, int] = {}
-    truncated = dropped = 0
     for index, record in enumerate(source):
-        where = f"{name}: record {index}"
-        judged = parse_judged(record, where=where)
-        whole = [
-            render_messages((*each.prompt, each.completion), tokenizer, where=where, train_on="last")
-            for each in judged
-        ]
-        cut = [_truncate(row, length) for row in whole]
-        truncated += sum(len(row.tokens) > length for row in whole)
+        judged = parse_judged(record, where=fit.where(index))
+        rows = [_answers(fit, index, each.prompt, (each.completion,), tokenizer) for each in judged]
+        cut = [row[0] for row in rows if row is not None]
         contradictory = len(cut) == 2 and np.array_equal(cut[0].tokens, cut[1].tokens)
-        for each, row in zip(judged, cut, strict=True):
-            if contradictory or not row.loss_mask.any():
-                dropped += 1
+        for each, row in zip(judged, rows, strict=True):
+            if row is None:
                 continue
-            kept.append((index, row))
+            if contradictory:
+                fit.drop(index, _EQUAL)
+                continue
+            kept.append((index, row[0]))
             desirable.append(each.desirable)
-            prompt_ids.append(known.setdefault(row.tokens[: row.prompt_length].tobytes(), len(known)))
+            prompt_ids.append(known.setdefault(row[0].tokens[: row[0].prompt_length].tobytes(), len(known)))
+    report = fit.report(desirable=sum(desirable))
     if len(known) < 2:
         raise DataError(
-            f"{name}: {len(source)} records keep completions of {len(known)} prompts within length {length}, "
-            "expected at least 2 because the KL is measured on completions of other prompts."
+            f"{name}: its {len(source)} records hold completions of {len(known)} prompts, expected at least 2 "
+            "because the KL is measured on completions of other prompts."
         )
-    report = {
-        "examples": len(kept),
-        "truncated": truncated,
-        "dropped_truncated": dropped,
-        "desirable": sum(desirable),
-    }
     return JudgedExamples(
         _examples(kept, report), np.asarray(desirable, np.bool_), np.asarray(prompt_ids, np.int64)
     )
 
 
 def ranked_examples(
-    source: Records, tokenizer: Tokenizer, *, length: int, candidates: int, name: str
+    source: Records, tokenizer: Tokenizer, *, length: int, name: str, limits: Limits, candidates: int
 ) -> RankedExamples:
-    """Tokenises rankings of at most `candidates` completions, cut to `length`.
+    """Tokenises rankings of at most `candidates` completions.
 
-    Rankings that truncation leaves with a completion without a target, or with equal completions of different
-    ranks, are left out and counted.
+    Rankings that hold equal completions of different ranks once they are cut are left out.
     """
+    fit = Fitter(source, name, length, limits)
     kept: list[list[tuple[np.ndarray, np.ndarray]]] = []
     ranks: list[np.ndarray] = []
-    truncated = dropped = 0
     for index, record in enumerate(source):
-        where = f"{name}: record {index}"
-        ranking = parse_ranking(record, where=where)
+        ranking = parse_ranking(record, where=fit.where(index))
         if len(ranking.completions) > candidates:
             raise DataError(
-                f"{where}: holds {len(ranking.completions)} completions, expected at most candidates = "
+                f"{fit.where(index)}: holds {len(ranking.completions)} completions, expected at most candidates = "
                 f"{candidates}."
             )
-        rendered = [
-            render_messages((*ranking.prompt, completion), tokenizer, where=where, train_on="last")
-            for completion in ranking.completions
-        ]
-        cut = [_truncate(row, length) for row in rendered]
-        truncated += any(len(row.tokens) > length for row in rendered)
+        rows = _answers(fit, index, ranking.prompt, ranking.completions, tokenizer)
+        if rows is None:
+            continue
         rank_of: dict[bytes, int] = {}
-        same = all(
-            rank_of.setdefault(row.tokens.tobytes(), rank) == rank
-            for row, rank in zip(cut, ranking.ranks, strict=True)
-        )
-        if same and all(row.loss_mask.any() for row in cut):
-            kept.append([(row.tokens, row.loss_mask) for row in cut])
-            ranks.append(np.unique(ranking.ranks, return_inverse=True)[1].astype(np.int32))
+        pairs = zip(rows, ranking.ranks, strict=True)
+        if all(rank_of.setdefault(row.tokens.tobytes(), rank) == rank for row, rank in pairs):
+            kept.append([(row.tokens, row.loss_mask) for row in rows])
+            ranks.append(np.asarray(ranking.ranks, np.int32))
         else:
-            dropped += 1
-    if not kept:
-        raise DataError(
-            f"{name}: none of {len(source)} rankings keeps all completions within length {length}."
-        )
-    return RankedExamples(
-        kept, ranks, {"examples": len(kept), "truncated": truncated, "dropped_truncated": dropped}
-    )
+            fit.drop(index, _EQUAL)
+    return RankedExamples(kept, ranks, fit.report())
 
 
-def prompt_tokens(
-    source: Records, tokenizer: Tokenizer, *, max_prompt_length: int, name: str
-) -> list[np.ndarray]:
-    """Tokenises the prompt of each record, ready for generation; one that is too long is refused."""
-    prompts = []
+def prompt_examples(
+    source: Records, tokenizer: Tokenizer, *, length: int, name: str, limits: Limits
+) -> PromptExamples:
+    """Tokenises the prompt of each record, ready for generation."""
+    fit = Fitter(source, name, length, limits)
+    kept: list[tuple[int, np.ndarray]] = []
     for index, record in enumerate(source):
-        messages = prompt_messages(record, where=f"{name}: record {index}")
-        tokens = render_prompt(messages, tokenizer)
-        if len(tokens) > max_prompt_length:
-            raise DataError(
-                f"{name}: record {index}: the prompt has {len(tokens)} tokens, "
-                f"expected at most max_prompt_length = {max_prompt_length}."
-            )
-        prompts.append(tokens)
-    return prompts
+        messages = prompt_messages(record, where=fit.where(index))
+        tokens = fit.prompt(index, messages, render_prompt(messages, tokenizer))
+        if tokens is not None:
+            kept.append((index, tokens))
+    ids = np.array([index for index, _ in kept], np.int32)
+    return PromptExamples([tokens for _, tokens in kept], ids, fit.report())
 
 
-def prompt_messages(record: Mapping[str, Any], *, where: str) -> tuple[Message, ...]:
-    """The turns that ask for an answer: a record's `prompt`, or what precedes its last assistant turn."""
-    if "prompt" in record:
-        prompt = parse_turns(record["prompt"], role="user", where=f"{where}: prompt")
-    else:
-        messages = normalize_record(record, where=where)
-        prompt = messages[:-1] if messages[-1].role == "assistant" else messages
-    if not prompt or prompt[-1].role == "assistant":
-        raise DataError(f"{where}: the prompt is empty or ends with an assistant turn, expected a user turn.")
-    return prompt
+_READERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {
+        "chat": sft_examples,
+        "preferences": preference_examples,
+        "unpaired": judged_examples,
+        "rankings": ranked_examples,
+        "steps": step_examples,
+        "prompts": prompt_examples,
+    }
+)
 
 
-def _examples(kept: Sequence[tuple[int, Rendered]], report: Report) -> Examples:
+def check_lengths(
+    kind: str,
+    source: Records,
+    tokenizer: Tokenizer,
+    *,
+    length: int,
+    name: str,
+    limits: Limits,
+    candidates: int = 2,
+) -> DataReport:
+    """What becomes of a source's records under these limits, before anything is trained.
+
+    Args:
+        kind: chat, preferences, unpaired, rankings, steps, or prompts (of rollouts and evaluations).
+        source: all records that will be read.
+        tokenizer: measures them.
+        length: tokens of a row; of a prompt, where `kind` is prompts.
+        name: what messages call the source, such as "rl" or "evaluation".
+        limits: what happens to records that do not fit.
+        candidates: most completions of a ranking.
+
+    Raises:
+        DataError: names file and record of the first that does not fit, or says how many would be dropped.
+    """
+    options = {"candidates": candidates} if kind == "rankings" else {}
+    read = _READERS[kind](source, tokenizer, length=length, name=name, limits=limits, **options)
+    report: DataReport = read.report
+    return report
+
+
+_EQUAL = "answers equal once cut"
+
+
+def _answers(
+    fit: Fitter, index: int, prompt: tuple[Message, ...], answers: Sequence[Message], tokenizer: Tokenizer
+) -> list[Rendered] | None:
+    """Several answers to one prompt as rows that fit, with loss on the answers; None where they are left out."""
+    where = fit.where(index)
+    rendered = [
+        render_messages((*prompt, answer), tokenizer, where=where, train_on="last") for answer in answers
+    ]
+    return fit.rows(index, (*prompt, *answers), rendered)
+
+
+def _examples(kept: Sequence[tuple[int, Rendered]], report: DataReport) -> Examples:
     return Examples(
         tokens=[example.tokens for _, example in kept],
         loss_masks=[example.loss_mask for _, example in kept],
         record_ids=np.array([index for index, _ in kept], np.int32),
         report=report,
     )
-
-
-def _truncate(example: Rendered, length: int) -> Rendered:
-    if len(example.tokens) <= length:
-        return example
-    return Rendered(example.tokens[:length], example.loss_mask[:length], example.prompt_length)

@@ -16,10 +16,10 @@ def read_records(path: str | Path) -> Iterator[tuple[int, Record]]:
     A `.json` file is a list; any other suffix is one JSON object a line (blank lines are skipped).
 
     Raises:
-        DataError: the file is missing, empty or not UTF-8, or a line is not one JSON object.
+        DataError: the file is missing, empty or not UTF-8, or a line is not one JSON object of valid Unicode.
     """
     path = Path(path)
-    text = _read_text(path)
+    text = read_text(path)
     records = _list_records(path, text) if path.suffix == ".json" else _line_records(path, text)
     empty = True
     for number, record in records:
@@ -31,37 +31,52 @@ def read_records(path: str | Path) -> Iterator[tuple[int, Record]]:
         raise DataError(f"{path}: holds no records, expected at least one.")
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A whole file of UTF-8, a byte order mark left out; DataError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}).") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:  # a NUL in the path
+        raise DataError(f"{str(path)!r}: cannot be read ({error}).") from error
 
 
 def _line_records(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     # Not splitlines(): U+2028 and friends may stand unescaped inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path}:{number}: is not valid JSON ({error.msg} at column {error.colno})."
-                ) from error
+            yield number, _parse(line, f"{path}:{number}")
 
 
 def _list_records(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    try:
-        records = json.loads(text) if text.strip() else []
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{error.lineno}: is not valid JSON ({error.msg} at column {error.colno})."
-        ) from error
+    records = _parse(text, str(path)) if text.strip() else []
     if not isinstance(records, list):
         raise DataError(
             f"{path}: expected a JSON list of records, got {type(records).__name__} "
             "(one object a line belongs in a .jsonl file)."
         )
     yield from enumerate(records, start=1)
+
+
+def _parse(text: str, where: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        DataError: no JSON, nested too deeply, a number of thousands of digits, or half of a surrogate pair.
+    """
+    try:
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate has no UTF-8
+        return value
+    except json.JSONDecodeError as error:
+        place = where if error.lineno == 1 else f"{where}:{error.lineno}"
+        raise DataError(f"{place}: is not valid JSON ({error.msg} at column {error.colno}).") from error
+    except RecursionError as error:
+        raise DataError(f"{where}: is nested too deeply to be read as JSON.") from error
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: holds half of a surrogate pair, expected valid Unicode.") from error
+    except ValueError as error:  # Python refuses integers of more than 4,300 digits
+        raise DataError(f"{where}: cannot be read as JSON ({str(error).partition(';')[0]}).") from error

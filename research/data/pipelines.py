@@ -18,21 +18,14 @@ import grain
 import numpy as np
 
 from research.core.errors import DataError
-from research.data.examples import (
-    PairExamples,
-    Records,
-    Report,
-    preference_examples,
-    prompt_tokens,
-    sft_examples,
-    text_documents,
-)
+from research.data.examples import PromptExamples, prompt_examples, sft_examples, text_documents
 from research.data.packing import Row, assemble_row, empty_row
+from research.data.records import Records
+from research.data.report import DataReport, Limits
 from research.data.streams import (
     BucketStream,
     Finite,
     PackedStream,
-    PermutedStream,
     PromptStream,
     TextStream,
     stack_padded,
@@ -44,10 +37,10 @@ _INLINE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # a batch co
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Batches, and what preparing them found: how many examples were kept, truncated, left out."""
+    """Batches, and what became of the records that they are made of."""
 
     dataset: grain.IterDataset
-    report: Report
+    report: DataReport
 
     def __iter__(self) -> grain.DatasetIterator:
         """A fresh iterator with `get_state()` and `set_state(state)`."""
@@ -55,19 +48,6 @@ class Pipeline:
 
 
 def text_batches(
-    source: Records, tokenizer: Tokenizer, *, batch_size: int, length: int, seed: int, name: str = "text"
-) -> Pipeline:
-    """Pretraining batches {tokens, loss_mask, segment_ids, positions}, each [B, T], of {text} records.
-
-    Documents are cut, concatenated and split into full rows (`packing.concat_then_split`), from a new phase
-    each epoch.
-    """
-    return text_mixture_batches(
-        [source], tokenizer, weights=[1.0], batch_size=batch_size, length=length, seed=seed, name=name
-    )
-
-
-def text_mixture_batches(
     sources: Sequence[Records],
     tokenizer: Tokenizer,
     *,
@@ -77,7 +57,11 @@ def text_mixture_batches(
     seed: int,
     name: str = "text",
 ) -> Pipeline:
-    """`text_batches` from several sources: each row is from one source, in proportion to `weights`."""
+    """Pretraining batches {tokens, loss_mask, segment_ids, positions}, each [B, T], of {text} records.
+
+    Each row is from one source, in proportion to `weights`. Documents are cut, concatenated and split into full rows
+    (`packing.concat_then_split`), from a new phase each epoch.
+    """
     check_shape(name, batch_size=batch_size, length=length, seed=seed)
     if not sources or len(weights) != len(sources) or min(weights) <= 0:
         raise DataError(
@@ -91,8 +75,9 @@ def text_mixture_batches(
         for index, store in enumerate(stores)
     ]
     rows = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, list(weights))
-    report = {key: sum(store.report[key] for store in stores) for key in stores[0].report}
-    return Pipeline(batched(rows, batch_size), report)
+    count = sum(store.report.records for store in stores)
+    tokens = sum(store.report.sizes["tokens"] for store in stores)
+    return Pipeline(batched(rows, batch_size), DataReport(name, count, count, sizes={"tokens": tokens}))
 
 
 def sft_batches(
@@ -105,6 +90,7 @@ def sft_batches(
     packing: bool,
     bucket_lengths: Sequence[int] | None = None,
     name: str = "sft",
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> Pipeline:
     """Batches {tokens, loss_mask, segment_ids, positions}, each [B, T], with loss on responses only.
 
@@ -113,7 +99,7 @@ def sft_batches(
     `length`), so there are that many shapes to compile.
     """
     check_shape(name, batch_size=batch_size, length=length, seed=seed)
-    examples = sft_examples(source, tokenizer, length=length, name=name)
+    examples = sft_examples(source, tokenizer, length=length, name=name, limits=limits)
     if packing:
         if bucket_lengths is not None:
             raise DataError(f"{name}: bucket_lengths has no effect with packing, expected it only without.")
@@ -126,25 +112,6 @@ def sft_batches(
     return Pipeline(grain.MapDataset.source(stream).to_iter_dataset(_INLINE), examples.report)
 
 
-def preference_batches(
-    source: Records,
-    tokenizer: Tokenizer,
-    *,
-    batch_size: int,
-    length: int,
-    seed: int,
-    name: str = "preferences",
-) -> Pipeline:
-    """Batches {chosen,rejected}_{tokens,loss_mask,segment_ids,positions}, each [B, T], prompts masked, and
-    {margins, soft_labels}, [B] float32: 0 and 1 for records that do not say.
-    """
-    check_shape(name, batch_size=batch_size, length=length, seed=seed)
-    pairs = preference_examples(source, tokenizer, length=length, name=name)
-    row = partial(_pair_row, pairs, length, tokenizer.pad_id)
-    stream = PermutedStream(len(pairs.margins), row, seed)
-    return Pipeline(batched(grain.MapDataset.source(stream), batch_size), pairs.chosen.report)
-
-
 def prompt_batches(
     source: Records,
     tokenizer: Tokenizer,
@@ -153,6 +120,7 @@ def prompt_batches(
     max_prompt_length: int,
     seed: int,
     name: str = "prompts",
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> Pipeline:
     """Prompts to sample from: {prompt_tokens [P, L] left-padded, prompt_mask [P, L], prompt_id [P]}.
 
@@ -160,15 +128,15 @@ def prompt_batches(
     each epoch leaves out the `len(source) % P` records at the end of its order.
     """
     check_shape(name, prompts_per_batch=prompts_per_batch, max_prompt_length=max_prompt_length, seed=seed)
-    prompts = prompt_tokens(source, tokenizer, max_prompt_length=max_prompt_length, name=name)
-    if len(prompts) < prompts_per_batch:
+    prompts = prompt_examples(source, tokenizer, length=max_prompt_length, name=name, limits=limits)
+    count = len(prompts.tokens)
+    if count < prompts_per_batch:
         raise DataError(
-            f"{name}: holds {len(prompts)} prompts, "
-            f"expected at least prompts_per_batch = {prompts_per_batch}."
+            f"{name}: holds {count} prompts, expected at least prompts_per_batch = {prompts_per_batch}."
         )
     row = partial(_prompt_row, prompts, max_prompt_length, tokenizer.pad_id)
-    stream = PromptStream(len(prompts), prompts_per_batch, row, seed)
-    return Pipeline(grain.MapDataset.source(stream).to_iter_dataset(_INLINE), {"examples": len(prompts)})
+    stream = PromptStream(count, prompts_per_batch, row, seed)
+    return Pipeline(grain.MapDataset.source(stream).to_iter_dataset(_INLINE), prompts.report)
 
 
 def text_eval_batches(
@@ -183,30 +151,23 @@ def text_eval_batches(
 
 
 def sft_eval_batches(
-    source: Records, tokenizer: Tokenizer, *, batch_size: int, length: int, name: str = "sft"
+    source: Records,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    length: int,
+    name: str = "sft",
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> Pipeline:
     """One pass over the examples in order, one a row; the last batch is filled with rows of segment 0."""
     check_shape(name, batch_size=batch_size, length=length)
-    examples = sft_examples(source, tokenizer, length=length, name=name)
+    examples = sft_examples(source, tokenizer, length=length, name=name, limits=limits)
     pad = tokenizer.pad_id
 
     def row(index: int) -> Row:
         return assemble_row([examples.tokens[index]], [examples.loss_masks[index]], length, pad)
 
     return ordered(Finite(len(examples.tokens), row), batch_size, empty_row(length, pad), examples.report)
-
-
-def preference_eval_batches(
-    source: Records, tokenizer: Tokenizer, *, batch_size: int, length: int, name: str = "preferences"
-) -> Pipeline:
-    """One pass over the pairs in order; the last batch is filled with rows of segment 0."""
-    check_shape(name, batch_size=batch_size, length=length)
-    pairs = preference_examples(source, tokenizer, length=length, name=name)
-    row = partial(_pair_row, pairs, length, tokenizer.pad_id)
-    empty = empty_row(length, tokenizer.pad_id)
-    empty_pair = {f"{side}_{key}": value for side in ("chosen", "rejected") for key, value in empty.items()}
-    empty_pair |= {"margins": np.zeros((), np.float32), "soft_labels": np.ones((), np.float32)}
-    return ordered(Finite(len(pairs.margins), row), batch_size, empty_pair, pairs.chosen.report)
 
 
 def prompt_eval_batches(
@@ -216,38 +177,27 @@ def prompt_eval_batches(
     prompts_per_batch: int,
     max_prompt_length: int,
     name: str = "prompts",
+    limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> Pipeline:
     """One pass over the prompts in order; the last batch is filled with rows of mask 0 and prompt_id -1."""
     check_shape(name, prompts_per_batch=prompts_per_batch, max_prompt_length=max_prompt_length)
-    prompts = prompt_tokens(source, tokenizer, max_prompt_length=max_prompt_length, name=name)
+    prompts = prompt_examples(source, tokenizer, length=max_prompt_length, name=name, limits=limits)
     row = partial(_prompt_row, prompts, max_prompt_length, tokenizer.pad_id)
     empty = {
         "prompt_tokens": np.full(max_prompt_length, tokenizer.pad_id, np.int32),
         "prompt_mask": np.zeros(max_prompt_length, np.bool_),
         "prompt_id": np.array(-1, np.int32),
     }
-    return ordered(Finite(len(prompts), row), prompts_per_batch, empty, {"examples": len(prompts)})
+    return ordered(Finite(len(prompts.tokens), row), prompts_per_batch, empty, prompts.report)
 
 
-def _pair_row(pairs: PairExamples, length: int, pad_id: int, index: int) -> Row:
-    sides = {"chosen": pairs.chosen, "rejected": pairs.rejected}
-    row = {
-        f"{side}_{key}": value
-        for side, examples in sides.items()
-        for key, value in assemble_row(
-            [examples.tokens[index]], [examples.loss_masks[index]], length, pad_id
-        ).items()
-    }
-    return {**row, "margins": pairs.margins[index], "soft_labels": pairs.soft_labels[index]}
-
-
-def _prompt_row(prompts: Sequence[np.ndarray], length: int, pad_id: int, index: int) -> Row:
+def _prompt_row(prompts: PromptExamples, length: int, pad_id: int, index: int) -> Row:
     tokens = np.full(length, pad_id, np.int32)
     mask = np.zeros(length, np.bool_)
-    start = length - len(prompts[index])
-    tokens[start:] = prompts[index]
+    start = length - len(prompts.tokens[index])
+    tokens[start:] = prompts.tokens[index]
     mask[start:] = True
-    return {"prompt_tokens": tokens, "prompt_mask": mask, "prompt_id": np.array(index, np.int32)}
+    return {"prompt_tokens": tokens, "prompt_mask": mask, "prompt_id": prompts.record_ids[index]}
 
 
 def batched(rows: grain.MapDataset, batch_size: int) -> grain.IterDataset:
@@ -255,7 +205,7 @@ def batched(rows: grain.MapDataset, batch_size: int) -> grain.IterDataset:
     return rows.batch(batch_size).to_iter_dataset(_INLINE)
 
 
-def ordered(rows: Finite, batch_size: int, empty: Row, report: Report) -> Pipeline:
+def ordered(rows: Finite, batch_size: int, empty: Row, report: DataReport) -> Pipeline:
     """One pass over rows in order; the last batch is filled with `empty` rows."""
     stack: Callable[[Sequence[Row]], Row] = partial(stack_padded, batch_size=batch_size, empty=empty)
     batches = grain.MapDataset.source(rows).batch(batch_size, batch_fn=stack)

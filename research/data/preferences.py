@@ -1,14 +1,14 @@
 """Preference records in the common shapes as a `Preference`, a `Ranking` or `Judged` completions."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from research.core.errors import DataError
-from research.data.chat import Message, parse_messages, parse_turns
+from research.data.chat import Message, parse_messages, parse_turns, with_system
 
 _SHAPES = "prompt+chosen+rejected, conversations+chosen+rejected, or chosen+rejected as whole conversations"
+_LARGEST = 3e38  # of float32
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Assistant turns that answer one prompt; a lower rank is better, equal ranks are ties."""
+    """Assistant turns that answer one prompt; `ranks` count from 0, the best, and equal ones are ties."""
 
     prompt: tuple[Message, ...]
     completions: tuple[Message, ...]
@@ -56,7 +56,7 @@ def parse_preference(record: Mapping[str, Any], *, where: str) -> Preference:
 
     Raises:
         DataError: the shape is unknown, a side is not one assistant turn, both sides are equal, the margin is
-            no finite number, or the probability is not one.
+            no float32, or the probability is not one.
     """
     if not {"chosen", "rejected"} <= record.keys():
         raise DataError(f"{where}: found the keys {', '.join(record) or '(none)'}, expected {_SHAPES}.")
@@ -76,6 +76,7 @@ def parse_preference(record: Mapping[str, Any], *, where: str) -> Preference:
         prompt = chosen[:-1]
     if not prompt:
         raise DataError(f"{where}: has no prompt, expected {_SHAPES}.")
+    prompt = with_system(prompt, record, where=where)
     for side, message in (("chosen", chosen[-1]), ("rejected", rejected[-1])):
         if message.role != "assistant":
             raise DataError(f"{where}: {side} ends with a {message.role} turn, expected an assistant turn.")
@@ -103,7 +104,7 @@ def parse_ranking(record: Mapping[str, Any], *, where: str) -> Ranking:
             return Ranking(pair.prompt, (pair.chosen, pair.rejected), (0, 1))
         found = ", ".join(record) or "(none)"
         raise DataError(f"{where}: found the keys {found}, expected prompt+completions+ranks or {_SHAPES}.")
-    prompt = _parse_prompt(record["prompt"], where=where)
+    prompt = _parse_prompt(record, where=where)
     texts, ranks = record["completions"], record["ranks"]
     if not isinstance(texts, Sequence) or isinstance(texts, str) or len(texts) < 2:
         raise DataError(f"{where}: completions: expected a list of at least two, got {texts!r:.60}.")
@@ -127,7 +128,8 @@ def parse_ranking(record: Mapping[str, Any], *, where: str) -> Ranking:
                 f"{where}: completions[{index}] equals an earlier one, but its rank is {rank} and not "
                 f"{rank_of[message]}."
             )
-    return Ranking(prompt, completions, tuple(ranks))
+    order = sorted(set(ranks))
+    return Ranking(prompt, completions, tuple(order.index(rank) for rank in ranks))
 
 
 def parse_judged(record: Mapping[str, Any], *, where: str) -> tuple[Judged, ...]:
@@ -145,15 +147,15 @@ def parse_judged(record: Mapping[str, Any], *, where: str) -> tuple[Judged, ...]
     label = record["label"]
     if not isinstance(label, bool):
         raise DataError(f"{where}: label: got {label!r:.60}, expected true (desirable) or false.")
-    prompt = _parse_prompt(record["prompt"], where=where)
+    prompt = _parse_prompt(record, where=where)
     return (Judged(prompt, _parse_completion(record["completion"], where=f"{where}: completion"), label),)
 
 
-def _parse_prompt(value: Any, *, where: str) -> tuple[Message, ...]:
-    prompt = parse_turns(value, role="user", where=f"{where}: prompt")
+def _parse_prompt(record: Mapping[str, Any], *, where: str) -> tuple[Message, ...]:
+    prompt = parse_turns(record["prompt"], role="user", where=f"{where}: prompt")
     if prompt[-1].role == "assistant":
         raise DataError(f"{where}: the prompt ends with an assistant turn, expected a user or tool turn.")
-    return prompt
+    return with_system(prompt, record, where=where)
 
 
 def _parse_completion(value: Any, *, where: str) -> Message:
@@ -167,6 +169,7 @@ def _parse_completion(value: Any, *, where: str) -> Message:
 def _number(value: Any, *, default: float, where: str) -> float:
     if value is None:
         return default
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise DataError(f"{where}: got {value!r:.60}, expected a finite number.")
+    # Compared before it is converted: an integer may be larger than any float.
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LARGEST:
+        raise DataError(f"{where}: got {value!r:.60}, expected a number of at most {_LARGEST:g} either way.")
     return float(value)

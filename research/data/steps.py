@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from research.core.errors import DataError
-from research.data.chat import Message, parse_turns
+from research.data.chat import Message, parse_turns, with_system
 from research.data.tokenizer import Tokenizer
 
 _SHAPES = "prompt+steps+labels, or input+steps+mistake_index"
@@ -119,7 +119,7 @@ def parse_steps(record: Mapping[str, Any], *, where: str) -> LabelledSteps:
         labels = _labels_before(record["mistake_index"], len(steps), where=where)
     else:
         labels = _parse_labels(record["labels"], len(steps), where=where)
-    return LabelledSteps(prompt, steps, labels)
+    return LabelledSteps(with_system(prompt, record, where=where), steps, labels)
 
 
 def _parse_lines(value: Any, *, where: str) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """A frozen SentencePiece tokenizer whose markup can never be produced by text."""
 
 import codecs
+import hashlib
 import io
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from typing import Literal
 import sentencepiece
 
 from research.core.errors import DataError
+from research.core.files import make_folder, write_bytes_atomic
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 IM_START, IM_SEP, IM_END = "<|im_start|>", "<|im_sep|>", "<|im_end|>"
@@ -162,12 +163,14 @@ class Tokenizer:
         return StreamDecoder(self.markup_bytes if show_markup else self.token_bytes)
 
     def save(self, path: str | Path) -> None:
-        """Writes the model beside `path`, then renames it."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        beside.write_bytes(self.model)
-        beside.replace(path)
+        """Writes the model; see `write_bytes_atomic`."""
+        make_folder(Path(path).parent)
+        write_bytes_atomic(path, self.model)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the model: equal tokenizers have equal ones."""
+        return hashlib.sha256(self.model).hexdigest()
 
 
 class StreamDecoder:
@@ -186,20 +189,38 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Loads a SentencePiece model written by `train_tokenizer`; DataError if it is missing or corrupt."""
+def load_tokenizer(path: str | Path, *, sha256: str = "") -> Tokenizer:
+    """Loads a SentencePiece model written by `train_tokenizer`.
+
+    Args:
+        path: the file.
+        sha256: the beginning of the hash that the file must have; "" takes any.
+
+    Raises:
+        DataError: the file is missing or damaged, is no such model, or lacks the markup.
+    """
     path = Path(path)
     try:
-        tokenizer = Tokenizer(path.read_bytes())
+        model = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: the tokenizer cannot be read ({error.strerror}).") from error
+    except ValueError as error:  # a NUL in the path
+        raise DataError(f"{str(path)!r}: the tokenizer cannot be read ({error}).") from error
+    if not hashlib.sha256(model).hexdigest().startswith(sha256):
+        raise DataError(f"{path}: is damaged, its hash is not {sha256}; delete it, or restore it.")
+    tokenizer = Tokenizer(model)
     try:
-        size = tokenizer.vocab_size
-    except RuntimeError as error:
-        raise DataError(f"{path}: is not a SentencePiece model, or is truncated.") from error
-    missing = [name for name in (PAD, BOS, EOS, *MARKUP) if name not in tokenizer.pieces]
+        # SentencePiece loads an empty file, and then logs an error for every question about it.
+        pieces = tokenizer.pieces if model else ()
+        missing = [name for name in (PAD, BOS, EOS, *MARKUP) if name not in pieces]
+        if pieces and not missing:
+            _ = tokenizer.token_bytes  # damage inside a piece shows here
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"{path}: is not a SentencePiece model, or is damaged.") from error
+    if not pieces:
+        raise DataError(f"{path}: holds no pieces, expected a SentencePiece model.")
     if missing:
-        raise DataError(f"{path}: its {size} pieces lack the markup {' '.join(missing)}.")
+        raise DataError(f"{path}: its {len(pieces)} pieces lack the markup {' '.join(missing)}.")
     return tokenizer
 
 
@@ -207,20 +228,20 @@ def train_tokenizer(
     texts: Iterable[str],
     *,
     vocab_size: int | None,
-    path: str | Path,
+    path: str | Path | None = None,
     model_type: Literal["bpe", "unigram", "char"] = "bpe",
     character_coverage: float = 0.9995,
     byte_fallback: bool = True,
     required_characters: str = "0123456789",
     max_sentences: int = 200_000,
 ) -> Tokenizer:
-    """Trains a tokenizer deterministically, writes it to `path` and returns it.
+    """Trains a tokenizer deterministically, writes it to `path`, if given, and returns it.
 
     Args:
         texts: the corpus; only its first `max_sentences` lines are read.
         vocab_size: number of pieces, markup and the 256 byte pieces included. None (with "char" only): as
             many as the corpus has characters.
-        path: where the model goes (written beside, then renamed).
+        path: where the model goes.
         model_type: "char" with `byte_fallback=False` gives a pure character vocabulary.
         character_coverage: share of the corpus's characters that get a piece; the rest go as bytes.
         byte_fallback: without it, encoding a character that is not in the vocabulary raises.
@@ -234,7 +255,7 @@ def train_tokenizer(
         raise DataError(f"tokenizer: vocab_size must be given for model_type {model_type!r}.")
     sentences = list(islice(_sentences(texts), max_sentences))
     if not any(sentence.strip() for sentence in sentences):
-        raise DataError(f"{path}: the tokenizer's training corpus is empty.")
+        raise DataError("tokenizer: its training corpus is empty.")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -266,9 +287,10 @@ def train_tokenizer(
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise DataError(_vocabulary_message(path, vocab_size, str(error))) from error
+        raise DataError(_vocabulary_message(vocab_size, str(error))) from error
     tokenizer = Tokenizer(model.getvalue())
-    tokenizer.save(path)
+    if path is not None:
+        tokenizer.save(path)
     return tokenizer
 
 
@@ -280,15 +302,12 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
                 yield line[start : start + _SENTENCE_CHARACTERS]
 
 
-def _vocabulary_message(path: str | Path, vocab_size: int | None, error: str) -> str:
+def _vocabulary_message(vocab_size: int | None, error: str) -> str:
     small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", error)
     large = re.search(r"too high \(\d+\)\. Please set it to a value <= (\d+)", error)
+    found = f"tokenizer: vocab_size {vocab_size} is too"
     if small:
-        return (
-            f"{path}: vocab_size {vocab_size} is too small for the characters of this corpus, "
-            f"expected at least {small.group(1)}."
-        )
+        return f"{found} small for the characters of this corpus, expected at least {small.group(1)}."
     if large:
-        most = large.group(1)
-        return f"{path}: vocab_size {vocab_size} is too large for this corpus, expected at most {most}."
-    return f"{path}: the tokenizer could not be trained ({error.strip()})."
+        return f"{found} large for this corpus, expected at most {large.group(1)}."
+    return f"tokenizer: could not be trained ({error.strip()})."

@@ -1,21 +1,21 @@
-"""Tools in rollouts and evaluations: what a prompt says of them, and who answers the rows that call one."""
+"""The tools of an experiment: their description in prompts, and the driver that runs the calls of rows."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from research.config.bridge import old_tools
 from research.config.tree import Tree
 from research.core.errors import ConfigError, DataError
-from research.data.builders.base import file_hash
 from research.data.chat import Message
 from research.data.examples import Records, prompt_messages
+from research.data.store import file_hash
 from research.data.tokenizer import Tokenizer
 from research.environments.base import Toolbox, tool_schema_text
 from research.environments.registry import make_tools
 from research.environments.turns import RowTurns, TurnLimits, Turns
-from research.sampling.engine import End, Give, Row
 from research.tasks.sources import View
 
 _CALLS_PER_TURN = 4
@@ -60,46 +60,29 @@ class ToolUse:
         return View(problems, 0, self._told)
 
     def _told(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        first, *rest = prompt_messages(record, where="problem")
+        messages = self.described(prompt_messages(record, where="problem"))
+        return {**record, "prompt": [_record(message) for message in messages]}
+
+    def described(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with the tools' descriptions in their system turn."""
+        first, *rest = messages
         if first.role != "system":
-            first, rest = Message("system", self.system), [first, *rest]
-        elif self.system not in first.content:  # a record may say it itself
+            return [Message("system", self.system), *messages]
+        if self.system not in first.content:  # a record may hold it already
             first = dataclasses.replace(first, content=f"{first.content}\n\n{self.system}")
-        return {**record, "prompt": [_record(message) for message in (first, *rest)]}
+        return [first, *rest]
 
-    def answers(self, rows: int, max_new_tokens: int) -> "Answers":
-        """The host's say over one batch of rows, none of which has begun."""
-        limits = TurnLimits(self._max_turns, _CALLS_PER_TURN, max_new_tokens)
-        return Answers(Turns(self._toolbox, limits), rows)
-
-
-def tools_of(tree: Tree, tokenizer: Tokenizer) -> ToolUse | None:
-    """The tools of a stored experiment, None where it has none."""
-    return ToolUse(tree["tools"], tokenizer) if tree["tools"]["names"] else None
+    def turns(self, max_new_tokens: int) -> Turns:
+        """Runs the calls of rows of at most so many tokens."""
+        return Turns(self._toolbox, TurnLimits(self._max_turns, _CALLS_PER_TURN, max_new_tokens))
 
 
-class Answers:
-    """An `engine.Look` that runs the calls of rows that have ended a turn and gives them the results.
-
-    Attributes:
-      states: where each row stands.
-    """
-
-    def __init__(self, turns: Turns, rows: int) -> None:
-        """Nobody has called yet."""
-        self.turns, self.states = turns, [RowTurns() for _ in range(rows)]
-
-    def __call__(self, rows: Sequence[Row]) -> Mapping[int, Give | End]:
-        """What is given to whom, by the rows' numbers."""
-        # A row that stopped at another token than the end of a turn has left the conversation.
-        ended = [row for row in rows if row.stopped and row.tokens[row.length - 1] == self.turns.stop_id]
-        asked = [(self.states[row.number], row.tokens[: row.length].tolist()) for row in ended]
-        said: dict[int, Give | End] = {}
-        for row, advance in zip(ended, self.turns.step(asked), strict=True):
-            self.states[row.number] = advance.state
-            if advance.forced:
-                said[row.number] = Give(advance.forced)
-        return said
+def tools_of(
+    tree: Tree, tokenizer: Tokenizer, changes: Mapping[str, Any] = MappingProxyType({})
+) -> ToolUse | None:
+    """The tools of a stored experiment, None where it has none; `changes` replace keys of its section."""
+    keys = {**tree["tools"], **changes}
+    return ToolUse(keys, tokenizer) if keys["names"] else None
 
 
 def was_cut(state: RowTurns) -> bool:

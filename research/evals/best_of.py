@@ -11,7 +11,7 @@ from models.axes import batch_ways
 from research.algorithms.base import completion_rows
 from research.evals.draws import Values
 from research.evals.scorers import Scorer
-from research.sampling.engine import Row
+from research.sampling.rows import Row
 
 _AT_ONCE = 32
 """Rows that a scorer reads at a time, at most, where the mesh splits them evenly."""

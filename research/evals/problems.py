@@ -24,10 +24,20 @@ from research.evals.passk import Values, majority_at_k
 from research.rewards.learned import ProcessScorer, RewardScorer
 from research.rewards.verifiers import get_verifier
 from research.rewards.verify import score_safely
-from research.sampling.engine import Look, sample_refilled
+from research.sampling.engine import sample_refilled
 from research.sampling.methods import SamplingMethod
+from research.sampling.rows import RowCallback
 from research.sampling.sampler import sample
-from research.sampling.types import STOPPED, Completions, EngineSpec, Prompts, SamplerScalars, SamplerSpec
+from research.sampling.tool_turns import ToolCallback
+from research.sampling.types import (
+    STOPPED,
+    Completions,
+    EngineSpec,
+    Prompts,
+    SamplerScalars,
+    SamplerSpec,
+    make_scalars,
+)
 from research.tasks.answers import extract_final_answer
 from research.tasks.sources import View, answer_of, question_of
 from research.train.session import StageRun
@@ -83,7 +93,7 @@ def sampler_spec(
     """
     if tools is not None and not sampler.slots:
         raise ConfigError("sampler.slots: got 0, expected > 0 with tools")
-    give = 0 if tools is None else max_new_tokens  # results are cut to what is left of it
+    forced = 0 if tools is None else max_new_tokens  # results are cut to what is left of it
     return SamplerSpec(
         max_new_tokens=max_new_tokens,
         samples_per_prompt=samples,
@@ -93,13 +103,10 @@ def sampler_spec(
         cache_bucket=sampler.cache_bucket,
         int8_cache=sampler.int8_cache,
         weights=sampler.weights,
-        engine=EngineSpec(sampler.slots, sampler.chunk, sampler.admit, give=give) if sampler.slots else None,
+        engine=EngineSpec(sampler.slots, sampler.chunk, sampler.admit, max_forced=forced)
+        if sampler.slots
+        else None,
     )
-
-
-def sampler_scalars(*, seed: int, step: int, temperature: float, top_p: float = 1.0) -> SamplerScalars:
-    """The traced numbers of a rollout."""
-    return SamplerScalars(np.int32(seed), np.int32(step), np.float32(temperature), np.float32(top_p))
 
 
 def sample_prompts(
@@ -119,12 +126,11 @@ def sample_prompts(
     if spec.engine is None:
         out = jax.device_get(sample(params, to_device(mesh, batch), scalars, config=model, spec=spec))
     else:
-        answers = None
-        if tools is not None:
-            answers = tools.answers(len(batch.prompt_ids) * spec.samples_per_prompt, spec.max_new_tokens)
-        out, metrics = _refilled(params, batch, scalars, model, spec, answers)
-        if answers is not None:
-            return decode_dialogues(out, tuple(answers.states), tokenizer, metrics)
+        calls = None if tools is None else ToolCallback(tools.turns(spec.max_new_tokens))
+        out, metrics = _refilled(params, batch, scalars, model, spec, calls)
+        if calls is not None:
+            states = tuple(calls.states[row] for row in range(len(out.tokens)))
+            return decode_dialogues(out, states, tokenizer, metrics)
     texts = [
         tokenizer.decode(tokens[:length].tolist())
         for tokens, length in zip(out.tokens, out.lengths, strict=True)
@@ -138,12 +144,12 @@ def _refilled(
     scalars: SamplerScalars,
     model: ModelConfig,
     spec: SamplerSpec,
-    look: Look | None,
+    callback: RowCallback | None,
 ) -> tuple[Completions, dict[str, float]]:
     """Completions by the engine, of no tokens for the rows at the end that only fill the batch: no prompt, no slot."""
     real = int((prompts.prompt_ids >= 0).sum())
     asked = jax.tree.map(lambda x: x[:real], prompts)
-    out, stats = sample_refilled(params, asked, scalars, config=model, spec=spec, look=look)
+    out, stats = sample_refilled(params, asked, scalars, config=model, spec=spec, callback=callback)
     fill = (len(prompts.prompt_ids) - real) * spec.samples_per_prompt
     filled = jax.tree.map(lambda x: np.pad(x, ((0, fill),) + ((0, 0),) * (x.ndim - 1)), out)
     return filled, stats.metrics()
@@ -219,7 +225,7 @@ def evaluate_problems(run: StageRun, params: Params, count: int) -> dict[str, Va
         method=SamplingMethod(greedy=greedy),
         tools=run.tools,
     )
-    scalars = sampler_scalars(seed=how.seed, step=0, temperature=how.temperature or 1.0)
+    scalars = make_scalars(seed=how.seed, step=0, temperature=how.temperature)
     scorer = _final_scorer(run)
     scores: list[np.ndarray] = []
 

@@ -11,9 +11,10 @@ from research.core.progress import Progress
 from research.data.examples import Records
 from research.environments.tool_use import tools_of
 from research.evals.exact_match import Evaluation
-from research.evals.problems import Decoded, decoded_rows, sampler_scalars, sampler_spec, score_problems
+from research.evals.problems import Decoded, decoded_rows, sampler_spec, score_problems
 from research.evals.scorers import Scorer
 from research.sampling.methods import SamplingMethod
+from research.sampling.types import make_scalars
 from research.train.chain import Policy
 
 
@@ -102,7 +103,7 @@ def sample_and_score(
                 method=SamplingMethod(greedy=False),
                 tools=tools,
             ),
-            sampler_scalars(seed=seed, step=0, temperature=temperature),
+            make_scalars(seed=seed, step=0, temperature=temperature),
             model=policy.model,
             mesh=policy.mesh,
             tokenizer=policy.tokenizer,

@@ -1,11 +1,11 @@
-"""Constrained decoding: which tokens may come next, so that a completion matches a schema, regex, choice or grammar.
+"""Constrained decoding: the tokens that may come next, so that a completion matches a JSON schema, regex or choice.
 
 Host side. llguidance (extra `constrained`) follows each row's text and gives a bit mask a step; `control_logits`
-applies it. A token is allowed if its bytes can go on to a match; where the constraint leaves one text only, that
-text's own tokenization (`Tokenizer.encode`) is followed. Markup and other control pieces are never text: only a Lark
-grammar that names one (`<tool_call>`) allows it. A stop token is allowed where the text so far is a match.
+applies it. A token is allowed if its bytes can be continued to a match; where the constraint leaves one text only,
+its own tokenization (`Tokenizer.encode`) is followed. Markup and other control pieces are never text. A stop token
+is allowed where the text so far is a match.
 
-Shapes: R rows asked for, V vocabulary, W = ceil(V / 32) int32 words, bit v % 32 of word v // 32 for token v.
+Shapes: R rows, V vocabulary, W = ceil(V / 32) int32 words, bit v % 32 of word v // 32 for token v.
 """
 
 import dataclasses
@@ -17,9 +17,10 @@ import numpy as np
 
 from research.core.errors import ConfigError, DataError
 from research.data.tokenizer import Tokenizer
+from research.sampling.schemas import prepare_schema
 
 _SHOWN = 80
-"""Characters of a constraint or a text that a message repeats."""
+"""Characters of a constraint or a text that a message quotes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +31,10 @@ class Constraint:
       kind: what `value` is.
       value: "json_schema": a schema as JSON text; its key `x-guidance` takes llguidance's options, such as
         `{"whitespace_flexible": false}`. "regex": a pattern in the syntax of Rust's `regex`, without look-around.
-        "choice": the strings to choose from. "lark": a grammar in llguidance's Lark syntax.
+        "choice": the strings to choose from.
     """
 
-    kind: Literal["json_schema", "regex", "choice", "lark"]
+    kind: Literal["json_schema", "regex", "choice"]
     value: str | tuple[str, ...]
 
     def __str__(self) -> str:
@@ -55,11 +56,6 @@ def regex(pattern: str) -> Constraint:
 def choice(options: Sequence[str]) -> Constraint:
     """A completion that is one of the options."""
     return Constraint("choice", tuple(options))
-
-
-def lark(grammar: str) -> Constraint:
-    """A completion in the language of the grammar's rule `start`."""
-    return Constraint("lark", grammar)
 
 
 class Grammars:
@@ -118,9 +114,7 @@ class Grammars:
         return self._compiled[constraint].deep_copy()
 
     def _compile(self, constraint: Constraint) -> Any:
-        limits = self.llguidance.LLParserLimits(verbose_errors=False)
-        grammar = self._grammar(constraint)
-        matcher = self.llguidance.LLMatcher(self._ll_tokenizer, grammar, log_level=0, limits=limits)
+        matcher = self._matcher(self._grammar(constraint))
         if matcher.is_error():
             raise ConfigError(f"constraint: {constraint} is not valid: {_reason(matcher.get_error())}.")
         probe = matcher.deep_copy()
@@ -132,6 +126,10 @@ class Grammars:
             )
         return matcher
 
+    def _matcher(self, grammar: str) -> Any:
+        limits = self.llguidance.LLParserLimits(verbose_errors=False)
+        return self.llguidance.LLMatcher(self._ll_tokenizer, grammar, log_level=0, limits=limits)
+
     def _grammar(self, constraint: Constraint) -> str:
         compiler, value = self.llguidance.LLMatcher, constraint.value
         if constraint.kind == "choice":
@@ -140,16 +138,24 @@ class Grammars:
             raise ConfigError(f"constraint: {constraint.kind} got {type(value).__name__}, expected a string.")
         if constraint.kind == "json_schema":
             try:
-                json.loads(value)
-            except ValueError as error:
+                schema = json.loads(value)
+            except (ValueError, RecursionError) as error:
                 raise ConfigError(f"constraint: {constraint} is not valid: not JSON ({error}).") from error
-            return compiler.grammar_from_json_schema(value)
-        if constraint.kind == "lark":
-            return compiler.grammar_from_lark(value)
+            prepared = prepare_schema(
+                schema,
+                spells=lambda text: self._fewest_tokens(text) is not None,
+                satisfiable=lambda part: (
+                    not self._matcher(compiler.grammar_from_json_schema(json.dumps(part))).is_error()
+                ),
+                alphabet=self._alphabet,
+            )
+            # Text that the schema forces is not tokenized by the vocabulary's own rules where it may not spell it:
+            # llguidance then skips what is missing, and allows tokens that do not match.
+            forcing = json.dumps({"no_forcing": self._alphabet is not None})
+            return compiler.grammar_from_lark(f"%llguidance {forcing}\nstart: %json {json.dumps(prepared)}")
         if self._alphabet is None:
             return compiler.grammar_from_regex(value)
-        # Without byte fallback a match may need a character that no piece spells. Told so, llguidance never
-        # starts towards it; otherwise a row would be stuck before it.
+        # A match may need a character that no piece spells; without it in the grammar no row starts towards it.
         pattern = self.llguidance.regex_to_lark(value, "")
         return compiler.grammar_from_lark(f"start: TEXT\nTEXT: /{pattern}/ & /{self._alphabet}/")
 
@@ -218,12 +224,12 @@ class ConstraintRows:
     def start(
         self, row: int, constraint: Constraint | None, *, name: str, max_new_tokens: int | None = None
     ) -> None:
-        """Puts a new completion into a row; whatever was there is forgotten.
+        """Puts a new completion into a row, in place of what was there.
 
         Args:
           row: the caller's number.
           constraint: None for a free row.
-          name: what messages call the row, such as "prompt 17".
+          name: of the row in messages, such as "prompt 17".
           max_new_tokens: see `Grammars.matcher`.
 
         Raises:
@@ -274,24 +280,6 @@ class ConstraintRows:
                 f"{live.constraint} after {self._text(live)!r}."
             )
         live.tokens.append(token)
-
-    def may_stop(self, row: int) -> bool:
-        """Whether a stop token is allowed next: always in a free row."""
-        live = self._live(row)
-        return live is None or live.matcher.is_accepting()
-
-    def must_stop(self, row: int) -> bool:
-        """Whether only a stop token is allowed next."""
-        live = self._live(row)
-        if live is None:
-            return False
-        mask = np.unpackbits(self.masks([row]).view(np.uint8), bitorder="little")
-        return set(np.flatnonzero(mask)) <= self._stops
-
-    def forced(self, row: int) -> list[int]:
-        """Tokens that the constraint leaves no choice about, from here on: their log-prob is 0."""
-        live = self._live(row)
-        return [] if live is None else live.matcher.compute_ff_tokens()
 
     def satisfied(self, row: int) -> bool:
         """Whether a stop token closed a match; False for a completion that `max_new_tokens` cut off.
@@ -383,4 +371,5 @@ def _reason(error: str) -> str:
     """The sentence in an llguidance message, without its position marks and the repeated grammar."""
     lines = [line.strip() for line in error.split("<state>")[0].splitlines() if line.strip()]
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (said[0] if said else lines[0].split("): ", 1)[-1]).rstrip(".:")
+    reason = said[0] if said else lines[0].split("): ", 1)[-1]
+    return reason.removeprefix("failed to compile JSON schema: ").rstrip(".:")

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from research.core.errors import ConfigError, DataError
+from research.sampling.limits import LOGIT_BIAS, REPETITION_PENALTY, check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +72,8 @@ def make_controls(
       vocab_size: V of the logits.
       stop_tokens: ids that end a completion.
       max_new_tokens: most tokens of a completion.
-      logit_bias: token id to what is added to its logit; -inf bans it.
-      repetition_penalty: above 0.
+      logit_bias: token id to what is added to its logit, in `limits.LOGIT_BIAS`; -inf bans it.
+      repetition_penalty: in `limits.REPETITION_PENALTY`; 1 is off.
       min_new_tokens: tokens before a stop token may be drawn.
       constrained: rows come with `allowed` masks.
 
@@ -85,14 +86,9 @@ def make_controls(
             raise ConfigError(
                 f"logit_bias: got token {token}, expected 0 to {vocab_size - 1} in this vocabulary."
             )
-        if math.isnan(bias) or bias == math.inf:
-            raise ConfigError(
-                f"logit_bias: got {bias} for token {token}, expected a number or -inf, which bans it."
-            )
-    if not 0 < repetition_penalty < math.inf:
-        raise ConfigError(
-            f"repetition_penalty: got {repetition_penalty}, expected a number above 0 (1 is off)."
-        )
+        if bias != -math.inf:
+            check_number(f"logit_bias: token {token}", bias, LOGIT_BIAS, other="-inf (banned) or ")
+    check_number("repetition_penalty", repetition_penalty, REPETITION_PENALTY, other="1 (off) or ")
     if not 0 <= min_new_tokens < max_new_tokens:
         raise ConfigError(
             f"min_new_tokens: got {min_new_tokens}, expected 0 to {max_new_tokens - 1}, "

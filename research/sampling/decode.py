@@ -1,9 +1,9 @@
 """The steps of sampling as pure functions: prompts into a cache, rows into slots, tokens out of them.
 
-A prompt's last token is not prefilled but fed as the first decode step, so that every token is drawn in one
+A prompt's last token is not prefilled but fed in the first decode step, so that every token is drawn in one
 place, and prompts need no logits.
 
-Shapes: B slots, R prompts prefilled together, L prompt slots, C decode steps, V vocabulary.
+Shapes: B slots, R prompts prefilled together, L prompt slots, C decode steps, M forced tokens, V vocabulary.
 """
 
 import flax.struct
@@ -31,12 +31,12 @@ class Slots(flax.struct.PyTreeNode):
       cache: holds all tokens of each row but its last.
       last: `[B]` int32, the token to feed next.
       positions: `[B]` int32, position of `last`.
-      drawn: `[B]` int32, completion tokens so far, given ones included; with `keys` it keys the next draw.
+      drawn: `[B]` int32, completion tokens so far, forced ones included; with `keys` it keys the next draw.
       limits: `[B]` int32, completion tokens at most.
-      live: `[B]` bool, rows that go on.
+      live: `[B]` bool, rows that are not finished.
       keys: `[B]` one key a row.
-      given: `[B, M]` int32, tokens that are fed instead of drawn ones; M is 0 where nothing can be given.
-      given_left: `[B]` int32, how many of the last entries of `given` are still to be fed.
+      forced: `[B, M]` int32, tokens that are fed instead of drawn ones; M is 0 where nothing is forced.
+      forced_left: `[B]` int32, how many of the last entries of `forced` are still to be fed.
       seen: `[B, V]` bool, tokens of the prompt and the completion; None unless the repetition penalty is on.
       allowed: `[B, W]` int32, bit mask of the tokens that may be drawn next; None unless rows are constrained.
     """
@@ -48,8 +48,8 @@ class Slots(flax.struct.PyTreeNode):
     limits: Int[Array, " B"]
     live: Bool[Array, " B"]
     keys: Array
-    given: Int[Array, "B M"]
-    given_left: Int[Array, " B"]
+    forced: Int[Array, "B M"]
+    forced_left: Int[Array, " B"]
     seen: Bool[Array, "B V"] | None = None
     allowed: Int[Array, "B W"] | None = None
 
@@ -58,9 +58,9 @@ class Chunk(flax.struct.PyTreeNode):
     """The tokens of C decode steps.
 
     Attributes:
-      tokens: `[C, B]` int32; rubbish where `active` is False.
-      active: `[C, B]` bool, the row went on in this step.
-      drawn: `[C, B]` bool, and its token was drawn, not given.
+      tokens: `[C, B]` int32; undefined where `active` is False.
+      active: `[C, B]` bool, the row was not finished before this step.
+      drawn: `[C, B]` bool, and its token was drawn, not forced.
       sampler_logps, policy_logps: `[C, B]` float32.
     """
 
@@ -93,28 +93,28 @@ def decode(
     params: Params,
     slots: Slots,
     scalars: SamplerScalars,
-    until_free: Int[Array, ""],
-    until_step: Int[Array, ""],
+    free_slots: Int[Array, ""],
+    max_steps: Int[Array, ""],
     controls: Controls | None = None,
     *,
     steps: int,
     config: ModelConfig,
     spec: SamplerSpec,
-    stretch: int = 1,
+    sync_every: int = 1,
 ) -> tuple[Slots, Chunk]:
-    """Up to `until_step` tokens a row; ends sooner when no row goes on, or when `until_free` rows do not.
+    """Up to `max_steps` tokens a row; returns sooner when no row is live, or when enough slots are free.
 
     Args:
       params: as `models.fused.decode_params` lays them out, or as trained.
-      slots: the cache has room for `until_step` more.
+      slots: the cache has room for `max_steps` more.
       scalars: traced numbers of the rollout.
-      until_free: rows that wait for new ones before it is worth taking some in; more than B: never mind.
-      until_step: at most C; 1 where rows are constrained, because the host makes each mask.
+      free_slots: return once this many slots are free; a value above B disables the check.
+      max_steps: at most C; 1 where rows are constrained, because the host makes each mask.
       controls: numbers of `spec.controls`; None where it is empty.
       steps: C.
       config: of the model.
       spec: of the rollout.
-      stretch: steps between two looks at which rows go on, for which all devices wait for each other.
+      sync_every: decode steps between host syncs that check which sequences are unfinished.
     """
     B = slots.last.shape[0]
     unembed_DV = unembedding(params)
@@ -122,13 +122,13 @@ def decode(
     zeros = jnp.zeros((steps, B), jnp.float32)
     nothing = jnp.zeros((steps, B), bool)
     empty = Chunk(jnp.zeros((steps, B), jnp.int32), nothing, nothing, zeros, zeros)
-    M = slots.given.shape[1]
-    most = jnp.minimum(until_step, steps)
+    M = slots.forced.shape[1]
+    limit = jnp.minimum(max_steps, steps)
 
-    def goes_on(carry: tuple[Array, Slots, Chunk]) -> Array:
+    def unfinished(carry: tuple[Array, Slots, Chunk]) -> Array:
         t, slots, _ = carry
         free = B - jnp.sum(slots.live)
-        return (t < most) & (free < B) & (free < until_free)
+        return (t < limit) & (free < B) & (free < free_slots)
 
     def step(carry: tuple[Array, Slots, Chunk]) -> tuple[Array, Slots, Chunk]:
         t, slots, chunk = carry
@@ -163,17 +163,17 @@ def decode(
         )
         token = found.tokens
         ended = jnp.any(token[:, None] == stops[None, :], axis=1)
-        given = jnp.zeros_like(live)
+        forced = jnp.zeros_like(live)
         if M:
-            given, at = slots.given_left > 0, jnp.clip(M - slots.given_left, 0, M - 1)
-            token = jnp.where(given, jnp.take_along_axis(slots.given, at[:, None], axis=1)[:, 0], token)
-            ended = ended & ~given
+            forced, at = slots.forced_left > 0, jnp.clip(M - slots.forced_left, 0, M - 1)
+            token = jnp.where(forced, jnp.take_along_axis(slots.forced, at[:, None], axis=1)[:, 0], token)
+            ended = ended & ~forced
         drawn = slots.drawn + live
         put = lambda buffer, row: jax.lax.dynamic_update_slice(buffer, row[None], (t, 0))  # noqa: E731
         chunk = Chunk(
             tokens=put(chunk.tokens, token),
             active=put(chunk.active, live),
-            drawn=put(chunk.drawn, live & ~given),
+            drawn=put(chunk.drawn, live & ~forced),
             sampler_logps=put(chunk.sampler_logps, found.sampler_logps),
             policy_logps=put(chunk.policy_logps, found.policy_logps),
         )
@@ -183,16 +183,16 @@ def decode(
             positions=slots.positions + live,
             drawn=drawn,
             live=live & ~ended & (drawn < slots.limits),
-            given_left=slots.given_left - given * live,
+            forced_left=slots.forced_left - forced * live,
             seen=None if slots.seen is None else mark_seen(slots.seen, token),
         )
         return t + 1, slots, chunk
 
-    def several(carry: tuple[Array, Slots, Chunk]) -> tuple[Array, Slots, Chunk]:
-        end = jnp.minimum(carry[0] + stretch, most)
+    def steps_until_sync(carry: tuple[Array, Slots, Chunk]) -> tuple[Array, Slots, Chunk]:
+        end = jnp.minimum(carry[0] + sync_every, limit)
         return jax.lax.while_loop(lambda inner: inner[0] < end, step, carry)
 
-    body = step if stretch == 1 else several
+    body = step if sync_every == 1 else steps_until_sync
     slots = slots.replace(cache=slots.cache.squeezed())
-    _, slots, chunk = jax.lax.while_loop(goes_on, body, (jnp.int32(0), slots, empty))
+    _, slots, chunk = jax.lax.while_loop(unfinished, body, (jnp.int32(0), slots, empty))
     return slots.replace(cache=slots.cache.unsqueezed()), chunk

@@ -1,4 +1,4 @@
-"""Proposals for speculative decoding, by a smaller model or a look-up in the text, and which of them stay.
+"""Proposals for speculative decoding, by a smaller model or by n-grams of the text, and their verification.
 
 Shapes: B rows, k proposed tokens, T = k + 1, S slots of text, V vocabulary.
 """
@@ -14,6 +14,7 @@ from models.cache import KVCache
 from models.config import ModelConfig
 from models.logprobs import compute_logits, likeliest_token
 from models.transformer import Params, forward_cached, unembedding
+from research.sampling.limits import check_counts
 from research.sampling.methods import (
     SamplingMethod,
     draw,
@@ -34,48 +35,52 @@ class NGramDraft:
 
     longest: int = 3
 
+    def __post_init__(self) -> None:
+        check_counts(self, longest=1)
 
-class Law(NamedTuple):
-    """Distributions over the vocabulary at T places of each row, not normalised: `logps = logits - mass`.
+
+class Categorical(NamedTuple):
+    """Distributions over the vocabulary at T places of each row, unnormalised: `logps = logits - log_normalizer`.
 
     Attributes:
       logits: `[B, T, V]` float32; -inf where a token cannot be drawn.
-      mass: `[B, T]` float32, their log-normalisers.
+      log_normalizer: `[B, T]` float32, `logsumexp` of the logits.
     """
 
     logits: Float[Array, "B T V"]
-    mass: Float[Array, "B T"]
+    log_normalizer: Float[Array, "B T"]
 
     def logps_of(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T"]:
         """Of one token at each of the first places."""
         T = tokens_BT.shape[1]
         return (
-            jnp.take_along_axis(self.logits[:, :T], tokens_BT[:, :, None], axis=2)[:, :, 0] - self.mass[:, :T]
+            jnp.take_along_axis(self.logits[:, :T], tokens_BT[:, :, None], axis=2)[:, :, 0]
+            - self.log_normalizer[:, :T]
         )
 
     def logps_at(self, place_B: Int[Array, " B"]) -> Float[Array, "B V"]:
         """Of all tokens at one place of each row."""
         logits_BV = jnp.take_along_axis(self.logits, place_B[:, None, None], axis=1)[:, 0]
-        return logits_BV - jnp.take_along_axis(self.mass, place_B[:, None], axis=1)
+        return logits_BV - jnp.take_along_axis(self.log_normalizer, place_B[:, None], axis=1)
 
 
 class Proposals(NamedTuple):
-    """k tokens a row, guessed one after the other.
+    """k proposed tokens a row.
 
     Attributes:
       tokens: `[B, k]` int32.
-      law: what they were drawn from; None: each was certain.
+      distribution: q, what they were drawn from; None for point masses.
     """
 
     tokens: Int[Array, "B k"]
-    law: Law | None
+    distribution: Categorical | None
 
 
 class Noise(NamedTuple):
-    """The random numbers of one round, all drawn at once: a CPU takes as long for a few as for hundreds.
+    """The random numbers of one round, drawn in one call: on a CPU a call's cost hardly depends on its size.
 
     Attributes:
-      draws: `[B, T, X]` standard Gumbel, for each proposal and for the token behind them.
+      draws: `[B, T, X]` standard Gumbel, for each proposal and for the token after them.
       accept: `[B, k]` logarithms of uniform numbers.
     """
 
@@ -88,7 +93,7 @@ class Noise(NamedTuple):
         size = draw_size(vocab_size)
         gumbel = gumbel_noise(keys_B, (draft_tokens + 1) * size + draft_tokens)
         draws, accept = gumbel[:, :-draft_tokens], gumbel[:, -draft_tokens:]
-        # Gumbel noise g is -log(-log(1 - u)), finest where u is next to 0: what is hardly likely can be accepted.
+        # Gumbel noise g is -log(-log(1 - u)), finest where u is near 0: tiny probabilities can be accepted.
         log_u = jnp.log(-jnp.expm1(-jnp.exp(-accept)))
         return cls(draws.reshape(len(gumbel), draft_tokens + 1, size), log_u)
 
@@ -108,15 +113,15 @@ def propose_by_model(
 ) -> tuple[Proposals, KVCache]:
     """A draft model's own k tokens, drawn as the target's would be.
 
-    The token before the last is fed again, because the model may have proposed it without ever reading it; elsewhere
-    that writes what is there already.
+    Re-feed the second-to-last token: if it was the draft's own last proposal, its KV entry was never written.
+    Elsewhere that writes what is there already.
 
     Args:
       params: the draft's, as `models.fused.decode_params` lays them out, or as trained.
-      cache: holds all tokens of each row but its last, save that the slot before `length` may be unwritten.
+      cache: holds all tokens of each row but its last, but the slot before `length` may be unwritten.
       newest_B2: the last two tokens of each row.
       positions_B: of the last token.
-      live_B: rows that go on.
+      live_B: unfinished rows.
       noise: of this round; not read if the method is greedy.
       scalars: temperature and top_p.
       config: of the draft.
@@ -131,7 +136,7 @@ def propose_by_model(
     cache = cache.replace(length=cache.length - 1)
     tokens, positions = newest_B2, jnp.stack([positions_B - 1, positions_B], axis=1)
     segment_ids = jnp.concatenate([before_B1, live_B[:, None].astype(jnp.int32)], axis=1)
-    drawn, drawn_from, masses = [], [], []
+    drawn, drawn_from, normalizers = [], [], []
     for i in range(count):
         hidden, cache = forward_cached(params, config, tokens, positions, segment_ids, cache)
         logits_BV = compute_logits(hidden[:, -1], unembed_DV, config)
@@ -139,12 +144,12 @@ def propose_by_model(
             token = likeliest_token(logits_BV)
         else:
             drawn_from.append(scaled_logits(logits_BV, method, scalars.temperature, scalars.top_p))
-            token, mass_B = draw(noise.draws[:, i], drawn_from[-1])
-            masses.append(mass_B)
+            token, normalizer_B = draw(noise.draws[:, i], drawn_from[-1])
+            normalizers.append(normalizer_B)
         drawn.append(token)
         tokens, positions, segment_ids = token[:, None], positions[:, -1:] + 1, segment_ids[:, -1:]
-    law = None if method.greedy else Law(jnp.stack(drawn_from, axis=1), jnp.stack(masses, axis=1))
-    return Proposals(jnp.stack(drawn, axis=1), law), cache
+    q = None if method.greedy else Categorical(jnp.stack(drawn_from, axis=1), jnp.stack(normalizers, axis=1))
+    return Proposals(jnp.stack(drawn, axis=1), q), cache
 
 
 def propose_by_ngram(
@@ -178,40 +183,40 @@ def propose_by_ngram(
     return Proposals(jnp.take_along_axis(text_BS, jnp.minimum(follows, S - 1), axis=1), None)
 
 
-def judge(
-    proposals: Proposals, law: Law, noise: Noise, *, greedy: bool
+def verify(
+    proposals: Proposals, target: Categorical, noise: Noise, *, greedy: bool
 ) -> tuple[Int[Array, " B"], Int[Array, "B T"]]:
-    """Accepts a run of proposals and draws the token behind it.
+    """Accepts the first proposals of each row, as many as rejection sampling allows, and draws the token after them.
 
     Args:
       proposals: k tokens a row and q.
-      law: p at each proposal and behind the last.
+      target: p at each proposal and after the last.
       noise: of this round; not read if greedy.
       greedy: p and q are point masses on the likeliest token.
 
     Returns:
-      How many were accepted, `[B]`, and tokens `[B, T]`: those, then the one drawn, then rubbish.
+      How many were accepted, `[B]`, and tokens `[B, T]`: those, then the one drawn, then undefined ones.
     """
     k = proposals.tokens.shape[1]
     if greedy:
-        best_BT = likeliest_token(law.logits)
-        return _run(best_BT[:, :k] == proposals.tokens), best_BT
-    ratio_Bk = law.logps_of(proposals.tokens)
-    if proposals.law is not None:
-        ratio_Bk = ratio_Bk - proposals.law.logps_of(proposals.tokens)
-    accepted_B = _run(noise.accept < ratio_Bk)
+        best_BT = likeliest_token(target.logits)
+        return _leading(best_BT[:, :k] == proposals.tokens), best_BT
+    ratio_Bk = target.logps_of(proposals.tokens)
+    if proposals.distribution is not None:
+        ratio_Bk = ratio_Bk - proposals.distribution.logps_of(proposals.tokens)
+    accepted_B = _leading(noise.accept < ratio_Bk)
 
-    p_BV = law.logps_at(accepted_B)
+    p_BV = target.logps_at(accepted_B)
     rejected_B, at_B = accepted_B < k, jnp.minimum(accepted_B, k - 1)
-    if proposals.law is None:
+    if proposals.distribution is None:
         rejected_token = jnp.take_along_axis(proposals.tokens, at_B[:, None], axis=1)
         left_BV = jnp.where(jnp.arange(p_BV.shape[1])[None, :] == rejected_token, -jnp.inf, p_BV)
     else:
-        q_BV = proposals.law.logps_at(at_B)
+        q_BV = proposals.distribution.logps_at(at_B)
         more = q_BV < p_BV
         # log(p - q) without the cancellation.
         left_BV = jnp.where(more, p_BV + jnp.log(-jnp.expm1(jnp.where(more, q_BV - p_BV, -1.0))), -jnp.inf)
-    # Where p and q are one but for rounding, a rejection may leave nothing to draw.
+    # Where p and q are equal but for rounding, a rejection may leave nothing to draw.
     residual_B = rejected_B & jnp.any(left_BV > -jnp.inf, axis=1)
     token_B, _ = draw(noise.draws[:, k], jnp.where(residual_B[:, None], left_BV, p_BV))
     padded_BT = jnp.pad(proposals.tokens, ((0, 0), (0, 1)))
@@ -219,6 +224,6 @@ def judge(
     return accepted_B, jnp.where(at_end, token_B[:, None], padded_BT)
 
 
-def _run(hit_Bk: Array) -> Int[Array, " B"]:
+def _leading(hit_Bk: Array) -> Int[Array, " B"]:
     """How many are True before the first that is not."""
     return jnp.sum(jnp.cumprod(hit_Bk.astype(jnp.int32), axis=1), axis=1)

@@ -1,15 +1,15 @@
-"""Continuous refill: a fixed number of slots, and the next prompt takes the slot of a row that has ended.
+"""Continuous batching: a fixed number of slots, and the next request takes the slot of a row that has ended.
 
-The host takes rows in and looks at them between chunks of decode steps; all arithmetic is in compiled programs
+The host admits requests and calls back between chunks of decode steps; all arithmetic is in compiled programs
 whose shapes come from a few buckets. A completion is the one that `sampler.sample` draws, whatever slot it had and
-whoever was next to it.
+whatever its neighbours were.
 
-Shapes: B slots, R rows taken in together, L prompt slots, C steps of a chunk, M tokens given at a time.
+Shapes: B slots, R requests admitted together, L prompt slots, C steps of a chunk.
 """
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -17,107 +17,23 @@ import numpy as np
 from models.cache import KVCache
 from models.config import ModelConfig
 from models.transformer import Params
-from research.sampling.constraints import Constraint, ConstraintRows, Grammars
+from research.sampling.constraints import ConstraintRows, Grammars
 from research.sampling.controls import Controls, refuse_empty_rows
 from research.sampling.decode import Chunk
 from research.sampling.programs import (
     UNCHANGED,
-    Entries,
+    Admissions,
     act_program,
+    admit_program,
     decode_program,
     empty_slots,
     layout_program,
-    place_program,
     prefill_program,
     resize_program,
     shrink_program,
 )
-from research.sampling.types import (
-    STOPPED,
-    TRUNCATED,
-    Completions,
-    Prompts,
-    SamplerScalars,
-    SamplerSpec,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One completion to draw.
-
-    Attributes:
-      prompt: token ids, at least one.
-      prompt_id: with `sample_id` it keys the randomness.
-      sample_id: which of the prompt's completions.
-      max_new_tokens: at least 1.
-      constraint: what the completion must match; None is free.
-    """
-
-    prompt: np.ndarray
-    prompt_id: int
-    sample_id: int
-    max_new_tokens: int
-    constraint: Constraint | None = None
-
-    @property
-    def key(self) -> bytes:
-        """Equal prompts have equal keys."""
-        return self.prompt.tobytes()
-
-
-class Row:
-    """A request and its completion so far: the first `length` entries of each array.
-
-    Attributes:
-      number: of the request, in the order given.
-      request: what is drawn.
-      tokens, mask, sampler_logps, policy_logps: `[max_new_tokens]`; the mask is False on what was given.
-      length: tokens so far.
-      stopped: its last token was a stop token that the model drew.
-      satisfied: it matches its constraint, if any; False where it was cut off on the way.
-    """
-
-    def __init__(self, number: int, request: Request) -> None:
-        """A completion of no tokens."""
-        N = request.max_new_tokens
-        self.number, self.request, self.length = number, request, 0
-        self.stopped, self.satisfied = False, True
-        self.tokens, self.mask = np.zeros(N, np.int32), np.zeros(N, bool)
-        self.sampler_logps, self.policy_logps = np.zeros(N, np.float32), np.zeros(N, np.float32)
-
-    def extend(self, chunk: Chunk, slot: int) -> bool:
-        """Takes over a slot's tokens of a chunk on the host; returns whether there were any."""
-        count = int(chunk.active[:, slot].sum())
-        new = slice(self.length, self.length + count)
-        self.tokens[new], self.mask[new] = chunk.tokens[:count, slot], chunk.drawn[:count, slot]
-        self.sampler_logps[new] = chunk.sampler_logps[:count, slot] * self.mask[new]
-        self.policy_logps[new] = chunk.policy_logps[:count, slot] * self.mask[new]
-        self.length += count
-        return count > 0
-
-    @property
-    def stop_reason(self) -> int:
-        """STOPPED or TRUNCATED."""
-        return STOPPED if self.stopped else TRUNCATED
-
-
-@dataclasses.dataclass(frozen=True)
-class Give:
-    """Tokens to append to a row, which goes on behind them from its cache; they are not the model's."""
-
-    tokens: Sequence[int]
-
-
-@dataclasses.dataclass(frozen=True)
-class End:
-    """The row ends with its first `keep` tokens, as if the last of them had been a stop token."""
-
-    keep: int
-
-
-Look = Callable[[Sequence[Row]], Mapping[int, Give | End]]
-"""Sees the rows with new tokens after each chunk; says by number what to do, nothing where all is well."""
+from research.sampling.rows import ForceTokens, Request, Row, RowCallback, StopRow
+from research.sampling.types import Completions, Prompts, SamplerScalars, SamplerSpec
 
 
 @dataclasses.dataclass
@@ -127,9 +43,9 @@ class Stats:
     Attributes:
       steps: decode steps.
       tokens: completion tokens.
-      slot_steps: steps times slots: `tokens / slot_steps` is the share of the work that was of use.
+      slot_steps: steps times slots: `tokens / slot_steps` is the slots' utilisation.
       prefilled: prompt tokens that went through the model, a common prefix once.
-      resizes: how often the cache was laid out anew.
+      resizes: how often the cache was reallocated.
     """
 
     steps: int = 0
@@ -178,37 +94,37 @@ class Engine:
         self.scalars, self.config, self.spec, self.sizes = scalars, config, spec, spec.engine
         self.controls, self.grammars, self.stats = controls, grammars, Stats()
 
-    def run(self, requests: Sequence[Request], look: Look | None = None) -> Iterator[Row]:
+    def run(self, requests: Sequence[Request], callback: RowCallback | None = None) -> Iterator[Row]:
         """Yields each request's completion when it has ended.
 
         Requests of one prompt share its prefill if they are adjacent.
         """
-        for _, ended in self.chunks(requests, look):
+        for _, ended in self.chunks(requests, callback):
             yield from ended
 
     def chunks(
-        self, requests: Sequence[Request], look: Look | None = None
+        self, requests: Sequence[Request], callback: RowCallback | None = None
     ) -> Iterator[tuple[list[Row], list[Row]]]:
         """After each chunk of decode steps, the rows with new tokens and those of them that have ended."""
         if requests:
-            yield from _Run(self, requests, look).chunks()
+            yield from _Run(self, requests, callback).chunks()
 
 
 class _Run:
     """One pass over the requests: which row is in which slot, and how far the cache is written."""
 
-    def __init__(self, engine: Engine, requests: Sequence[Request], look: Look | None) -> None:
-        self.own, self.look = engine, look
+    def __init__(self, engine: Engine, requests: Sequence[Request], callback: RowCallback | None) -> None:
+        self.engine, self.callback = engine, callback
         self.sizes, self.spec, self.config = engine.sizes, engine.spec, engine.config
         self.waiting = deque(Row(number, request) for number, request in enumerate(requests))
         B = self.sizes.slots
-        self.placed: list[Row | None] = [None] * B
-        self.begins = np.zeros(B, np.int64)  # the first cache slot of each placed row
+        self.rows: list[Row | None] = [None] * B
+        self.starts = np.zeros(B, np.int64)  # the first cache slot of each row
         shared = _common_prefix([request.prompt for request in requests], self.sizes.min_prefix)
         self.prefix: KVCache | None = None
         if shared.size:
             self.prefix = prefill_program(
-                engine.params, shared[None], np.ones((1, shared.size), bool), None, config=self.config
+                engine.params, shared[None], np.ones((1, shared.size), bool), config=self.config
             )
             engine.stats.prefilled += shared.size
         self.before = shared.size
@@ -216,45 +132,50 @@ class _Run:
         self.width = _round_up(longest, self.sizes.prompt_bucket)
         self.length = self.width  # the next cache slot
         self.slots = empty_slots(
-            self.prefix, batch=B, length=self.width, give=self.sizes.give, config=self.config, spec=self.spec
+            self.prefix,
+            batch=B,
+            length=self.width,
+            max_forced=self.sizes.max_forced,
+            config=self.config,
+            spec=self.spec,
         )
         self.sources: dict[bytes, int] = {}  # a prompt's key -> its row in `filled`
         self.filled: KVCache | None = None
         self.constrained = None if engine.grammars is None else ConstraintRows(engine.grammars)
 
     def chunks(self) -> Iterator[tuple[list[Row], list[Row]]]:
-        while self.waiting or any(self.placed):
+        while self.waiting or any(self.rows):
             self._admit()
             self._shrink()
             self._make_room()
             chunk = self._decode()
-            seen = [
+            grown = [
                 (slot, row)
-                for slot, row in enumerate(self.placed)
+                for slot, row in enumerate(self.rows)
                 if row is not None and row.extend(chunk, slot)
             ]
-            self._check(seen)
-            live, ended = self._act(seen), []
-            for slot, row in enumerate(self.placed):
+            self._check(grown)
+            live, ended = self._act(grown), []
+            for slot, row in enumerate(self.rows):
                 if row is not None and not live[slot]:
-                    self.placed[slot] = None
+                    self.rows[slot] = None
                     ended.append(row)
-            yield [row for _, row in seen], ended
+            yield [row for _, row in grown], ended
 
-    def _check(self, seen: Sequence[tuple[int, Row]]) -> None:
+    def _check(self, grown: Sequence[tuple[int, Row]]) -> None:
         """Tells the constraints what was drawn, and refuses a row that had nothing left to draw."""
         if self.spec.controls.any:
-            for _, row in seen:
-                refuse_empty_rows(row.sampler_logps[None, : row.length], [_name(row.request)])
+            for _, row in grown:
+                refuse_empty_rows(row.sampler_logps[None, : row.length], [str(row.request)])
         if self.constrained is not None:
-            for _, row in seen:
+            for _, row in grown:
                 self.constrained.advance(row.number, int(row.tokens[row.length - 1]))
                 row.satisfied = self.constrained.satisfied(row.number)
 
     def _admit(self) -> None:
         """Fills free slots from the queue, R at a time."""
-        free = [slot for slot, row in enumerate(self.placed) if row is None]
-        while self.waiting and len(free) >= self._worth():
+        free = [slot for slot, row in enumerate(self.rows) if row is None]
+        while self.waiting and len(free) >= self._enough():
             if self.waiting[0].request.key not in self.sources:
                 self._prefill()
             assert self.filled is not None
@@ -268,8 +189,8 @@ class _Run:
                 if request.key not in self.sources:
                     break
                 slot = free.pop(0)
-                row = self.placed[slot] = self.waiting.popleft()
-                self.begins[slot] = self.length - (request.prompt.size - self.before - 1)
+                row = self.rows[slot] = self.waiting.popleft()
+                self.starts[slot] = self.length - (request.prompt.size - self.before - 1)
                 rows[i], sources[i] = slot, self.sources[request.key]
                 last[i], positions[i] = request.prompt[-1], request.prompt.size - 1
                 limits[i], prompt_ids[i] = request.max_new_tokens, request.prompt_id
@@ -280,18 +201,18 @@ class _Run:
                     self.constrained.start(
                         row.number,
                         request.constraint,
-                        name=_name(request),
+                        name=str(request),
                         max_new_tokens=request.max_new_tokens,
                     )
-            self.slots = place_program(
+            self.slots = admit_program(
                 self.slots,
                 self.filled,
-                Entries(rows, sources, last, positions, limits, prompt_ids, sample_ids, seen),
-                self.own.scalars,
+                Admissions(rows, sources, last, positions, limits, prompt_ids, sample_ids, seen),
+                self.engine.scalars,
             )
 
-    def _worth(self) -> int:
-        """Free slots that are worth a stop."""
+    def _enough(self) -> int:
+        """Free slots for which decoding is interrupted to admit requests."""
         return min(self.sizes.admit, len(self.waiting), self.sizes.slots)
 
     def _prefill(self) -> None:
@@ -307,79 +228,81 @@ class _Run:
             own = prompt[self.before : -1]
             tokens[i, L - own.size :], mask[i, L - own.size :] = own, True
         self.sources = {key: i for i, key in enumerate(prompts)}
-        self.filled = prefill_program(self.own.params, tokens, mask, self.prefix, config=self.config)
-        self.own.stats.prefilled += int(mask.sum())
+        self.filled = prefill_program(
+            self.engine.params, tokens, mask, prefix=self.prefix, config=self.config
+        )
+        self.engine.stats.prefilled += int(mask.sum())
 
     def _shrink(self) -> None:
-        """Halves the slots while nobody waits and half are free: the last, longest rows do not pay for them."""
-        while not self.waiting and sum(row is not None for row in self.placed) <= len(self.placed) // 2:
-            order = sorted(range(len(self.placed)), key=lambda slot: self.placed[slot] is None)
-            kept = order[: len(self.placed) // 2]
+        """Halve the slots once at most half are busy and the queue is empty, so stragglers run in a smaller batch."""
+        while not self.waiting and sum(row is not None for row in self.rows) <= len(self.rows) // 2:
+            order = sorted(range(len(self.rows)), key=lambda slot: self.rows[slot] is None)
+            kept = order[: len(self.rows) // 2]
             self.slots = shrink_program(self.slots, np.array(kept, np.int32))
-            self.placed = [self.placed[slot] for slot in kept]
-            self.begins = self.begins[kept]
+            self.rows = [self.rows[slot] for slot in kept]
+            self.starts = self.starts[kept]
 
     def _make_room(self) -> None:
-        """Leaves out what no row needs any more, and grows or shrinks the cache to what they do."""
+        """Drops the cache's first slots that no row needs any more, and grows or shrinks it to what they do need."""
         if self.length < self.slots.cache.slots:
             return
-        begins = [self.begins[slot] for slot, row in enumerate(self.placed) if row is not None]
+        begins = [self.starts[slot] for slot, row in enumerate(self.rows) if row is not None]
         drop = int(min(*begins, self.length - self.width)) if begins else self.length - self.width
         bucket = self.spec.cache_bucket
         size = _round_up(self.length - drop + (bucket + 1) // 2, bucket)
         self.slots = resize_program(self.slots, np.int32(drop), slots=size)
-        self.length, self.begins = self.length - drop, self.begins - drop
-        self.own.stats.resizes += 1
+        self.length, self.starts = self.length - drop, self.starts - drop
+        self.engine.stats.resizes += 1
 
     def _decode(self) -> Chunk:
-        never = len(self.placed) + 1
+        disabled = len(self.rows) + 1
         most = min(self.slots.cache.slots - self.length, self.sizes.chunk)
         if self.constrained is not None:
-            masks = self.constrained.masks([_FREE if row is None else row.number for row in self.placed])
+            masks = self.constrained.masks([-1 if row is None else row.number for row in self.rows])
             self.slots, most = self.slots.replace(allowed=masks), 1
         self.slots, chunk = decode_program(
-            self.own.params,
+            self.engine.params,
             self.slots,
-            self.own.scalars,
-            np.int32(self._worth() if self.waiting else never),
+            self.engine.scalars,
+            np.int32(self._enough() if self.waiting else disabled),
             np.int32(most),
-            self.own.controls,
+            self.engine.controls,
             steps=self.sizes.chunk,
             config=self.config,
             spec=self.spec,
         )
         chunk = jax.device_get(chunk)
-        steps, stats = int(chunk.active.any(axis=1).sum()), self.own.stats
+        steps, stats = int(chunk.active.any(axis=1).sum()), self.engine.stats
         self.length += steps
-        stats.steps, stats.slot_steps = stats.steps + steps, stats.slot_steps + steps * len(self.placed)
+        stats.steps, stats.slot_steps = stats.steps + steps, stats.slot_steps + steps * len(self.rows)
         stats.tokens += int(chunk.active.sum())
         return chunk
 
-    def _act(self, seen: Sequence[tuple[int, Row]]) -> np.ndarray:
-        """Which slots go on, after the host has had its say; `[B]` bool."""
-        live = np.zeros(len(self.placed), bool)
-        for slot, row in enumerate(self.placed):
+    def _act(self, grown: Sequence[tuple[int, Row]]) -> np.ndarray:
+        """Which slots go on, `[B]` bool, after the callback's actions."""
+        live = np.zeros(len(self.rows), bool)
+        for slot, row in enumerate(self.rows):
             if row is not None:
                 ended = row.length > 0 and row.mask[row.length - 1]
                 row.stopped = bool(ended and row.tokens[row.length - 1] in self.spec.stop_tokens)
                 live[slot] = not row.stopped and row.length < row.request.max_new_tokens
-        said = self.look([row for _, row in seen]) if self.look is not None and seen else {}
-        if not said:
+        actions = self.callback([row for _, row in grown]) if self.callback is not None and grown else {}
+        if not actions:
             return live
-        given = np.zeros((len(self.placed), self.sizes.give), np.int32)
-        left = np.full(len(self.placed), UNCHANGED, np.int32)
-        for slot, row in seen:
-            action = said.get(row.number)
-            if isinstance(action, End):
+        forced = np.zeros((len(self.rows), self.sizes.max_forced), np.int32)
+        left = np.full(len(self.rows), UNCHANGED, np.int32)
+        for slot, row in grown:
+            action = actions.get(row.number)
+            if isinstance(action, StopRow):
                 live[slot], left[slot], row.length, row.stopped = False, 0, action.keep, True
-            elif isinstance(action, Give) and row.length < row.request.max_new_tokens:
-                if not 0 < len(action.tokens) <= self.sizes.give:
+            elif isinstance(action, ForceTokens) and row.length < row.request.max_new_tokens:
+                if not 0 < len(action.tokens) <= self.sizes.max_forced:
                     raise ValueError(
-                        f"give: got {len(action.tokens)} tokens, expected 1 to {self.sizes.give}"
+                        f"forced tokens: got {len(action.tokens)} tokens, expected 1 to {self.sizes.max_forced}"
                     )
                 live[slot], row.stopped, left[slot] = True, False, len(action.tokens)
-                given[slot, -len(action.tokens) :] = action.tokens
-        self.slots = act_program(self.slots, live, given, left)
+                forced[slot, -len(action.tokens) :] = action.tokens
+        self.slots = act_program(self.slots, live, forced, left)
         return live
 
 
@@ -393,13 +316,6 @@ def _common_prefix(prompts: Sequence[np.ndarray], multiple: int) -> np.ndarray:
     return first[: length - length % multiple]
 
 
-_FREE = -1
-
-
-def _name(request: Request) -> str:
-    return f"prompt {request.prompt_id}, sample {request.sample_id}"
-
-
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
@@ -411,18 +327,9 @@ def sample_refilled(
     *,
     config: ModelConfig,
     spec: SamplerSpec,
-    look: Look | None = None,
+    callback: RowCallback | None = None,
 ) -> tuple[Completions, Stats]:
-    """`sampler.sample` with `spec.engine.slots` slots: the same completions, on the host, and what they cost.
-
-    Args:
-      params: the model's parameters.
-      prompts: left-padded prompts on the host.
-      scalars: seed, step, temperature, top_p.
-      config: static model description.
-      spec: static rollout description, with an engine.
-      look: the host's say between chunks.
-    """
+    """`sampler.sample` by an engine (`spec.engine`): the same completions, on the host, and what they cost."""
     G, N = spec.samples_per_prompt, spec.max_new_tokens
     requests = [
         Request(tokens[mask].astype(np.int32), int(prompt_id), sample, N)
@@ -439,7 +346,7 @@ def sample_refilled(
         lengths=np.zeros(B, np.int32),
     )
     running = Engine(params, scalars, config=config, spec=spec)
-    for row in running.run(requests, look):
+    for row in running.run(requests, callback):
         here = row.number, slice(0, row.length)
         for name in ("tokens", "mask", "sampler_logps", "policy_logps"):
             getattr(out, name)[here] = getattr(row, name)[: row.length]

@@ -1,6 +1,6 @@
-"""Which distribution the sampler draws from, and the draw itself.
+"""The distribution that the sampler draws from, and the draw itself.
 
-`sampling_logps` defines the distribution; `sample_token` draws from it without writing it out.
+`scaled_logits` defines the distribution; `sample_token` draws from it without materialising it.
 
 Shapes: B rows, V vocabulary, N blocks of K tokens, C candidates left by top-k.
 """
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from models.logprobs import likeliest_token
+from research.sampling.limits import check_counts
 
 # One vector register row on a TPU, one warp's load on a GPU; on a CPU 64 to 256 are equally quick.
 _BLOCK = 128
@@ -33,6 +34,9 @@ class SamplingMethod:
     greedy: bool = False
     top_k: int = 0
     nucleus: bool = False
+
+    def __post_init__(self) -> None:
+        check_counts(self, top_k=0)
 
     @property
     def truncates(self) -> bool:
@@ -55,28 +59,16 @@ class SampledTokens(NamedTuple):
     policy_logps: Float[Array, " B"]
 
 
-def sampling_logps(
-    logits_BV: Float[Array, "B V"],
-    method: SamplingMethod,
-    temperature: Float[Array, ""],
-    top_p: Float[Array, ""],
-) -> Float[Array, "B V"]:
-    """Normalised log-probs of the distribution drawn from: temperature, then top-k, then top-p.
-
-    Removed tokens have -inf, all of them in a row whose logits are all -inf. Greedy gives a point mass at the
-    first of the most likely tokens.
-    """
-    left = scaled_logits(logits_BV, method, temperature, top_p)
-    return jnp.where(left == -jnp.inf, -jnp.inf, jax.nn.log_softmax(left, axis=-1))
-
-
 def scaled_logits(
     logits_BV: Float[Array, "B V"],
     method: SamplingMethod,
     temperature: Float[Array, ""],
     top_p: Float[Array, ""],
 ) -> Float[Array, "B V"]:
-    """`sampling_logps` before they are normalised: in each row all of them and a constant, in fewer passes."""
+    """Unnormalised log-probs of the distribution drawn from: temperature, then top-k, then top-p.
+
+    Removed tokens have -inf. Greedy gives a point mass at the first of the most likely tokens.
+    """
     logits_BV = logits_BV.astype(jnp.float32)
     B, V = logits_BV.shape
     if method.greedy:
@@ -97,12 +89,12 @@ def sample_token(
     *,
     controlled_BV: Float[Array, "B V"] | None = None,
 ) -> SampledTokens:
-    """Draws a token a row from `sampling_logps` and scores it, in as few passes over `[B, V]` as it takes.
+    """Draws a token a row from the softmax of `scaled_logits` and scores it, in few passes over `[B, V]`.
 
     Args:
       logits_BV: the model's logits; `policy_logps` are theirs.
       method: static.
-      temperature: divides the logits; above 0; traced.
+      temperature: divides the logits; in `limits.TEMPERATURE`; traced.
       top_p: mass of the nucleus; read if `method.nucleus`; traced.
       keys_B: one key a row, of this position.
       controlled_BV: what to draw from where controls changed the logits (`control_logits`); None: `logits_BV`.

@@ -1,4 +1,4 @@
-"""The jitted sampler: all prompts at once, one pure function from parameters to completions.
+"""The jitted sampler: all prompts in one batch, one pure function from parameters to completions.
 
 `research.sampling.engine` draws the same completions with fewer slots than rows.
 
@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from models.axes import batch_ways
 from models.cache import init_cache, insert_rows, resize, with_prefix
@@ -22,8 +23,8 @@ from research.sampling.methods import row_keys
 from research.sampling.types import STOPPED, TRUNCATED, Completions, Prompts, SamplerScalars, SamplerSpec
 from research.sampling.weights import sampling_params
 
-_STRETCH = 8
-"""Decode steps between two looks at which rows go on, where the rows are on several devices."""
+_SYNC_EVERY = 8
+"""`decode`'s `sync_every` where the rows are on several devices."""
 
 
 @partial(jax.jit, static_argnames=("config", "spec"), compiler_options=COMPILER_OPTIONS)
@@ -52,26 +53,27 @@ def sample(
     params = sampling_params(params, config, spec.weights)
     slots = start(params, prompts, scalars, config=config, spec=spec, share=True)
     chunks, N = [], spec.max_new_tokens
-    stretch = _STRETCH if batch_ways(jax.sharding.get_abstract_mesh()) > 1 else 1
+    sync_every = _SYNC_EVERY if batch_ways(jax.sharding.get_abstract_mesh()) > 1 else 1
+    never = jnp.int32(slots.live.shape[0] + 1)
     # A new row's cache ends before its last token, so N slots hold that one and all of the completion but its end.
     for done in range(0, N, spec.cache_bucket):
         steps = min(spec.cache_bucket, N - done)
         slots = slots.replace(cache=resize(slots.cache, slots.cache.slots + steps))
-        never, all_steps = jnp.int32(slots.live.shape[0] + 1), jnp.int32(steps)
         slots, chunk = decode(
             params,
             slots,
             scalars,
             never,
-            all_steps,
+            jnp.int32(steps),
             controls,
             steps=steps,
             config=config,
             spec=spec,
-            stretch=stretch,
+            sync_every=sync_every,
         )
         chunks.append(chunk)
-    return completions(chunks, spec)
+    whole: Chunk = jax.tree.map(lambda *parts: jnp.concatenate(parts).T, *chunks)
+    return completions(whole.tokens, whole.active, whole.sampler_logps, whole.policy_logps, spec)
 
 
 def start(
@@ -108,27 +110,31 @@ def start(
         limits=jnp.full((B,), spec.max_new_tokens, jnp.int32),
         live=jnp.ones((B,), bool),
         keys=row_keys(scalars.seed, scalars.step, jnp.repeat(prompts.prompt_ids, G), rows % G),
-        given=jnp.zeros((B, 0), jnp.int32),
-        given_left=jnp.zeros((B,), jnp.int32),
+        forced=jnp.zeros((B, 0), jnp.int32),
+        forced_left=jnp.zeros((B,), jnp.int32),
         seen=jnp.repeat(seen_tokens(prompts.tokens, prompts.mask, config.vocab_size), G, axis=0)
         if spec.controls.repetition_penalty
         else None,
     )
 
 
-def completions(chunks: list[Chunk], spec: SamplerSpec) -> Completions:
-    """The rows of all chunks together; they all started with the first."""
-    whole: Chunk = jax.tree.map(lambda *parts: jnp.concatenate(parts).T, *chunks)
-    mask = whole.active
-    lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
-    tokens = jnp.where(mask, whole.tokens, spec.pad_id)
+def completions(
+    tokens_BN: Int[Array, "B N"],
+    mask_BN: Bool[Array, "B N"],
+    sampler_logps_BN: Float[Array, "B N"],
+    policy_logps_BN: Float[Array, "B N"],
+    spec: SamplerSpec,
+) -> Completions:
+    """Completions of rows of drawn tokens, whatever stands where the mask is False."""
+    lengths = jnp.sum(mask_BN, axis=1, dtype=jnp.int32)
+    tokens = jnp.where(mask_BN, tokens_BN, spec.pad_id)
     last = jnp.take_along_axis(tokens, jnp.maximum(lengths - 1, 0)[:, None], axis=1)
     stopped = jnp.any(last == jnp.asarray(spec.stop_tokens, jnp.int32)[None, :], axis=1)
     return Completions(
         tokens=tokens,
-        mask=mask,
-        sampler_logps=jnp.where(mask, whole.sampler_logps, 0.0),
-        policy_logps=jnp.where(mask, whole.policy_logps, 0.0),
+        mask=mask_BN,
+        sampler_logps=jnp.where(mask_BN, sampler_logps_BN, 0.0),
+        policy_logps=jnp.where(mask_BN, policy_logps_BN, 0.0),
         stop_reason=jnp.where(stopped, STOPPED, TRUNCATED).astype(jnp.int32),
         lengths=lengths,
     )

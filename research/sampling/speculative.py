@@ -1,4 +1,4 @@
-"""Speculative decoding: cheap proposals, scored by the model many at a time; the completions' law stays the model's.
+"""Speculative decoding: cheap proposals, scored by the model many at a time; the distribution stays the model's.
 
 A round proposes k tokens x_1..x_k from q and scores them in one forward pass of k + 1 tokens, which gives p_1..p_(k+1).
 x_i is accepted with probability min(1, p_i(x_i) / q_i(x_i)); the first that is not is drawn anew from
@@ -25,11 +25,19 @@ from models.logprobs import compute_logits
 from models.transformer import Params, forward_cached, unembedding
 from research.core.errors import ConfigError
 from research.sampling.decode import COMPILER_OPTIONS, Slots
-from research.sampling.drafts import Law, NGramDraft, Noise, judge, propose_by_model, propose_by_ngram
+from research.sampling.drafts import (
+    Categorical,
+    NGramDraft,
+    Noise,
+    propose_by_model,
+    propose_by_ngram,
+    verify,
+)
+from research.sampling.limits import DRAFT_TOKENS, check_count
 from research.sampling.methods import scaled_logits
 from research.sampling.programs import layout_program
-from research.sampling.sampler import start
-from research.sampling.types import STOPPED, TRUNCATED, Completions, Prompts, SamplerScalars, SamplerSpec
+from research.sampling.sampler import completions, start
+from research.sampling.types import Completions, Prompts, SamplerScalars, SamplerSpec
 from research.sampling.weights import Weights, sampling_params
 
 
@@ -38,41 +46,38 @@ class SpeculativeSpec:
     """The static part of speculation.
 
     Attributes:
-      draft: the draft model, or a look-up in the row's own text.
-      draft_tokens: k, proposals a round, at least 1.
+      draft: the draft model, or n-grams of the row's own text.
+      draft_tokens: k, proposals a round, from 1 to `limits.DRAFT_TOKENS`.
     """
 
     draft: ModelConfig | NGramDraft
     draft_tokens: int
 
     def __post_init__(self) -> None:
-        if self.draft_tokens < 1:
-            raise ConfigError(f"draft_tokens: got {self.draft_tokens}, expected at least 1")
-        if isinstance(self.draft, NGramDraft) and self.draft.longest < 1:
-            raise ConfigError(f"draft.longest: got {self.draft.longest}, expected at least 1")
+        check_count("draft_tokens", self.draft_tokens, 1, DRAFT_TOKENS)
 
 
 class Draft(NamedTuple):
-    """Who proposes: the parameters, as trained or as `layout_program` lays them out (None without a draft model)."""
+    """A proposer: its parameters (None without a draft model), as trained or laid out for decoding."""
 
     params: Params | None
     spec: SpeculativeSpec
 
     def laid_out(self, weights: Weights) -> "Draft":
-        """The same draft with its parameters as decoding reads them: once, not for every prompt."""
+        """The same draft, its parameters laid out for decoding: once, not for every prompt."""
         if not isinstance(self.spec.draft, ModelConfig):
             return self
         return self._replace(params=layout_program(self.params, config=self.spec.draft, weights=weights))
 
 
 class SpeculativeStats(flax.struct.PyTreeNode):
-    """What came of the proposals; int32 scalars.
+    """Counts of what became of the proposals; int32 scalars.
 
     Attributes:
-      forwards: forward passes of the target after the prefill; each serves all rows that go on.
-      row_rounds: rounds, summed over the rows that took part.
-      proposed: proposals that there was room for.
-      accepted: those of them that are in a completion.
+      forwards: forward passes of the target after the prefill; each serves all unfinished rows.
+      row_rounds: rounds, summed over the rows that were unfinished.
+      proposed: proposals that fitted into `max_new_tokens`.
+      accepted: those of them that became part of a completion.
       tokens: completion tokens.
     """
 
@@ -88,7 +93,7 @@ class SpeculativeStats(flax.struct.PyTreeNode):
         return cls(*[np.int32(0)] * 5)
 
     def metrics(self) -> dict[str, float]:
-        """For the log of a run, on the host: the share accepted, and a row's tokens from one forward pass."""
+        """Metrics, on the host: target forwards, share of proposals accepted, tokens of a row from one forward."""
         return {
             "sampler/target_forwards": float(self.forwards),
             "sampler/acceptance_rate": float(self.accepted) / max(float(self.proposed), 1.0),
@@ -128,11 +133,11 @@ def sample_speculative(
 ) -> tuple[Completions, SpeculativeStats]:
     """Draws what `sampler.sample` draws in distribution, in fewer forward passes of the model.
 
-    A row's randomness is keyed by its own key and by how many tokens it had when a round began, so that a completion
-    does not depend on its neighbours. Greedy completions are those of `sampler.sample`.
+    Randomness is keyed by the row's key and its number of tokens at the round's beginning, so that a completion does
+    not depend on its neighbours. Greedy completions are those of `sampler.sample`.
 
-    Rows share the slot at which the cache is written. It moves by what the luckiest row accepted, which leaves gaps in
-    the others; a cache without room for the next k + 1 tokens is packed. It has L - 1 + N + k slots, and
+    Rows share the slot at which the cache is written. It advances by the most tokens that any row accepted, which
+    leaves gaps in the others; a cache without room for the next k + 1 tokens is packed. It has L - 1 + N + k slots, and
     `spec.cache_bucket` more for the gaps where B > 1.
 
     Args:
@@ -143,10 +148,10 @@ def sample_speculative(
       config: static model description.
       spec: static rollout description without controls; `spec.engine` is not used; the draft's weights too are kept
         as `spec.weights` says.
-      speculative: who proposes, and how many.
+      speculative: the draft and k.
 
     Returns:
-      Completions of P * G rows as `sampler.sample` lays them out, and what came of the proposals.
+      Completions of P * G rows as `sampler.sample` lays them out, and counts of the proposals.
 
     Raises:
       ConfigError: the draft's vocabulary is not the model's, there are parameters without a draft model or the
@@ -154,7 +159,7 @@ def sample_speculative(
     """
     k, N, draft = speculative.draft_tokens, spec.max_new_tokens, speculative.draft
     _check(draft_params, config, spec, draft)
-    if prompts.tokens.shape[1] == 1:  # the draft reads the slot before the last token, which must exist
+    if prompts.tokens.shape[1] == 1:  # the draft re-reads the slot before the last token
         prompts = prompts.replace(
             tokens=jnp.pad(prompts.tokens, ((0, 0), (1, 0))), mask=jnp.pad(prompts.mask, ((0, 0), (1, 0)))
         )
@@ -185,7 +190,9 @@ def sample_speculative(
         until = min(done + bucket, N)
         state = _resized(state, L - 1 + until + k + (bucket if B > 1 else 0))
         state = _rounds(state, step, jnp.int32(until), k)
-    return _completions(state, spec), state.stats
+    mask = jnp.arange(N)[None, :] < state.slots.drawn[:, None]
+    out = completions(state.text[:, -N:], mask, state.sampler_logps, state.policy_logps, spec)
+    return out, state.stats
 
 
 def _check(
@@ -209,22 +216,22 @@ def _check(
 
 
 def _rounds(state: _State, step: Any, until: Int[Array, ""], k: int) -> _State:
-    """Rounds until a row has `until` tokens or none goes on."""
+    """Rounds until a row has `until` tokens or none is unfinished."""
 
-    def goes_on(state: _State) -> Array:
+    def unfinished(state: _State) -> Array:
         slots = state.slots
         return jnp.any(slots.live) & (jnp.max(jnp.where(slots.live, slots.drawn, 0)) < until)
 
     if state.slots.live.shape[0] == 1:  # one row leaves no gaps
         state = _caches(state, KVCache.squeezed)
-        return _caches(jax.lax.while_loop(goes_on, step, state), KVCache.unsqueezed)
+        return _caches(jax.lax.while_loop(unfinished, step, state), KVCache.unsqueezed)
 
     def has_room(state: _State) -> Array:
         cache = state.slots.cache
-        return goes_on(state) & (cache.length + k + 1 <= cache.slots)
+        return unfinished(state) & (cache.length + k + 1 <= cache.slots)
 
     return jax.lax.while_loop(
-        goes_on, lambda state: _packed(jax.lax.while_loop(has_room, step, state)), state
+        unfinished, lambda state: _packed(jax.lax.while_loop(has_room, step, state)), state
     )
 
 
@@ -276,15 +283,15 @@ def _round(
         cache,
     )
     logits_BTV = compute_logits(hidden, unembedding(params), config)
-    policy_law = Law(logits_BTV, jax.nn.logsumexp(logits_BTV, axis=-1))
-    law = policy_law
+    policy = Categorical(logits_BTV, jax.nn.logsumexp(logits_BTV, axis=-1))
+    drawn_from = policy
     if not spec.method.greedy:
         scaled_RV = scaled_logits(
             logits_BTV.reshape(-1, config.vocab_size), spec.method, scalars.temperature, scalars.top_p
         )
         scaled_BTV = scaled_RV.reshape(logits_BTV.shape)
-        law = Law(scaled_BTV, jax.nn.logsumexp(scaled_BTV, axis=-1))
-    accepted_B, tokens_BT = judge(proposals, law, noise, greedy=spec.method.greedy)
+        drawn_from = Categorical(scaled_BTV, jax.nn.logsumexp(scaled_BTV, axis=-1))
+    accepted_B, tokens_BT = verify(proposals, drawn_from, noise, greedy=spec.method.greedy)
 
     stops = jnp.asarray(spec.stop_tokens, jnp.int32)
     stop_BT = jnp.any(tokens_BT[:, :, None] == stops[None, None, :], axis=2)
@@ -293,13 +300,15 @@ def _round(
     new_BT = new_BT & (jnp.cumsum(stop_BT, axis=1) - stop_BT == 0)
     count_B = jnp.sum(new_BT, axis=1, dtype=jnp.int32)
     live_B = slots.live & ~jnp.any(new_BT & stop_BT, axis=1) & (count_B < room_B)
-    # What was rejected, and all of a row that has ended, is in slots that nobody reads.
+    # Rejected tokens, and all of a finished row, are in slots that attention masks out.
     kept_BT = (live_B[:, None] & (step_T <= accepted_B[:, None])).astype(jnp.int32)
     cache = written.replace(
         segment_ids=jax.lax.dynamic_update_slice(written.segment_ids, kept_BT, (0, cache.length)),
         length=cache.length + jnp.max(jnp.where(live_B, accepted_B, 0)) + 1,
     )
-    sampler_BT = jnp.zeros_like(law.mass) if spec.method.greedy else law.logps_of(tokens_BT)
+    sampler_BT = (
+        jnp.zeros_like(policy.log_normalizer) if spec.method.greedy else drawn_from.logps_of(tokens_BT)
+    )
     stats = state.stats
     return _State(
         slots=slots.replace(
@@ -312,7 +321,7 @@ def _round(
         draft_layers=draft_layers,
         text=_written(state.text, last_B + 1, tokens_BT, count_B),
         sampler_logps=_written(state.sampler_logps, slots.drawn, sampler_BT, count_B),
-        policy_logps=_written(state.policy_logps, slots.drawn, policy_law.logps_of(tokens_BT), count_B),
+        policy_logps=_written(state.policy_logps, slots.drawn, policy.logps_of(tokens_BT), count_B),
         stats=SpeculativeStats(
             forwards=stats.forwards + 1,
             row_rounds=stats.row_rounds + jnp.sum(slots.live),
@@ -343,7 +352,7 @@ def _resized(state: _State, slots: int) -> _State:
 
 
 def _packed(state: _State) -> _State:
-    """Each row's tokens moved together, their last in the slot before the next; rows that have ended are dropped."""
+    """Each row's tokens moved together, their last in the slot before the next; finished rows are dropped."""
     cache, live = state.slots.cache, state.slots.live
     held = (cache.segment_ids > 0) & live[:, None]
     length = jnp.max(jnp.sum(held, axis=1, dtype=jnp.int32))
@@ -361,19 +370,4 @@ def _packed(state: _State) -> _State:
             segment_ids=jnp.take_along_axis(held.astype(jnp.int32), order_BS, axis=1),
             length=length,
         ),
-    )
-
-
-def _completions(state: _State, spec: SamplerSpec) -> Completions:
-    N, lengths = spec.max_new_tokens, state.slots.drawn
-    tokens = state.text[:, -N:]
-    last = jnp.take_along_axis(tokens, jnp.maximum(lengths - 1, 0)[:, None], axis=1)
-    stopped = jnp.any(last == jnp.asarray(spec.stop_tokens, jnp.int32)[None, :], axis=1)
-    return Completions(
-        tokens=tokens,
-        mask=jnp.arange(N)[None, :] < lengths[:, None],
-        sampler_logps=state.sampler_logps,
-        policy_logps=state.policy_logps,
-        stop_reason=jnp.where(stopped, STOPPED, TRUNCATED).astype(jnp.int32),
-        lengths=lengths,
     )

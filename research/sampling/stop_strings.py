@@ -5,16 +5,16 @@ character, so a stop string may be spread over tokens and tokens may end within 
 """
 
 import codecs
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from research.core.errors import ConfigError
-from research.sampling.engine import End, Give, Row
+from research.sampling.rows import Row, StopRow
 
 
-class StopText:
-    """One completion's text, a token at a time, up to the first stop string.
+class StopStringDecoder:
+    """Decodes one completion, a token at a time, up to the first stop string.
 
-    What may be the beginning of a stop string is held back until it is certain. Of several stop strings the one
+    Text that may be the beginning of a stop string is held back until that is decided. Of several stop strings the one
     that is complete first counts, and of those that end at one character the longest: the text does not depend on
     how it was cut into tokens.
     """
@@ -24,7 +24,7 @@ class StopText:
 
         Args:
           table: the bytes that each token id stands for, such as `Tokenizer.token_bytes`.
-          stops: what ends it.
+          stops: strings that end it.
 
         Raises:
           ConfigError: an empty stop string.
@@ -37,11 +37,11 @@ class StopText:
         self.ended = False
 
     def push(self, token: int, *, drawn: bool = True) -> str:
-        """The text that this token makes certain.
+        """The text that this token completes.
 
         Args:
           token: the next id; must not follow one that completed a stop string.
-          drawn: False for a token that was given to the model: no stop string has a part in it.
+          drawn: False for a forced token: it cannot be part of a stop string.
 
         Raises:
           ValueError: the text has ended.
@@ -78,30 +78,30 @@ class StopText:
         return 0
 
 
-class StopLook:
-    """A `Look` for the engine: ends rows at stop strings and keeps their texts by the rows' numbers."""
+class StopStrings:
+    """A `RowCallback` that ends rows at stop strings and keeps the rows' texts by their numbers."""
 
     def __init__(self, table: Sequence[bytes], stops: Sequence[str] = ()) -> None:
-        """See `StopText`."""
-        StopText(table, stops)  # refuses what cannot be meant before anything is drawn
+        """See `StopStringDecoder`."""
+        StopStringDecoder(table, stops)  # refuses an empty stop string before anything is drawn
         self._table, self._stops = table, tuple(stops)
-        self._texts: dict[int, StopText] = {}
+        self._texts: dict[int, StopStringDecoder] = {}
         self._read: dict[int, int] = {}
         self._new: dict[int, str] = {}
 
-    def __call__(self, rows: Sequence[Row]) -> Mapping[int, Give | End]:
+    def __call__(self, rows: Sequence[Row]) -> dict[int, StopRow]:
         """Reads the rows' new tokens; a row in which a stop string is complete ends there."""
-        said: dict[int, Give | End] = {}
+        actions: dict[int, StopRow] = {}
         for row in rows:
-            text = self._texts.setdefault(row.number, StopText(self._table, self._stops))
+            text = self._texts.setdefault(row.number, StopStringDecoder(self._table, self._stops))
             for place in range(self._read.get(row.number, 0), row.length):
                 new = text.push(int(row.tokens[place]), drawn=bool(row.mask[place]))
                 self._new[row.number] = self._new.get(row.number, "") + new
                 self._read[row.number] = place + 1
                 if text.ended:
-                    said[row.number] = End(place + 1)
+                    actions[row.number] = StopRow(place + 1)
                     break
-        return said
+        return actions
 
     def take(self, number: int, *, ended: bool) -> str:
         """A row's text since the last `take`; with what was held back, if the row has ended."""

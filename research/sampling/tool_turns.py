@@ -1,48 +1,47 @@
-"""Tool turns in the engine: a row pauses at `<|im_end|>`, gets the results of its calls, and goes on.
+"""Tool turns in the engine: a row pauses at `<|im_end|>`, is fed the results of its calls, and goes on.
 
-Host side. `research/environments/turns.py` decides which results a row gets; here they become the engine's `Give`.
+Host side. `research/environments/turns.py` decides which results a row gets; here they become `ForceTokens`.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from research.data.chat import Message, render_continuation
 from research.environments.turns import RowTurns, Turns
-from research.sampling.engine import End, Give, Look, Row
+from research.sampling.rows import ForceTokens, Row, RowCallback, StopRow
 
 
-class ToolLook:
-    """A `Look` that answers the calls of rows which have ended a turn.
+class ToolCallback:
+    """A `RowCallback` that runs the calls of rows which have ended a turn.
 
     Attributes:
-      states: where each row stands, by its number.
+      states: each row's turns so far, by its number.
     """
 
-    def __init__(self, turns: Turns, first: Look = lambda _rows: {}) -> None:
-        """Binds the driver.
+    def __init__(self, turns: Turns, first: RowCallback = lambda _rows: {}) -> None:
+        """Binds the tools.
 
         Args:
-          turns: runs the tools.
-          first: another `Look`, such as stop strings; rows that it says something of are not asked for calls.
+          turns: runs the calls.
+          first: another callback, such as stop strings; the calls of rows that it acts on are not run.
         """
         self.turns, self.first = turns, first
-        self.states: dict[int, RowTurns] = {}
+        self.states: defaultdict[int, RowTurns] = defaultdict(RowTurns)
 
-    def __call__(self, rows: Sequence[Row]) -> Mapping[int, Give | End]:
-        """Runs the calls of all rows that have drawn their end-of-turn token, at once."""
-        said = dict(self.first(rows))
-        paused = [row for row in rows if row.stopped and row.number not in said]
-        asked = [
-            (self.states.get(row.number, RowTurns()), row.tokens[: row.length].tolist()) for row in paused
-        ]
+    def __call__(self, rows: Sequence[Row]) -> Mapping[int, ForceTokens | StopRow]:
+        """Runs the calls of all rows that have drawn their end-of-turn token, together."""
+        actions = dict(self.first(rows))
+        paused = [row for row in rows if row.stopped and row.number not in actions]
+        asked = [(self.states[row.number], row.tokens[: row.length].tolist()) for row in paused]
         for row, advance in zip(paused, self.turns.step(asked), strict=True):
             self.states[row.number] = advance.state
             if advance.forced:
-                said[row.number] = Give(advance.forced)
-        return said
+                actions[row.number] = ForceTokens(advance.forced)
+        return actions
 
 
-def most_given(turns: Turns) -> int:
-    """Tokens that one `Give` has at most: `EngineSpec.give`."""
+def most_forced(turns: Turns) -> int:
+    """Tokens that the results of one turn have at most: `EngineSpec.max_forced`."""
     calls, box = turns.limits.max_calls_per_turn, turns.toolbox
     frame = len(render_continuation([Message("tool", "")] * calls, box.tokenizer))
     return min(frame + calls * box.max_result_tokens, turns.limits.max_new_tokens)

@@ -1,7 +1,7 @@
-"""The policy's parameters as they are kept for sampling: in the compute dtype, in bfloat16, or in int8.
+"""The policy's parameters laid out for sampling: in the compute dtype, in bfloat16, or in int8.
 
-Once per update of the policy: cast or quantized, fused, and on a mesh moved from the layout of training, split over
-all devices, to that of decoding (`models.fused`).
+Once per update of the policy: cast or quantized, fused, and on a mesh resharded from the layout of training to that
+of decoding (`models.fused`).
 """
 
 from types import ModuleType
@@ -16,14 +16,15 @@ from models.transformer import Params
 from research.core.errors import ConfigError
 
 Weights = Literal["compute", "bfloat16", "int8"]
-"""What a layer's matrices are kept in; they are multiplied in the compute dtype."""
+"""Dtype of the layers' matrices in memory; they are multiplied in the compute dtype."""
 
 
 def sampling_params(params: Params, config: ModelConfig, weights: Weights) -> Params:
-    """Parameters to sample with; those that are laid out already are returned as they are.
+    """Parameters to sample with; those that are laid out already are returned unchanged.
 
-    With int8, each output of a layer's matrix has one scale, its largest magnitude over 127.5; the embedding and the
-    read-out stay in the compute dtype.
+    With int8, each output of a layer's matrix has one scale, its largest magnitude over 127.5. Embedding and LM head
+    stay unquantised. Sampler and trainer log-probs then differ; see the log-prob gap metric, and correct with
+    `importance`.
 
     Raises:
       ConfigError: int8 without the package qwix.

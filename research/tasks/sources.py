@@ -1,184 +1,196 @@
-"""The data of an experiment, opened once: text, problems, preferences, and the tokenizer made from them."""
+"""The data of an experiment, opened once: text, problems, judged solutions, and the tokenizer made from them."""
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
-from research.config.tree import Tree
+from research.config.experiment import Experiment
+from research.config.sections import Data, Judged
 from research.core.errors import DataError
-from research.data.builders import (
-    ChatSpec,
-    FileSpec,
-    Prepared,
-    TextSpec,
-    prepare_arithmetic,
-    prepare_arithmetic_preferences,
-    prepare_arithmetic_rankings,
-    prepare_arithmetic_steps,
-    prepare_chat_sft,
-    prepare_judged,
-    prepare_preferences,
-    prepare_rankings,
-    prepare_steps,
-    prepare_text_corpus,
-)
-from research.data.chat import normalize_record, split_response
-from research.data.examples import Records, prompt_messages
+from research.data.chat import Message, normalize_record, split_response
+from research.data.files import PROMPTS, prepare_file
+from research.data.judged import JudgedKind
+from research.data.records import Records, Selected, View
+from research.data.report import Limits, TooLong
+from research.data.split import Split, answered_prompts, prompt_key
+from research.data.store import Prepared, writing
+from research.data.text_corpus import prepare_text_corpus
 from research.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from research.tasks.arithmetic.problems import ArithmeticSpec
+from research.tasks.base import Fits, Generates, Task, question_of, worked_text
 
 _TOKENIZER_PROBLEMS = 2_000
 """Worked problems that the tokenizer sees: digits are single pieces anyway."""
 
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """The first `limit` records of a source, each passed through a function."""
-
-    source: Records
-    limit: int
-    change: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda record: record
-
-    def __len__(self) -> int:
-        return min(self.limit, len(self.source)) if self.limit else len(self.source)
-
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        return self.change(self.source[index])
-
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        for index in range(len(self)):
-            yield self[index]
+_HOLDS: Mapping[JudgedKind, str] = {
+    "preferences": "prompt, chosen, rejected",
+    "unpaired": "prompt, completion, label (or pairs)",
+    "rankings": "prompt, completions, ranks",
+    "steps": "prompt, steps, labels",
+}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Sources:
     """Lazily prepared data: a stage pays only for what it reads.
 
     Attributes:
+      given: the task, as the config describes it.
       section: the config's data section.
       data_dir: where prepared data sets and trained tokenizers live, shared by all runs of a workdir.
     """
 
-    section: Tree
+    given: Task
+    section: Data
     data_dir: Path
+
+    @classmethod
+    def of(cls, experiment: Experiment, data_dir: Path) -> "Sources":
+        """The data that an experiment names."""
+        (task,) = experiment.parsed["data"].sections["problems"].chosen["task"]
+        return cls(task.make(), experiment.data, data_dir)
+
+    @property
+    def split(self) -> Split:
+        """What is held out, in all sources alike."""
+        return Split(self.section.validation_one_in)
+
+    @property
+    def limits(self) -> Limits:
+        """What happens to records that do not fit."""
+        return Limits(cast(TooLong, self.section.too_long), self.section.max_dropped)
 
     @cached_property
     def text(self) -> Prepared:
-        """Raw documents {text}: train and validation."""
-        text = self.section["text"]
-        spec = TextSpec(
-            path=text["path"] or None,
-            max_bytes=text["max_bytes"] or None,
-            validation_one_in=text["validation_one_in"],
-        )
-        return prepare_text_corpus(self.data_dir, spec)
+        """Raw documents {text}."""
+        text = self.section.text
+        return prepare_text_corpus(self.data_dir, text.path, self.split, max_bytes=text.max_bytes)
 
     @cached_property
     def problems(self) -> Prepared:
-        """Questions with worked answers: train and test (generated) or validation (a file)."""
-        p = self.section["problems"]
-        if p["kind"] == "jsonl":
-            if not p["path"]:
-                raise DataError("data.problems.path: got '', expected a JSONL file because kind is jsonl")
-            return prepare_chat_sft(
-                self.data_dir, ChatSpec(path=p["path"], validation_one_in=p["validation_one_in"])
-            )
-        return prepare_arithmetic(
-            self.data_dir, n_train=p["train"], n_test=p["test"], seed=p["seed"], spec=self._arithmetic
-        )
-
-    @property
-    def _arithmetic(self) -> ArithmeticSpec:
-        p = self.section["problems"]
-        keys = ("operations", "min_steps", "max_steps", "max_operand", "max_value")
-        return ArithmeticSpec(**{key: p[key] for key in keys})
+        """The task's problems; none to train on answers a problem that is held out."""
+        prepared = self.given.prepare(self.data_dir, self.split)
+        answered = (_answered(self.given.prompt(record)) for record in prepared.train)
+        return self._without(self._held_prompts(prepared), prepared, answered, "problems")
 
     @property
     def held_out(self) -> Records:
         """Problems that nothing trains on."""
-        splits = self.problems.splits
-        return splits["test"] if "test" in splits else splits["validation"]
+        return self.problems.validation
+
+    @cached_property
+    def task(self) -> Task:
+        """The task, fitted to its data."""
+        return self._fitted[0]
+
+    @cached_property
+    def _fitted(self) -> tuple[Task, str]:
+        return self.given.fit(self.problems) if isinstance(self.given, Fits) else (self.given, "")
 
     @cached_property
     def preferences(self) -> Prepared:
-        """Pairs: train and validation."""
-        if self.section["preferences"]["kind"] == "arithmetic":
-            return prepare_arithmetic_preferences(self.data_dir, **self._generated("preferences"))
-        path, one_in = self._file("preferences", "prompt, chosen, rejected")
-        return prepare_preferences(self.data_dir, FileSpec(path=path, validation_one_in=one_in))
+        """Pairs."""
+        return self._judged("preferences", self.section.preferences)
 
     @cached_property
     def unpaired(self) -> Prepared:
         """Completions that are each desirable or not: those of the pairs, or of a file that has labels."""
-        if self.section["preferences"]["kind"] == "arithmetic":
-            return self.preferences
-        path, one_in = self._file("preferences", "prompt, completion, label (or pairs)")
-        return prepare_judged(self.data_dir, FileSpec(path=path, validation_one_in=one_in))
+        section = self.section.preferences
+        return self._judged("unpaired", section) if section.path else self.preferences
 
     @cached_property
     def rankings(self) -> Prepared:
-        """Ranked candidates: train and validation."""
-        section = self.section["rankings"]
-        if section["kind"] == "arithmetic":
-            made = self._generated("rankings")
-            return prepare_arithmetic_rankings(self.data_dir, candidates=section["candidates"], **made)
-        path, one_in = self._file("rankings", "prompt, completions, ranks")
-        return prepare_rankings(self.data_dir, FileSpec(path=path, validation_one_in=one_in))
+        """Ranked candidates."""
+        return self._judged("rankings", self.section.rankings)
 
     @cached_property
     def steps(self) -> Prepared:
-        """Solutions with labelled steps: train and validation."""
-        if self.section["steps"]["kind"] == "arithmetic":
-            return prepare_arithmetic_steps(self.data_dir, **self._generated("steps"))
-        path, one_in = self._file("steps", "prompt, steps, labels")
-        return prepare_steps(self.data_dir, FileSpec(path=path, validation_one_in=one_in))
+        """Solutions with labelled steps."""
+        return self._judged("steps", self.section.steps)
 
-    def _generated(self, name: str) -> dict[str, Any]:
-        """What judged data are generated from: problems of the experiment's own kind."""
-        section, seed = self.section[name], self.section["problems"]["seed"]
-        sizes = {"n_train": section["train"], "n_validation": section["validation"]}
-        return {**sizes, "seed": seed, "spec": self._arithmetic}
+    def _judged(self, kind: JudgedKind, section: Judged) -> Prepared:
+        """From the file that the config names, else generated by the task.
 
-    def _file(self, name: str, holds: str) -> tuple[str, int]:
-        section = self.section[name]
-        if not section["path"]:
+        Raises:
+          DataError: there is no file, and the task generates none; or the file cannot be used.
+        """
+        if section.path:
+            prepared = prepare_file(kind, self.data_dir, section.path, self.split)
+            answered = (_answered(PROMPTS[kind](record, kind)) for record in prepared.train)
+            return self._without(self._held_prompts(self.problems), prepared, answered, kind)
+        if not isinstance(self.given, Generates):
             raise DataError(
-                f"data.{name}.path: got '', expected a JSONL file of {holds} because kind is jsonl"
+                f"data.{kind}.path: got '', expected a JSONL file of {_HOLDS[kind]} because the task "
+                f"{type(self.given).__name__} generates none"
             )
-        return section["path"], section["validation_one_in"]
+        sizes = {"train": section.train, "validation": section.validation}
+        if kind == "rankings":
+            candidates = self.section.rankings.candidates
+            return self.given.rankings(self.data_dir, self.split, candidates=candidates, **sizes)
+        make = self.given.steps if kind == "steps" else self.given.preferences
+        return make(self.data_dir, self.split, **sizes)
+
+    def _held_prompts(self, problems: Prepared) -> frozenset[str]:
+        return frozenset(prompt_key(self.given.prompt(record)) for record in problems.validation)
+
+    def _without(
+        self, held: frozenset[str], prepared: Prepared, answered: Iterator[set[str]], kind: str
+    ) -> Prepared:
+        """The data without training records that answer a held-out problem, as an earlier turn may do.
+
+        Raises:
+          DataError: those are more than `data.max_dropped` of them.
+        """
+        kept = [index for index, prompts in enumerate(answered) if held.isdisjoint(prompts)]
+        left_out = len(prepared.train) - len(kept)
+        if not left_out:
+            return prepared
+        if left_out > self.section.max_dropped * len(prepared.train):
+            raise DataError(
+                f"data.{kind}: {left_out} of {len(prepared.train)} training records answer a held-out problem, more "
+                f"than data.max_dropped={self.section.max_dropped:g} allows; remove them."
+            )
+        digest = hashlib.sha256(repr((prepared.version, kept)).encode()).hexdigest()
+        version = f"{prepared.version}-{digest[:8]}"
+        details = {**prepared.details, "version": version, "answer_held_out_problems": left_out}
+        return replace(prepared, train=Selected(prepared.train, kept), version=version, details=details)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The given tokenizer, or one trained on this experiment's own corpus, kept by content."""
-        t = self.section["tokenizer"]
-        if t["path"]:
-            return load_tokenizer(t["path"])
-        parts = [t["model_type"], t["vocab_size"], self.text.version]
-        if t["model_type"] != "char":
+        """The given tokenizer, or one trained on this experiment's own corpus, kept by content.
+
+        A kept one has the beginning of its own hash in its name, and is refused where the two disagree.
+        """
+        t = self.section.tokenizer
+        if t.path:
+            return load_tokenizer(t.path)
+        parts = [t.model_type, t.vocab_size, self.text.version]
+        if t.model_type != "char":
             parts.append(self.problems.version)
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-        path = self.data_dir / "tokenizers" / f"{digest}.model"
-        if path.exists():
-            return load_tokenizer(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return train_tokenizer(
-            self._corpus(), vocab_size=t["vocab_size"] or None, path=path, model_type=t["model_type"],
-            byte_fallback=t["model_type"] != "char",
-        )  # fmt: skip
+        folder = self.data_dir / "tokenizers"
+        for path in sorted(folder.glob(f"{digest}-*.model")):
+            return load_tokenizer(path, sha256=path.stem.partition("-")[2])
+        trained = train_tokenizer(
+            self._corpus(),
+            vocab_size=t.vocab_size or None,
+            model_type=cast(Literal["bpe", "unigram", "char"], t.model_type),
+            byte_fallback=t.model_type != "char",
+        )
+        with writing(self.data_dir):
+            trained.save(folder / f"{digest}-{trained.sha256[:16]}.model")
+        return trained
 
     def _corpus(self) -> Iterator[str]:
         for record in self.text.train:
             yield record["text"]
-        if self.section["tokenizer"]["model_type"] == "char":
+        if self.section.tokenizer.model_type == "char":
             return
-        for index in range(min(_TOKENIZER_PROBLEMS, len(self.problems.train))):
+        for record in View(self.problems.train, _TOKENIZER_PROBLEMS):
             # The markup's role names are text; seen often, they become single pieces.
-            yield f"system\nuser\nassistant\ntool\n{worked_text(self.problems.train[index])['text']}"
+            yield f"system\nuser\nassistant\ntool\n{worked_text(record)['text']}"
 
     def prepared(self, kind: str) -> Prepared:
         """The data of a kind: text, problems, preferences, unpaired, rankings, steps."""
@@ -195,47 +207,25 @@ class Sources:
     def versions(self, kinds: tuple[str, ...]) -> dict[str, Any]:
         """What a run records of the data it reads: kind -> details with a content hash."""
         found = {kind: dict(self.prepared(kind).details) for kind in kinds}
-        return {**found, "tokenizer": hashlib.sha256(self.tokenizer.model).hexdigest()}
+        return {**found, "tokenizer": self.tokenizer.sha256}
+
+    def notes(self, kinds: tuple[str, ...]) -> list[str]:
+        """What a user should know of the data of these kinds, a sentence each."""
+        counts = {kind: self.prepared(kind).details.get("answer_held_out_problems", 0) for kind in kinds}
+        found = [
+            f"{kind}: {count:,} training records left out because they answer a held-out problem"
+            for kind, count in counts.items()
+            if count
+        ]
+        return [
+            *found,
+            *([f"problems: {self._fitted[1]}"] if "problems" in kinds and self._fitted[1] else []),
+        ]
 
 
-def worked_text(record: Mapping[str, Any]) -> dict[str, str]:
-    """A problem as plain text for pretraining: the question, then the worked answer."""
-    messages = normalize_record(record, where="problem")
-    return {"text": "\n".join(message.content for message in messages)}
-
-
-def terse(fraction: float) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    """Leaves the steps out of this share of generated answers, chosen by content: only the final line stays.
-
-    Demonstrations that mix worked and bare answers, as real ones do: a model fine-tuned on them does both. A scorer
-    must know bare answers too, or it takes them for safe ones: of labelled steps {steps, labels} the last one stays
-    with its label; each side of a pair {chosen, rejected} is drawn for itself (a pair stays whole that would have equal
-    sides).
-    """
-
-    def drawn(content: str) -> bool:
-        draw = int.from_bytes(hashlib.sha256(f"terse {content}".encode()).digest()[:8], "big") / 2**64
-        return draw < fraction
-
-    def bare(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        *before, last = messages
-        return [*before, {**last, "content": last["content"].splitlines()[-1]}]
-
-    def change(record: Mapping[str, Any]) -> Mapping[str, Any]:
-        if "chosen" in record:
-            sides = ("chosen", "rejected")
-            short = {key: bare(record[key]) for key in sides if drawn(f"{record['prompt']}{record[key]}")}
-            changed = {**record, **short}
-            return record if changed["chosen"] == changed["rejected"] else changed
-        if "completion" in record:
-            if not drawn(record["prompt"]):
-                return record
-            return {**record, "completion": record["completion"].splitlines()[-1]}
-        if not drawn(f"{record['prompt']}{record['steps']}"):
-            return record
-        return {**record, "steps": record["steps"][-1:], "labels": record["labels"][-1:]}
-
-    return change
+def _answered(prompt: tuple[Message, ...]) -> set[str]:
+    """The keys of the prompts that a conversation answers which goes on from this prompt."""
+    return set(answered_prompts((*prompt, Message("assistant", ""))))
 
 
 def answer_of(record: Mapping[str, Any]) -> str:
@@ -246,6 +236,4 @@ def answer_of(record: Mapping[str, Any]) -> str:
     return split_response(normalize_record(record, where="problem"), where="problem")[1].content
 
 
-def question_of(record: Mapping[str, Any]) -> str:
-    """The prompt as a person would read it."""
-    return "\n".join(message.content for message in prompt_messages(record, where="problem"))
+__all__ = ["Sources", "View", "answer_of", "question_of", "worked_text"]

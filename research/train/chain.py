@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from models.config import ModelConfig
 from models.transformer import Params
 from research.algorithms.base import Algorithm
-from research.config.bridge import old_data
 from research.config.experiment import Experiment, Stage
 from research.config.identity import evaluation_identity, stage_identity
 from research.config.resolve import resolve_tree
@@ -28,8 +27,6 @@ from research.data.tokenizer import Tokenizer, load_tokenizer
 from research.environments.tool_use import ToolUse
 from research.rewards.base import RewardFunction
 from research.rewards.builtin import correct
-from research.tasks.answered import AnswerTask
-from research.tasks.base import Task
 from research.tasks.sources import Sources
 from research.train.build import build, context_ids
 from research.train.offline import run_offline
@@ -64,7 +61,6 @@ class Ground:
       sources: the data, opened.
       mesh: the devices.
       models: static model descriptions by section, vocabulary included.
-      task: of the problems.
       yardstick: what says whether a completion is right: `evaluation.correct`, or the task's own.
       tools: what policies may call while they are sampled, if anything.
     """
@@ -72,7 +68,6 @@ class Ground:
     sources: Sources
     mesh: Mesh
     models: Mapping[str, ModelConfig]
-    task: Task
     yardstick: RewardFunction
     tools: ToolUse | None = None
 
@@ -96,7 +91,7 @@ def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
             check_rows(mesh, key, stage.rows, stage.micro_batches, how.minibatches)
         else:
             check_rows(mesh, f"{stage.name}.batch_size", stage.rows, stage.micro_batches)
-    sources = Sources(old_data(experiment.tree["data"]), workdir / "data")
+    sources = Sources.of(experiment, workdir / "data")
     models = {name: experiment.model_config(sources.tokenizer.vocab_size, name) for name in experiment.models}
     for model in models.values():
         state_shardings(model, mesh)
@@ -109,7 +104,7 @@ def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
         _check_context(experiment, stage, sources.tokenizer)
     tools = ToolUse(experiment.tree["tools"], sources.tokenizer) if experiment.tools.names else None
     yardstick = experiment.parsed["evaluation"].chosen["correct"]
-    return Ground(sources, mesh, models, AnswerTask(), yardstick[0].make() if yardstick else correct, tools)
+    return Ground(sources, mesh, models, yardstick[0].make() if yardstick else correct, tools)
 
 
 def _check_context(experiment: Experiment, stage: Stage, tokenizer: Tokenizer) -> None:
@@ -162,7 +157,6 @@ def run_chain(
                     sampler=experiment.sampler,
                     result_of=partial(_load_result, dict(finished), ground),
                     label=f"{label}{stage.name} ({stage.objective.name})",
-                    task=ground.task,
                     yardstick=ground.yardstick,
                     tools=ground.tools,
                 )

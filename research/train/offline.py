@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -19,26 +19,11 @@ from research.core.batch import (
     UnpairedBatch,
     rows_of,
 )
-from research.data.examples import Records
-from research.data.feedback import (
-    ranking_batches,
-    ranking_eval_batches,
-    step_batches,
-    step_eval_batches,
-    unpaired_batches,
-    unpaired_eval_batches,
-)
-from research.data.pipelines import (
-    Pipeline,
-    preference_batches,
-    preference_eval_batches,
-    sft_batches,
-    sft_eval_batches,
-    text_eval_batches,
-    text_mixture_batches,
-)
+from research.data.judged import JudgedKind, judged_batches
+from research.data.pipelines import Pipeline, sft_batches, sft_eval_batches, text_batches, text_eval_batches
+from research.data.records import Records
 from research.evals.problems import problem_metrics
-from research.tasks.sources import Sources, View, terse, worked_text
+from research.tasks.sources import Sources, View, worked_text
 from research.train.session import Session, StageRun, due
 
 
@@ -47,7 +32,7 @@ def run_offline(run: StageRun) -> dict[str, Any]:
     stage = run.stage
     pipeline = training_batches(stage, run.sources)
     with Session(run, iter(pipeline)) as session:
-        session.note.setdefault("data", dict(pipeline.report))
+        session.tell(pipeline.report)
         if stage.eval_every and not session.curve:
             session.evaluate(0, partial(_evaluate, session))
         for step in range(session.done + 1, stage.steps + 1):
@@ -77,8 +62,9 @@ def training_batches(stage: Stage, sources: Sources) -> Pipeline:
         if stage.data.problems_weight > 0:
             parts.append(View(sources.problems.train, stage.data.limit, worked_text))
             weights.append(stage.data.problems_weight)
-        return text_mixture_batches(parts, tokenizer, weights=weights, **shape)
+        return text_batches(parts, tokenizer, weights=weights, **shape)
     if kind == "chat":
+        shape["limits"] = sources.limits
         change = _transform(stage) or dict
         records = View(sources.problems.train, stage.data.limit, change)
         if "teacher" not in stage.facts.roles:
@@ -96,41 +82,33 @@ def validation_batches(stage: Stage, sources: Sources) -> Pipeline:
             return text_eval_batches(sources.text.validation, tokenizer, **shape)
         return text_eval_batches(View(sources.held_out, 0, worked_text), tokenizer, **shape)
     if kind == "chat":
-        return sft_eval_batches(sources.held_out, tokenizer, **shape)
+        return sft_eval_batches(sources.held_out, tokenizer, limits=sources.limits, **shape)
     return _judged_batches(stage, sources, train=False)
 
 
-_JUDGED: Mapping[str, tuple[Callable[..., Pipeline], Callable[..., Pipeline]]] = {
-    "preferences": (preference_batches, preference_eval_batches),
-    "unpaired": (unpaired_batches, unpaired_eval_batches),
-    "steps": (step_batches, step_eval_batches),
-    "rankings": (ranking_batches, ranking_eval_batches),
-}
-"""The pipelines of each kind of judged data: for training, and one ordered pass."""
-
-
 def _judged_batches(stage: Stage, sources: Sources, *, train: bool) -> Pipeline:
-    kind = str(stage.objective.given)
+    kind = cast(JudgedKind, stage.objective.given)
     found = sources.prepared(kind)
     records: Records = found.train if train else found.validation
     change = _transform(stage)
-    if kind in ("preferences", "steps") and change is not None:
+    if change is not None:
         records = View(records, 0, change)
-    shape: dict[str, Any] = {"length": stage.length, "name": stage.name}
-    if train:
-        shape["seed"] = stage.seed
-    if kind == "rankings":
-        shape["prompts_per_batch"] = stage.batch_size
-        shape["candidates"] = sources.section["rankings"]["candidates"]
-    else:
-        shape["batch_size"] = stage.batch_size
-    training, ordered = _JUDGED[kind]
-    return (training if train else ordered)(records, sources.tokenizer, **shape)
+    return judged_batches(
+        kind,
+        records,
+        sources.tokenizer,
+        batch_size=stage.batch_size,
+        length=stage.length,
+        seed=stage.seed if train else None,
+        name=stage.name,
+        limits=sources.limits,
+        candidates=sources.section.rankings.candidates,
+    )
 
 
 def _transform(stage: Stage) -> Callable[[Mapping[str, Any]], Mapping[str, Any]] | None:
     chosen = stage.chosen("data", "transform")
-    return terse(chosen[0].options["fraction"]) if chosen else None
+    return chosen[0].make() if chosen else None
 
 
 def as_batch(stage: Stage, algorithm: Algorithm, arrays: Mapping[str, np.ndarray]) -> Batch:

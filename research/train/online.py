@@ -18,12 +18,11 @@ from research.core.batch import Batch, RolloutBatch
 from research.core.mesh import to_device
 from research.core.metrics import METRICS, load_metrics
 from research.core.network import Network, batch_logps
-from research.data.pipelines import prompt_batches
+from research.data.pipelines import Pipeline, prompt_batches
 from research.evals.problems import (
     Decoded,
     problem_metrics,
     sample_prompts,
-    sampler_scalars,
     sampler_spec,
 )
 from research.rewards.base import RewardError, WeightedReward
@@ -33,6 +32,7 @@ from research.rollouts.curriculum import Curriculum, CurriculumSampler
 from research.rollouts.rewards import RolloutRewards
 from research.rollouts.samples import rollout_metrics, shown_samples
 from research.sampling.methods import SamplingMethod
+from research.sampling.types import make_scalars
 from research.tasks.sources import View
 from research.train.minibatches import mini_batches
 from research.train.monitors import MonitorBounds, Monitors, reading_of
@@ -55,7 +55,9 @@ def run_online(run: StageRun) -> dict[str, Any]:
     stage = run.stage
     problems = View(run.sources.problems.train, stage.data.limit)
     keeper = Keeper(RolloutCollector(_sampler(run), _rewards(run), problems, run.stage.rollout))
-    with Session(run, _prompts(run, problems), keeper) as session:
+    pipeline = _prompts(run, problems)
+    with Session(run, _filtered(run, pipeline, len(problems)), keeper) as session:
+        session.tell(pipeline.report)
 
         def measure(final: dict[str, float] | None = None) -> dict[str, float]:
             return problem_metrics(run, session.policy, final)
@@ -72,7 +74,7 @@ def run_online(run: StageRun) -> dict[str, Any]:
         session.evaluate(stage.steps, lambda: measure(final))
         if stage.start:  # without a start there is no KL to it
             rows = load_metrics(run.folder.path / METRICS)
-            write_reward_against_kl({stage.name: rows}, run.folder.path / "reward_against_kl.png")
+            write_reward_against_kl({stage.name: [rows]}, run.folder.path / "reward_against_kl.png")
         return session.finish(final)
 
 
@@ -115,9 +117,7 @@ def _sampler(run: StageRun) -> Sampler:
     )
 
     def sample(policy: Params, prompts: Mapping[str, np.ndarray], number: int) -> Decoded:
-        scalars = sampler_scalars(
-            seed=run.stage.seed, step=number, temperature=how.temperature, top_p=how.top_p
-        )
+        scalars = make_scalars(seed=run.stage.seed, step=number, temperature=how.temperature, top_p=how.top_p)
         return sample_prompts(
             policy, prompts, scalars, model=run.model, spec=spec, mesh=run.mesh, tokenizer=tokenizer, tools=run.tools
         )  # fmt: skip
@@ -143,7 +143,7 @@ def _rewards(run: StageRun) -> RolloutRewards:
             for each, weight in zip(functions, weights, strict=True)
         ],
         run.yardstick,
-        run.task,
+        run.sources.task,
         group_size=stage.rollout.group_size,
         max_new_tokens=stage.rollout.max_new_tokens,
         seed=stage.seed,
@@ -164,21 +164,27 @@ def _record_errors(session: Session, errors: tuple[RewardError, ...]) -> None:
         )
 
 
-def _prompts(run: StageRun, problems: View) -> Any:
-    """The endless iterator of prompts, filtered by difficulty where the stage says so."""
+def _prompts(run: StageRun, problems: View) -> Pipeline:
+    """Endless batches of prompts."""
     stage, how = run.stage, run.stage.rollout
-    pipeline = prompt_batches(
+    return prompt_batches(
         problems if run.tools is None else run.tools.prompts(problems),
         run.sources.tokenizer,
         prompts_per_batch=how.prompts_per_step,
         max_prompt_length=how.max_prompt_length,
         seed=stage.seed,
         name=stage.name,
+        limits=run.sources.limits,
     )
+
+
+def _filtered(run: StageRun, pipeline: Pipeline, problems: int) -> Any:
+    """The iterator of prompts, filtered by difficulty where the stage says so."""
+    stage, how = run.stage, run.stage.rollout
     if not how.curriculum:
         return iter(pipeline)
     curriculum = Curriculum(
-        len(problems),
+        problems,
         band=(how.curriculum_low, how.curriculum_high),
         decay=how.curriculum_decay,
         retry=how.curriculum_retry,

@@ -33,9 +33,9 @@ from research.core.state import (
     policy_of,
     state_from_params,
 )
+from research.data.report import DataReport
 from research.environments.tool_use import ToolUse
 from research.rewards.base import RewardFunction
-from research.tasks.base import Task
 from research.tasks.sources import Sources
 from research.train.budget import Spending
 from research.train.build import build
@@ -57,7 +57,6 @@ class StageRun:
       sampler: how completions are computed.
       result_of: loads what another stage has trained, by name: fresh buffers at every call.
       label: what the progress bar says.
-      task: of the problems.
       yardstick: what says whether a completion is right, whatever is optimised.
       tools: what the policy may call while it is sampled, if anything.
     """
@@ -71,7 +70,6 @@ class StageRun:
     sampler: Sampler
     result_of: Callable[[str], "StageResult"]
     label: str
-    task: Task
     yardstick: RewardFunction
     tools: ToolUse | None = None
 
@@ -140,6 +138,7 @@ class Session:
         self.spent = Spending(run.model)
         self.curve: list[dict[str, float]] = []
         self.note: dict[str, Any] = {}
+        self._data: dict[str, float] = {}
         self._frozen: Frozen | None = None
         offsets = dict.fromkeys(FILES, 0)
         if restored is None:
@@ -271,12 +270,19 @@ class Session:
         self.writer.close()
         self.checkpointer.close()
 
+    def tell(self, report: DataReport) -> None:
+        """Says what became of the training records; notes it in the result and in the first row of metrics."""
+        self.note.setdefault("data", report.record())
+        self._data = report.metrics()
+        self.progress.say(report.line())
+
     def log(self, step: int, metrics: Mapping[str, Any], *, tokens: int) -> None:
         """Writes metrics (fetching them from the device) every `log_every` steps, and moves the bar."""
         stage = self.run.stage
         shown: dict[str, float] | None = None
         if step % stage.log_every == 0 or step == stage.steps or step == 1:
             values = {key: float(value) for key, value in jax.device_get(dict(metrics)).items()}
+            values |= self._data if step == 1 else {}
             self.writer.write(step, values)
             self._alarm(step, values)
             keys = ("loss", "reward/mean", "reward_accuracy", "eval/loss")

@@ -11,7 +11,7 @@ from research.ablation.arms import plan
 from research.config.resolve import resolve
 from research.train.chain import run_chain
 from tests.experiments.golden import GOLDEN, ROOT, UPDATE, find_experiments, golden_text, load
-from tests.experiments.toy import shrink
+from tests.experiments.toy import shrink, undescribed
 from tests.research.algorithms.toy import quick_compilation
 
 EXPERIMENTS = find_experiments()
@@ -80,5 +80,6 @@ def test_it_survives_two_steps_at_toy_size(name: str, tmp_path: Path) -> None:
         metrics = done.result["metrics"]
         assert metrics and all(value == value for value in metrics.values()), metrics
         assert done.result["budget"]["tokens_trained"] > 0 or done.stage.online
+    assert not undescribed(tmp_path / "run")
     if finished[-1].stage.samples:
         assert 0 <= finished[-1].result["metrics"]["eval/pass@1"] <= 1

@@ -17,7 +17,7 @@ from research.config.experiment import Experiment
 from research.config.resolve import resolve
 from research.core.mesh import make_mesh
 from research.train.chain import Finished, Ground, lay_ground, load_policy, run_chain
-from tests.experiments.toy import shrink
+from tests.experiments.toy import shrink, undescribed
 from tests.research.algorithms.toy import quick_compilation
 
 # What an arm logs that no other kind of arm does: the trace of its roles.
@@ -94,6 +94,7 @@ def check(finished: list[Finished], logs: tuple[str, ...]) -> None:
 def test_an_arm_runs_at_toy_size(bench: Bench, arm: Arm) -> None:
     finished = bench.run(resolve(bench.config, arm.overrides))
     check(finished, LOGS.get(arm.name, ()))
+    assert not undescribed(bench.folder)
     names = {done.stage.name for done in finished}
     expected = {
         "ppo_reward_model": "reward",

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from research.analysis.glossary import describe
+from research.core.metrics import METRICS, PERFORMANCE, load_metrics
+
 DOCUMENTS = 40
 PROBLEMS = 40
 
@@ -43,7 +46,7 @@ def shrink(config: ConfigDict, folder: Path) -> ConfigDict:
     lengths = {"max_prompt_length": 32, "max_new_tokens": 8}
     for name in config.stages:
         stage = config[name]
-        stage.update({"steps": 2, "batch_size": 8, "length": 40, "log_every": 1, "eval_every": 0})
+        stage.update({"steps": 2, "batch_size": 8, "length": 56, "log_every": 1, "eval_every": 0})
         stage.update({"eval_batches": 1, "eval_problems": 8, "checkpoint_every": 0.0})
         stage.data.limit = min(stage.data.get("limit", 0), 32)
         stage.rollout.update({"prompts_per_step": 8, "group_size": 4, **lengths})
@@ -53,3 +56,11 @@ def shrink(config: ConfigDict, folder: Path) -> ConfigDict:
     config.evaluation.update({"problems": 8, "samples": 4, "k": (1, 4), "batch_problems": 8, **lengths})
     config.ablation.seeds = (0,)
     return config
+
+
+def undescribed(workdir: Path) -> set[str]:
+    """The metrics that any stage of a working directory has logged and that the glossary does not explain."""
+    files = [path for name in (METRICS, PERFORMANCE) for path in (workdir / "stages").glob(f"*/{name}")]
+    logged = {name for path in files for row in load_metrics(path) for name in row} - {"step"}
+    assert logged, f"{workdir}: nothing was logged"
+    return {name for name in logged if describe(name) is None}

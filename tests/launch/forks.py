@@ -48,7 +48,7 @@ class Forks:
         """Runs `python -m launch.<command> arguments`; no file may grow beyond `file_limit` bytes, if given."""
         assert self._server.stdin is not None and self._server.stdout is not None
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "in").write_text(stdin, encoding="utf-8")
+            Path(folder, "in").write_text(stdin, encoding="utf-8", errors="surrogateescape")
             request = {
                 "module": f"launch.{command}",
                 "arguments": arguments,

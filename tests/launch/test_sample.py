@@ -8,29 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import test_time_compute
-from launch import sample
-from research.config.experiment import make_model
-from research.config.resolve import resolve
-from research.config.tree import to_json
-from research.core.checkpoint import Checkpointer
-from research.core.errors import ConfigError, TemperError
-from research.core.files import write_json_atomic
-from research.core.mesh import make_mesh
-from research.core.state import abstract_state
-from research.data.tokenizer import END_TOOL_CALL, IM_END, IM_SEP, TOOL_CALL, Tokenizer, train_tokenizer
-from research.train import chain
-from tests.experiments.toy import shrink
+from launch import common, sample
+from research.core.errors import ConfigError, DataError, TemperError
+from research.data.tokenizer import END_TOOL_CALL, IM_END, IM_SEP, TOOL_CALL, Tokenizer
 from tests.launch.forks import Forks
+from tests.launch.stages import one_device, small_tokenizer, table_of, write_stage
 from tests.launch.test_launch import assert_one_sentence
 
-TEXT = 'The quick brown fox jumps over lazy dogs, 0123456789! {"name": "Bob", "age": 3} true false null\n'
 PERSON = {
     "type": "object",
     "properties": {
@@ -41,73 +30,18 @@ PERSON = {
     "additionalProperties": False,
     "x-guidance": {"whitespace_flexible": False},
 }
-STRONG = 40.0
 Run = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """340 pieces with byte fallback."""
-    return train_tokenizer([TEXT * 3], vocab_size=340, path=tmp_path_factory.mktemp("t") / "bpe.model")
+    return small_tokenizer(tmp_path_factory.mktemp("t"))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device() -> Iterator[None]:
-    """Programs for eight devices take longer to compile; this command's users have one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chain, "make_mesh", lambda *_: make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+def _one_device() -> Iterator[None]:
+    with one_device():
         yield
-
-
-def table_of(tokenizer: Tokenizer, *chains: tuple[str, ...]) -> np.ndarray:
-    """Logits `[V, V]` of the next token by the last: small noise, and each chain's next piece almost certain."""
-    table = np.random.default_rng(0).normal(0, 1, (tokenizer.vocab_size,) * 2)
-    for links in chains:
-        for last, following in zip(links, links[1:], strict=False):
-            table[tokenizer.piece_id(last), tokenizer.piece_id(following)] = STRONG
-    return table.astype(np.float32)
-
-
-def write_stage(folder: Path, tokenizer: Tokenizer, name: str, table: np.ndarray) -> Path:
-    """A finished stage: blocks that add nothing, an embedding of one-hot rows, the table as read-out.
-
-    A scorer's score is the sum over the last token's row of the table.
-    """
-    V = tokenizer.vocab_size
-    folder.mkdir(parents=True)
-    config = shrink(test_time_compute.get_config(), folder.parent)
-    config.stages = ("sft", "reward", "prm")
-    for section, length in (("model", 64), ("teacher_model", 1024)):
-        sizes = {"num_layers": 1, "d_model": V, "num_heads": 1, "num_kv_heads": 1, "head_dim": 2, "d_ff": 2}
-        config[section].update({**sizes, "tie_embeddings": False, "max_length": length})
-    for stage in ("sft", "reward", "prm"):
-        config[stage].model = "teacher_model"  # its context counts, not that of the section `model`
-    experiment = resolve(config)
-    tree = to_json(experiment.tree)
-    write_json_atomic(folder / "experiment.json", {"stage": name, **tree})
-    tokenizer.save(folder / "tokenizer.model")
-    layout = chain.load_stage(folder).algorithm.layout
-    model = make_model(experiment.models["teacher_model"], V)
-    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-
-    def fill(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        key = jax.tree_util.keystr(path)
-        if "unembed" in key:
-            return table / np.sqrt(V)
-        if "embed" in key:
-            return np.eye(V, dtype=np.float32)
-        if "scale" in key:
-            return np.ones(leaf.shape, np.float32)
-        if leaf.ndim == 2 and leaf.shape[0] == V:  # a scorer's head
-            return np.repeat(table.sum(axis=1, keepdims=True), leaf.shape[1], axis=1) * np.arange(
-                leaf.shape[1], 0, -1
-            )
-        return np.zeros(leaf.shape, np.float32)
-
-    params = jax.tree_util.tree_map_with_path(fill, abstract_state(model, mesh, layout).params)
-    with Checkpointer(folder / "checkpoints", keep=1) as checkpoints:
-        checkpoints.save(1, {"params": jax.tree.map(np.float32, params)}, {})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +113,56 @@ def test_controls(run: Run, stage: Path, tokenizer: Tokenizer) -> None:
 
 
 def test_standard_input_is_one_prompt_a_line(run: Run, stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("q\nq\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"q\nq\n")))
     assert run(stage, "--raw", "--max_new_tokens=8") == "€xy\n€xy\n"
+
+
+STDIN = {
+    "not UTF-8": (b"1\n\xff\n", DataError, "standard input: line 2 is not UTF-8 text .* at byte 1"),
+    "half a character": (b"\xe2\x82", DataError, "standard input: line 1 is not UTF-8"),
+    "empty": (b"", ConfigError, "standard input: holds no prompt, expected one a line, or --prompt"),
+    "blank": (b"\n \n", ConfigError, "standard input: holds no prompt"),
+    "closed": (None, ConfigError, "standard input: is closed, expected lines of text"),
+}
+
+
+@pytest.mark.parametrize("case", STDIN)
+def test_standard_input_that_cannot_be_read(
+    run: Run, stage: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    data, error, message = STDIN[case]
+    stdin = None if data is None else io.TextIOWrapper(io.BytesIO(data))
+    monkeypatch.setattr("sys.stdin", stdin)
+    with pytest.raises(error, match=message):
+        run(stage, "--max_new_tokens=8")
+
+
+def test_blank_lines_are_counted(
+    stage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n1\n\n")))
+    with flagsaver.flagsaver():
+        flags.FLAGS(["sample", f"--stage={stage}", "--max_new_tokens=8"])
+        sample.main()
+    assert capsys.readouterr() == ("abcd\n", "standard input: 2 blank lines were left out\n")
+
+
+def test_output_is_escaped_where_its_encoding_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    monkeypatch.setattr("sys.stderr", None)
+    common._open_streams()
+    print("3 €", flush=True)
+    print("unheard", file=sys.stderr, flush=True)
+    assert raw.getvalue() == b"3 \\u20ac\n"
+
+
+def test_closed_standard_output_is_one_sentence(
+    run: Run, stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.__stdout__", None)
+    with pytest.raises(ConfigError, match="standard output: is closed"):
+        run(stage, "--prompt=1")
 
 
 def blocks(text: str) -> list[str]:
@@ -281,17 +263,50 @@ def test_a_draft_changes_nothing_but_the_way(
         sample.main()
     out, error = capsys.readouterr()
     assert blocks(out) == ["abcd\n", "abcd\n"]
-    # Five tokens: three from the first look, two from the second.
-    assert error == "100% of the proposals accepted, 2.50 tokens from one look of the model\n"
+    # Five tokens: three from the first forward pass, two from the second.
+    assert error == "100% of the proposals accepted, 2.50 tokens a forward pass of the model\n"
     echoed = run(stage, *ask, "--echo", "--draft=ngram")
     assert echoed[echoed.index("abcd") :] == (plain := run(stage, *ask, "--echo"))[plain.index("abcd") :]
 
 
 def test_a_draft_with_another_tokenizer_is_refused(run: Run, stage: Path, tmp_path: Path) -> None:
-    other = train_tokenizer([TEXT * 3], vocab_size=330, path=tmp_path / "bpe.model")
+    other = small_tokenizer(tmp_path, 330)
     folder = write_stage(tmp_path / "stages" / "sft-0", other, "sft", table_of(other))
     with pytest.raises(ConfigError, match="--draft: .*: has another tokenizer, expected the policy's"):
         run(stage, "--prompt=1", f"--draft={folder}")
+
+
+NUMBERS = {
+    "--temperature": ("nan", "inf", "1e-40", "1e38", "-1"),
+    "--top_p": ("nan", "0", "1.1", "-inf"),
+    "--repetition_penalty": ("nan", "inf", "1e39", "0", "-2"),
+    "--logit_bias=7": ("1e39", "inf", "nan"),
+    "--top_k": ("-1", "9" * 30),
+    "--seed": ("-1", str(2**31)),
+    "--max_new_tokens": ("0", "-5", str(2**40)),
+    "--min_new_tokens": ("-1",),
+    "--n": ("0", "9" * 9),
+    "--slots": ("-1",),
+    "--best_of": ("-1", "9" * 9),
+    "--max_turns": ("0", "-1"),
+    "--max_result_tokens": ("0",),
+    "--draft_tokens": ("0", "10000", "-1"),
+}
+
+
+@pytest.mark.parametrize(
+    ("flag", "number"), [(flag, number) for flag, values in NUMBERS.items() for number in values]
+)
+def test_numbers_out_of_range_are_one_sentence(
+    run: Run, stage: Path, monkeypatch: pytest.MonkeyPatch, flag: str, number: str
+) -> None:
+    """Each names its key, what it got and what it expected, and nothing was drawn."""
+    monkeypatch.setattr("research.sampling.engine.Engine.chunks", lambda *_: pytest.fail("drawn"))
+    more = {"--draft_tokens": ["--draft=ngram"], "--max_turns": ["--tools=calculator"]}
+    more |= {"--max_result_tokens": ["--tools=calculator"], "--best_of": ["--scorer=x"]}
+    with pytest.raises((TemperError, flags.IllegalFlagValueError)) as caught:
+        run(stage, "--prompt=1", f"{flag}={number}", *more.get(flag, []))
+    assert flag.strip("-=7") in str(caught.value) and "\n" not in str(caught.value).replace("\n(", "")
 
 
 MISTAKES = {
@@ -301,7 +316,7 @@ MISTAKES = {
     "stop in a constraint": (("--regex=a", "--stop=b"), "--stop: would end a completion before .* --regex"),
     "tools in a constraint": (("--regex=a", "--tools=calculator"), "--tools: --regex leaves no room"),
     "raw tools": (("--raw", "--tools=calculator"), "--tools: calls need chat turns"),
-    "no tools": (("--max_turns=2",), "--max_turns: has no effect without --tools"),
+    "no tools": (("--tools=", "--max_turns=2"), "--max_turns: has no effect without tools"),
     "no corpus": (("--tools=search",), "--tools: search needs a corpus"),
     "corpus": (("--tools=calculator", "--corpus=x"), "--corpus: has no effect, expected search"),
     "no scorer": (("--best_of=2",), "--best_of: needs a scorer"),
@@ -319,7 +334,11 @@ MISTAKES = {
         "--min_new_tokens: got 8, expected less",
     ),
     "empty stop": (("--stop=",), "--stop: got an empty text"),
-    "penalty": (("--repetition_penalty=0",), "--repetition_penalty: got 0, expected a number above 0"),
+    "penalty": (
+        ("--repetition_penalty=0",),
+        "repetition_penalty: got 0, expected a number from 0.01 to 100",
+    ),
+    "no prompt": (("--prompt=",), "--prompt: got an empty text"),
     "schema file": (("--json_schema=none.json",), r"--json_schema: none\.json: cannot be read"),
 }
 
@@ -339,6 +358,11 @@ def test_what_does_not_fit_together_is_one_sentence(run: Run, mistake: str) -> N
         (("--logit_bias=abcab=1",), "--logit_bias: 'abcab' is no piece of this vocabulary of 340"),
         (("--logit_bias=a=1", "--logit_bias=a=2"), r"--logit_bias: token .* is named twice"),
         (("--logit_bias=999=1",), "logit_bias: got token 999, expected 0 to 339"),
+        (("--max_turns=2",), "--max_turns: has no effect without --tools"),
+        (
+            ("--max_new_tokens=5000",),
+            "max_new_tokens: got 5000, expected at most 1023 because the context is 1024",
+        ),
         (("--max_new_tokens=1022",), "--prompt: has .* expected at most 2 because the context is 1024"),
         (("--tools=hammer",), "tools: got 'hammer', expected one of"),
     ],
@@ -361,6 +385,7 @@ def test_as_a_command(stage: Path) -> None:
         outcome = forks.run("sample", f"--stage={stage}", "--prompt=1", "--max_new_tokens=8", "--stop=c")
         assert (outcome.status, outcome.stdout) == (0, "ab\n"), outcome.stderr
         assert_one_sentence(forks.run("sample", f"--stage={stage}", "--n=0"), r"--n=0.*--help")
+        assert_one_sentence(forks.run("sample", "--stage=x", "--prompt=\udcff"), "is not valid UTF-8")
         lengths = ("--max_prompt_length=1000", "--max_new_tokens=100", "--k=1")
         outcome = forks.run("evaluate", f"--stage={stage}", *lengths)
         assert_one_sentence(outcome, "expected a sum of at most 1024, the model.s context")

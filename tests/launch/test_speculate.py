@@ -50,9 +50,9 @@ def test_from_training_to_a_picture(forks: Forks, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--draft_tokens=0", "--draft_tokens: got 0, expected numbers of at least 1"),
+        ("--draft_tokens=0", "--draft_tokens: got 0, expected integers from 1 to 64"),
         ("--draft_tokens=two", "--draft_tokens: got two, expected numbers"),
-        ("--temperature=-1", "--temperature: got -1, expected numbers of at least 0"),
+        ("--temperature=-1", r"temperature: got -1, expected 0 \(greedy\) or a number from 0.001 to 100"),
         ("--seed=0", "nothing: is not the folder of a stage that has run"),
     ],
 )

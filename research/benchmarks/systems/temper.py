@@ -26,10 +26,12 @@ from research.core.network import Network
 from research.core.optim import OptimizerScalars
 from research.core.state import TrainState, init_state
 from research.data.examples import Examples
+from research.data.report import DataReport
 from research.data.streams import PackedStream
-from research.sampling.engine import Engine, Request
+from research.sampling.engine import Engine
 from research.sampling.methods import SamplingMethod
 from research.sampling.programs import layout_program
+from research.sampling.rows import Request
 from research.sampling.sampler import sample
 from research.sampling.types import EngineSpec, Prompts, SamplerScalars, SamplerSpec
 from research.train.step import StepScalars, prepare_step, train_step
@@ -179,7 +181,8 @@ def packed(work: Work) -> tuple[Iterator[SequenceBatch], int]:
     """The examples' batches without end, packed as in fine-tuning, and how many hold about a pass."""
     tokens = [np.array(each["tokens"], np.int32) for each in work["examples"]]
     masks = [np.array(each["loss_mask"], bool) for each in work["examples"]]
-    examples = Examples(tokens, masks, np.arange(len(tokens)), {})
+    n = len(tokens)
+    examples = Examples(tokens, masks, np.arange(n), DataReport("examples", n, n))
     stream = PackedStream(examples, work["length"], work["seed"], PAD)
     size = work["batch_size"]
 

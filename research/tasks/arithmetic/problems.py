@@ -6,10 +6,9 @@
               14-5=9
               #### 9
 
-Held-out items are held out by content: a hash of the prompt alone decides, whatever the seed or the count.
+Held-out items are held out by content (`research.data.split`), whatever the seed or the count.
 """
 
-import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,12 +18,10 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from research.core.errors import DataError
+from research.data.split import Split
 
 ANSWER_MARK = "#### "
-_HELD_OUT_ONE_IN = 10
-_ENUMERABLE = (
-    300_000  # spaces up to this many expressions are listed when a request comes close to their size
-)
+_ENUMERABLE = 300_000  # so many expressions are listed where a request comes close to their number
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2}
 
 # An expression: a literal, or (operation, left, right, value).
@@ -86,13 +83,8 @@ class Item:
         return "\n".join((*self.steps, ANSWER_MARK + self.answer))
 
 
-def is_held_out(prompt: str) -> bool:
-    """Whether this content belongs to the held-out split (one in ten), for any seed and count."""
-    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") % _HELD_OUT_ONE_IN == 0
-
-
 def split_items(
-    n_train: int, n_test: int, *, seed: int, spec: ArithmeticSpec | None = None
+    n_train: int, n_test: int, *, seed: int, split: Split, spec: ArithmeticSpec | None = None
 ) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
     """Unique training and held-out items, disjoint by content.
 
@@ -111,43 +103,47 @@ def split_items(
             f"arithmetic: asked for {n_train} + {n_test} unique items, but only {total} expressions exist; "
             "raise max_steps, max_operand or max_value, or ask for fewer."
         )
-    # Held-out content is one tenth: near that share random draws would mostly repeat, so list instead.
-    needed = max(n_train / (1 - 1 / _HELD_OUT_ONE_IN), n_test * _HELD_OUT_ONE_IN)
+    # Near the share that a split has of all, random draws would mostly repeat, so list instead.
+    needed = max(n_train / (1 - 1 / split.one_in), n_test * split.one_in)
     found: dict[bool, dict[str, _Node]] = {False: {}, True: {}}
     if total > _ENUMERABLE or needed < total / 2:
-        _draw(found, wanted, spec, rng)
+        _draw(found, wanted, spec, split, rng)
     else:
         nodes = [node for steps in range(spec.min_steps, spec.max_steps + 1) for node in _all(spec, steps)]
         rng.shuffle(nodes)
         for node in nodes:
             prompt = _text(node)
-            bucket = found[is_held_out(prompt)]
-            if len(bucket) < wanted[is_held_out(prompt)]:
-                bucket[prompt] = node
+            held = split.holds_out(prompt)
+            if len(found[held]) < wanted[held]:
+                found[held][prompt] = node
     for held_out, name in ((False, "training"), (True, "held-out")):
         if len(found[held_out]) < wanted[held_out]:
             raise DataError(
                 f"arithmetic: asked for {wanted[held_out]} unique {name} items, found {len(found[held_out])} "
-                f"among {total} expressions ({'1 in 10 is' if held_out else '9 in 10 are not'} held out); "
-                "raise max_steps, max_operand or max_value, or ask for fewer."
+                f"among {total} expressions, of which data.validation_one_in={split.one_in} holds out one in so "
+                "many; raise max_steps, max_operand or max_value, or ask for fewer."
             )
     train, test = (tuple(_item(node, spec) for node in found[held].values()) for held in (False, True))
     return train, test
 
 
 def _draw(
-    found: dict[bool, dict[str, _Node]], wanted: dict[bool, int], spec: ArithmeticSpec, rng: random.Random
+    found: dict[bool, dict[str, _Node]],
+    wanted: dict[bool, int],
+    spec: ArithmeticSpec,
+    split: Split,
+    rng: random.Random,
 ) -> None:
     """Draws until both splits are full, or until fresh items have become rare."""
     attempts = 0
-    limit = 10_000 + 60 * (wanted[False] + _HELD_OUT_ONE_IN * wanted[True])
+    limit = 10_000 + 60 * (wanted[False] + split.one_in * wanted[True])
     while any(len(found[held]) < wanted[held] for held in wanted) and attempts < limit:
         attempts += 1
         node = _random_node(spec, rng.randint(spec.min_steps, spec.max_steps), rng)
         if node is None:
             continue
         prompt = _text(node)
-        held = is_held_out(prompt)
+        held = split.holds_out(prompt)
         if len(found[held]) < wanted[held]:
             found[held].setdefault(prompt, node)
 

@@ -12,7 +12,7 @@ from research.ablation.runner import run_ablation
 from research.analysis.results import RunResult, load_results
 from research.core.errors import ConfigError, WorkdirError
 from research.core.stages import hold_workdir
-from tests.experiments.toy import shrink
+from tests.experiments.toy import shrink, undescribed
 from tests.research.algorithms.toy import compilations, quick_compilation
 
 ARMS = ("rejection_sampling", "dpo")
@@ -94,6 +94,7 @@ def test_report_and_results_are_written(ran: tuple[Path, list[RunResult]]) -> No
     text = (workdir / "report" / "report.md").read_text(encoding="utf-8")
     assert all(arm in text for arm in (*ARMS, "broken")) and "max_prompt_length = 3" in text
     assert (workdir / "report" / "report.html").exists()
+    assert not undescribed(workdir)
 
 
 def test_what_is_finished_is_never_run_again(config: ConfigDict, ran: tuple[Path, list[RunResult]]) -> None:

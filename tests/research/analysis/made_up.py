@@ -1,10 +1,13 @@
 """Made-up results of four arms, realistic enough to look at."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 
 from research.analysis.results import Budget, RunResult
+from research.core.metrics import METRICS, encode_numbers
 
 ARMS = {  # final accuracy, tokens sampled, tokens trained
     "sft": (0.412, 0, 2_400_000),
@@ -82,3 +85,28 @@ def results() -> list[RunResult]:
         for arm, (accuracy, sampled, trained) in ARMS.items()
         for seed in range(3)
     ]
+
+
+def log(seed: int, steps: int = 60) -> list[dict[str, float]]:
+    """Training records at each step, gold rewards every third in records of their own."""
+    rng = np.random.default_rng(seed)
+    found: list[dict[str, float]] = []
+    for step in range(1, steps + 1):
+        kl = step / 10 + float(rng.normal(0, 0.05))
+        samples = {
+            "reward/mean": 0.1 * kl,
+            "entropy": 2 - 0.02 * step,
+            "completions/mean_length": 80.0 + step,
+        }
+        found.append({"step": step, "loss": 0.1, "kl/reference": kl, **samples})
+        if step % 3 == 0:
+            found.append({"step": step, "reward/gold": 0.3 * kl - 0.06 * kl**2})
+    return found
+
+
+def write_log(folder: Path, seed: int, loss: float = 0.1) -> None:
+    """A run's metrics.jsonl, which ends with this loss."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = [*log(seed), {"step": 61, "loss": loss}]
+    text = "".join(json.dumps(encode_numbers(record)) + "\n" for record in records)
+    (folder / METRICS).write_text(text, encoding="utf-8")

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from research.analysis.results import load_results, save_results
+from research.analysis.results import StageUse, load_results, save_results
 from research.core.errors import DataError
 from tests.research.analysis.made_up import failed, results
 
@@ -14,9 +14,26 @@ from tests.research.analysis.made_up import failed, results
 def test_round_trip(tmp_path):
     runs = results()
     runs[0] = dataclasses.replace(failed(runs[0]), metrics={"eval/loss": math.inf})
+    runs[1] = dataclasses.replace(
+        runs[1],
+        error="\ud800\0",
+        grid={"a.b": 0.1, "c": "x"},
+        stages=(StageUse("sft", "stages/sft-0", 1.5, True),),
+        evaluation="e",
+        curve_evaluation="f",
+    )
     save_results(tmp_path / "results.json", runs)
     assert load_results(tmp_path / "results.json") == runs
     json.loads((tmp_path / "results.json").read_text(), parse_constant=lambda text: pytest.fail(text))
+
+
+def test_results_of_an_older_version_are_read(tmp_path):
+    records = [result.to_json() for result in results()[:2]]
+    for record in records:
+        for key in ("grid", "stages", "evaluation", "curve_evaluation"):
+            del record[key]
+    (tmp_path / "results.json").write_text(json.dumps(records))
+    assert load_results(tmp_path / "results.json") == results()[:2]
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,8 @@ def test_failed_missing_and_nan_runs_are_left_out_and_said():
     comparison = compare_arms(runs, metric=METRIC, control="c")
     control, arm = comparison.arms
     assert list(control.values) == [0, 2, 3] and control.planned == 4
-    assert control.missing == ("seed 1 failed",)
-    assert arm.missing == (f"seed 0 ended with {METRIC} = nan", f"seed 2 has no {METRIC}")
+    assert control.missing == ("seed 1 failed: loss is NaN at step 120 | see <log>",)
+    assert arm.missing == (f"seed 0 ended with {METRIC} = nan", f"seed 2 without {METRIC}")
     (difference,) = comparison.differences
     assert list(difference.differences) == [3]
     assert difference.note == "one shared seed: no interval and no p-value; compared on seeds 3 only"

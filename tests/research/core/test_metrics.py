@@ -83,6 +83,12 @@ def test_numbers_round_trip_and_the_file_is_strict_json(tmp_path):
     assert second == {"step": 4, "bf16": 0.5, "f32": float(np.float32(0.1)), "one": 1.0, "yes": 1}
 
 
+def test_a_sample_with_a_lone_surrogate_is_written_and_read_back(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write_samples(1, [{"completion": "a\ud800b"}])
+    assert load_jsonl(tmp_path / "samples.jsonl") == [{"step": 1, "completion": "a\ud800b"}]
+
+
 @pytest.mark.parametrize("value", [np.zeros(2), "high", None, jnp.zeros((0,))])
 def test_metric_that_is_not_one_number_is_named(tmp_path, value):
     with MetricsWriter(tmp_path) as writer, pytest.raises(ValueError, match="'bad'.*one number"):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from research.data.split import Split
 from research.data.tokenizer import Tokenizer, train_tokenizer
 from research.tasks.arithmetic.problems import split_items
 
@@ -24,7 +25,7 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def arithmetic_records() -> list[dict]:
-    train, _ = split_items(300, 10, seed=0)
+    train, _ = split_items(300, 10, seed=0, split=Split(10))
     return [{"prompt": item.prompt, "completion": item.solution, "answer": item.answer} for item in train]
 
 

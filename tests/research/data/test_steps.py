@@ -132,7 +132,6 @@ BBM = {"input": "p", "steps": ["a", "b"], "mistake_index": 1}
         ({**BASE, "steps": []}, r"f:3: steps: expected a list of at least one step, got \[\]"),
         ({**BASE, "steps": "a\nb"}, "f:3: steps: expected a list of at least one step, got 'a"),
         ({**BASE, "steps": ["a", " \n"]}, r"f:3: steps\[1\]: expected non-empty text, got ' "),
-        ({**BASE, "prompt": ""}, "f:3: prompt: expected non-empty text"),
         (
             {**BASE, "prompt": [{"role": "assistant", "content": "a"}]},
             "f:3: the prompt ends with an assistant turn",

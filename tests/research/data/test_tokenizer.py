@@ -114,6 +114,37 @@ def test_missing_corrupt_and_foreign_models(tmp_path, tokenizer):
             load_tokenizer(tmp_path / "bad.model")
 
 
+def test_what_is_wrong_with_a_model_is_one_sentence_and_no_log(tmp_path, tokenizer, capfd):
+    path = tmp_path / "bad.model"
+    flipped = bytearray(tokenizer.model)
+    flipped[flipped.index(b"assistant") if b"assistant" in flipped else flipped.index(b"the")] ^= (
+        0x80  # no UTF-8
+    )
+    foreign = tokenizer.model.replace(b"<|im_sep|>", b"<|im_sap|>")
+    for data, message in (
+        (b"", "holds no pieces"),
+        (bytes(flipped), "is not a SentencePiece model, or is damaged"),
+        (foreign, r"pieces lack the markup <\|im_sep\|>"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=rf"bad\.model: .*{message}"):
+            load_tokenizer(path)
+    with pytest.raises(DataError, match=r"a\\x00b': the tokenizer cannot be read"):
+        load_tokenizer("a\0b")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_tokenizer_of_another_hash_is_refused(tmp_path, tokenizer):
+    path = tmp_path / "t.model"
+    tokenizer.save(path)
+    assert load_tokenizer(path, sha256=tokenizer.sha256) == load_tokenizer(path, sha256=tokenizer.sha256[:16])
+    changed = bytearray(tokenizer.model)
+    changed[-20] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(DataError, match=r"t\.model: is damaged, its hash is not"):
+        load_tokenizer(path, sha256=tokenizer.sha256)
+
+
 def test_pure_character_vocabulary(tmp_path):
     text = "to be, or not to be\n"
     characters = train_tokenizer(

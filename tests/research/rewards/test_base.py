@@ -17,11 +17,11 @@ from research.rewards.base import (
     weighted_rewards,
 )
 from research.rewards.builtin import PROVIDES
-from research.tasks.answered import AnswerTask
+from research.tasks.jsonl import Jsonl
 from tests.objectives.cases import SEEDS
 
 TEXTS = ("#### 4", "#### 5", "4", "", "#### 4\nno", "boom", "none")
-TASK = AnswerTask()
+TASK = Jsonl(answer_format="mark")
 
 
 def samples(texts: Any, ids: Any = None, *, record: Any = None, stopped: bool = True) -> list[Sample]:

@@ -14,7 +14,7 @@ from research.rewards.builtin import correct
 from research.rollouts.collect import RolloutCollector
 from research.rollouts.curriculum import Curriculum, CurriculumSampler
 from research.rollouts.rewards import RolloutRewards
-from research.tasks.answered import AnswerTask
+from research.tasks.jsonl import Jsonl
 
 G, P, N = 4, 2, 6
 RECORDS = [{"prompt": f"{i}?", "answer": str(i)} for i in range(4)]
@@ -62,8 +62,9 @@ class Case:
         self.numbers: list[int] = []
         self.spent, self.lengths = Spent(), np.tile(lengths, P)
         rewards = RolloutRewards(
-            Reward(**{"normalize": how.pop("normalize", "none"), **how.pop("shaping", {})}), (WeightedReward("mine", function),), correct,
-            AnswerTask("plain"), group_size=G, max_new_tokens=N, seed=0,
+            Reward(**{"normalize": how.pop("normalize", "none"), **how.pop("shaping", {})}),
+            (WeightedReward("mine", function),), correct,
+            Jsonl(answer_format="plain"), group_size=G, max_new_tokens=N, seed=0,
         )  # fmt: skip
         section = Rollout(prompts_per_step=P, group_size=G, **how)
         self.collector = RolloutCollector(self.sample, rewards, RECORDS, section)

@@ -16,7 +16,7 @@ from research.rewards.base import Dialogue, RewardContext, RewardError, Weighted
 from research.rewards.builtin import correct
 from research.rollouts.rewards import RolloutRewards
 from research.rollouts.samples import Collected, rollout_metrics
-from research.tasks.answered import AnswerTask
+from research.tasks.jsonl import Jsonl
 
 G = 4
 STEP_END = 9
@@ -32,7 +32,7 @@ class Payer:
             Reward(**reward),
             (WeightedReward("mine", function),),
             yardstick or function,
-            AnswerTask("plain"),
+            Jsonl(answer_format="plain"),
             group_size=G,
             max_new_tokens=8,
             seed=3,

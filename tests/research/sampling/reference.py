@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from models.config import ModelConfig
-from research.sampling.methods import SamplingMethod
+from research.sampling.methods import SamplingMethod, scaled_logits
 from tests.models.reference import numpy_log_probs
 
 
@@ -33,6 +35,12 @@ def numpy_distribution(
                 break
         probs = np.array([p if token in kept else 0.0 for token, p in enumerate(probs)])
     return probs / probs.sum()
+
+
+def sampling_logps(logits_BV: Any, method: SamplingMethod, temperature: Any, top_p: Any) -> jax.Array:
+    """Normalised log-probs of the sampler's distribution; -inf for removed tokens, and for all of an empty row."""
+    left = scaled_logits(logits_BV, method, temperature, top_p)
+    return jnp.where(left == -jnp.inf, -jnp.inf, jax.nn.log_softmax(left, axis=-1))
 
 
 def numpy_two_tokens(

@@ -19,7 +19,8 @@ from research.sampling.controls import (
     seen_tokens,
     unpack_mask,
 )
-from research.sampling.methods import SamplingMethod, sample_token, sampling_logps
+from research.sampling.methods import SamplingMethod, sample_token
+from tests.research.sampling.reference import sampling_logps
 
 B, V, L = 4, 37, 6
 STOPS = (5, 36)
@@ -197,9 +198,12 @@ def test_a_row_without_tokens_is_marked_and_never_nan(method: SamplingMethod) ->
     [
         ({"logit_bias": {V: 1.0}}, "logit_bias: got token 37, expected 0 to 36"),
         ({"logit_bias": {-1: 1.0}}, "logit_bias: got token -1"),
-        ({"logit_bias": {3: float("nan")}}, "logit_bias: got nan for token 3"),
-        ({"logit_bias": {3: float("inf")}}, "logit_bias: got inf for token 3"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty: got 0.0, expected a number above 0"),
+        ({"logit_bias": {3: float("nan")}}, "logit_bias: token 3: got nan"),
+        ({"logit_bias": {3: float("inf")}}, "logit_bias: token 3: got inf"),
+        (
+            {"repetition_penalty": 0.0},
+            "repetition_penalty: got 0, expected 1 \\(off\\) or a number from 0.01",
+        ),
         ({"repetition_penalty": float("nan")}, "repetition_penalty: got nan"),
         ({"min_new_tokens": -1}, "min_new_tokens: got -1"),
         ({"min_new_tokens": 8}, "min_new_tokens: got 8, expected 0 to 7"),

@@ -1,4 +1,4 @@
-"""One round: its random numbers, laws that are not normalised, and that what it accepts and draws is the target's."""
+"""One round: its random numbers, unnormalised distributions, and that accepted and drawn tokens follow the target."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare, kstest
 
-from research.sampling.drafts import Law, Noise, Proposals, judge
+from research.sampling.drafts import Categorical, Noise, Proposals, verify
 from research.sampling.methods import SamplingMethod, draw, draw_size, scaled_logits
 from tests.research.sampling.tiny import TEMPERATURE, TOP_K, TOP_P
 
@@ -25,17 +25,17 @@ def test_noise_is_gumbel_and_uniform_and_each_row_its_own() -> None:
     np.testing.assert_array_equal(alone.accept[0], noise.accept[17])
 
 
-def test_a_law_gives_normalised_log_probs() -> None:
+def test_unnormalised_logits_give_normalised_log_probs() -> None:
     logits = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
     logits[0, 1, 2] = -np.inf
     logps = np.asarray(jax.nn.log_softmax(logits, axis=-1))
-    law = Law(jnp.asarray(logits), jax.nn.logsumexp(logits, axis=-1))
+    distribution = Categorical(jnp.asarray(logits), jax.nn.logsumexp(logits, axis=-1))
     tokens, places = np.array([[0, 2], [4, 1]]), np.array([1, 2])
-    found = law.logps_of(jnp.asarray(tokens))
+    found = distribution.logps_of(jnp.asarray(tokens))
     np.testing.assert_allclose(
         found, np.take_along_axis(logps[:, :2], tokens[..., None], 2)[..., 0], rtol=1e-6
     )
-    np.testing.assert_allclose(law.logps_at(jnp.asarray(places)), logps[[0, 1], places], rtol=1e-6)
+    np.testing.assert_allclose(distribution.logps_at(jnp.asarray(places)), logps[[0, 1], places], rtol=1e-6)
 
 
 def test_what_is_hardly_likely_can_be_accepted() -> None:
@@ -49,7 +49,7 @@ def test_what_is_hardly_likely_can_be_accepted() -> None:
 @pytest.mark.parametrize("method", [TEMPERATURE, TOP_K, TOP_P], ids=["temperature", "top_k", "top_p"])
 @pytest.mark.parametrize("certain", [False, True])
 def test_tokens_of_a_round_follow_the_target(method: SamplingMethod, certain: bool) -> None:
-    """Token i of the rounds that came so far, whether proposed, drawn in its place or drawn behind the last."""
+    """Token i of the rounds that came so far, whether proposed, drawn in its place or drawn after the last."""
     B, k, V = 20_000, 2, 150
     rng = np.random.default_rng(V)
     p = rng.normal(size=(k + 1, V), scale=3.0).astype(np.float32)
@@ -65,16 +65,18 @@ def test_tokens_of_a_round_follow_the_target(method: SamplingMethod, certain: bo
         else:
             drawn = [draw(noise.draws[:, i], jnp.broadcast_to(q[i][None], (B, V))) for i in range(k)]
             tokens, masses = (jnp.stack(x, axis=1) for x in zip(*drawn, strict=True))
-            proposals = Proposals(tokens, Law(jnp.broadcast_to(q[None], (B, k, V)), masses))
+            proposals = Proposals(tokens, Categorical(jnp.broadcast_to(q[None], (B, k, V)), masses))
         mass = jax.nn.logsumexp(p, axis=-1)
-        law = Law(jnp.broadcast_to(p[None], (B, k + 1, V)), jnp.broadcast_to(mass[None], (B, k + 1)))
-        return judge(proposals, law, noise, greedy=False)
+        target = Categorical(
+            jnp.broadcast_to(p[None], (B, k + 1, V)), jnp.broadcast_to(mass[None], (B, k + 1))
+        )
+        return verify(proposals, target, noise, greedy=False)
 
     accepted, tokens = map(np.asarray, round_of(jax.random.split(jax.random.key(3), B)))
     assert 0.1 < accepted.mean() / k < 0.9
-    for i, law in enumerate(np.asarray(jax.nn.softmax(p, axis=-1)).astype(np.float64)):
+    for i, probs in enumerate(np.asarray(jax.nn.softmax(p, axis=-1)).astype(np.float64)):
         came = accepted >= i
-        counts, expected = np.bincount(tokens[came, i], minlength=V), law / law.sum() * came.sum()
+        counts, expected = np.bincount(tokens[came, i], minlength=V), probs / probs.sum() * came.sum()
         assert not counts[expected == 0].any()
         often = expected >= 5
         cells = [np.append(x[often], x[~often].sum()) for x in (counts, expected)]

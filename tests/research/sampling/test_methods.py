@@ -17,9 +17,8 @@ from research.sampling.methods import (
     nucleus_mask,
     row_keys,
     sample_token,
-    sampling_logps,
 )
-from tests.research.sampling.reference import numpy_distribution
+from tests.research.sampling.reference import numpy_distribution, sampling_logps
 from tests.research.sampling.tiny import GREEDY, TEMPERATURE, TOP_K, TOP_K_TOP_P, TOP_P
 
 V = 7

@@ -258,7 +258,7 @@ def test_ngrams_propose_what_followed_the_longest_and_latest_match(
     row = np.array([[*text[-1:] * 3, *text, *text[-1:] * 2]], np.int32)
     first, last = np.array([3]), np.array([2 + len(text)])
     found = propose_by_ngram(row, first, last, count=3, longest=3)
-    assert found.law is None
+    assert found.distribution is None
     np.testing.assert_array_equal(found.tokens[0], expected)
 
 
@@ -316,5 +316,5 @@ def test_one_device_equals_eight() -> None:
 
 @pytest.mark.parametrize(("draft", "k"), [(NARROW, 0), (NGramDraft(longest=0), 2)])
 def test_no_proposals_are_an_error(draft: Any, k: int) -> None:
-    with pytest.raises(ConfigError, match="got 0, expected at least 1"):
+    with pytest.raises(ConfigError, match="got 0, expected an integer from 1 to"):
         SpeculativeSpec(draft, k)

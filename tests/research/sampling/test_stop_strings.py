@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from research.core.errors import ConfigError
-from research.sampling.engine import End, Request, Row
-from research.sampling.stop_strings import StopLook, StopText
+from research.sampling.rows import Request, Row, StopRow
+from research.sampling.stop_strings import StopStringDecoder, StopStrings
 
 BYTES = [bytes([byte]) for byte in range(256)]
 
@@ -20,7 +20,7 @@ def cut(text: bytes, places: tuple[int, ...]) -> list[bytes]:
 
 def stream(pieces: list[bytes], stops: tuple[str, ...]) -> tuple[list[str], int | None]:
     """What each push and the end return, and which piece ended the text."""
-    text, shown = StopText(pieces, stops), []
+    text, shown = StopStringDecoder(pieces, stops), []
     for token in range(len(pieces)):
         shown.append(text.push(token))
         if text.ended:
@@ -79,7 +79,7 @@ def test_half_of_a_character_waits_and_a_lone_half_is_replaced() -> None:
 
 
 def test_given_tokens_have_no_part_in_a_stop_string() -> None:
-    text = StopText([b"e", b"n", b"d"], ("end",))
+    text = StopStringDecoder([b"e", b"n", b"d"], ("end",))
     assert [text.push(0), text.push(1, drawn=False), text.push(2)] == ["", "en", "d"]
     assert not text.ended
     assert "".join(text.push(token) for token in range(3)) == "" and text.ended
@@ -89,7 +89,7 @@ def test_given_tokens_have_no_part_in_a_stop_string() -> None:
 
 def test_an_empty_stop_string_is_refused() -> None:
     with pytest.raises(ConfigError, match="stop: got an empty string"):
-        StopLook(BYTES, ("a", ""))
+        StopStrings(BYTES, ("a", ""))
 
 
 def row_of(number: int, text: bytes) -> Row:
@@ -99,10 +99,10 @@ def row_of(number: int, text: bytes) -> Row:
 
 
 def test_the_look_ends_each_row_at_its_own_token() -> None:
-    look = StopLook(BYTES, ("\n\n",))
+    strings = StopStrings(BYTES, ("\n\n",))
     rows = [row_of(0, b"ab\n"), row_of(7, b"x\n\nyz")]
-    assert look(rows) == {7: End(3)}, "tokens of the chunk behind the stop string are dropped"
-    assert (look.take(0, ended=False), look.take(7, ended=True)) == ("ab", "x")
-    assert look([row_of(0, b"ab\n\nc")]) == {0: End(4)}
-    assert look.take(0, ended=True) == ""
-    assert look([row_of(3, b"q\n")]) == {} and look.take(3, ended=True) == "q\n"
+    assert strings(rows) == {7: StopRow(3)}, "tokens of the chunk behind the stop string are dropped"
+    assert (strings.take(0, ended=False), strings.take(7, ended=True)) == ("ab", "x")
+    assert strings([row_of(0, b"ab\n\nc")]) == {0: StopRow(4)}
+    assert strings.take(0, ended=True) == ""
+    assert strings([row_of(3, b"q\n")]) == {} and strings.take(3, ended=True) == "q\n"

@@ -9,9 +9,9 @@ from research.environments.base import Toolbox
 from research.environments.calculator import calculator
 from research.environments.calls import Call, call_text
 from research.environments.turns import TurnLimits, Turns
-from research.sampling.engine import End, Give, Request, Row
-from research.sampling.stop_strings import StopLook
-from research.sampling.tool_turns import ToolLook, most_given
+from research.sampling.rows import ForceTokens, Request, Row, StopRow
+from research.sampling.stop_strings import StopStrings
+from research.sampling.tool_turns import ToolCallback, most_forced
 
 USER = (Message("user", "six by seven"),)
 N = 1200
@@ -44,35 +44,37 @@ def said(tokenizer: Tokenizer, *expressions: str, text: str = "") -> list[int]:
 
 
 def test_a_paused_row_is_given_its_result_and_the_next_turn(tokenizer: Tokenizer, turns: Turns) -> None:
-    look = ToolLook(turns)
+    callback = ToolCallback(turns)
     first = said(tokenizer, "6*7")
     rows = [
         row_of(0, first, stopped=True),
         row_of(1, said(tokenizer, text="42"), stopped=True),
         row_of(2, first[:3], stopped=False),
     ]
-    found = look(rows)
-    assert set(found) == {0} and isinstance(found[0], Give)
+    found = callback(rows)
+    assert set(found) == {0} and isinstance(found[0], ForceTokens)
     given = list(found[0].tokens)
     shown = tokenizer.decode(given, show_markup=True)
     assert shown == (
         "<|im_start|>tool<|im_sep|><tool_result>42</tool_result><|im_end|><|im_start|>assistant<|im_sep|>"
     )
-    assert look.states[1].finish == "answered" and look.states[0].turns == 1
+    assert callback.states[1].finish == "answered" and callback.states[0].turns == 1
     whole = first + given
-    assert look([row_of(0, whole[:-2], stopped=False)]) == {}, "it has not yet been fed all of it"
-    assert isinstance(look([row_of(0, whole + first, stopped=True)])[0], Give)
-    assert look([row_of(0, whole + first + given + first, stopped=True)]) == {}
-    assert look.states[0].finish == "turn_limit"
+    assert callback([row_of(0, whole[:-2], stopped=False)]) == {}, "it has not yet been fed all of it"
+    assert isinstance(callback([row_of(0, whole + first, stopped=True)])[0], ForceTokens)
+    assert callback([row_of(0, whole + first + given + first, stopped=True)]) == {}
+    assert callback.states[0].finish == "turn_limit"
 
 
 def test_a_row_that_a_stop_string_ends_is_not_asked(tokenizer: Tokenizer, turns: Turns) -> None:
-    look = ToolLook(turns, StopLook(tokenizer.token_bytes, ("6*",)))
-    found = look([row_of(0, said(tokenizer, "6*7"), stopped=True)])
-    assert isinstance(found[0], End) and look.states == {}
+    callback = ToolCallback(turns, StopStrings(tokenizer.token_bytes, ("6*",)))
+    found = callback([row_of(0, said(tokenizer, "6*7"), stopped=True)])
+    assert isinstance(found[0], StopRow) and callback.states == {}
 
 
 def test_the_engine_keeps_room_for_the_longest_results(tokenizer: Tokenizer, turns: Turns) -> None:
     long = "+".join(["1/7919"] * 3 + ["1/104729"] * 4)
-    found = ToolLook(turns)([row_of(0, said(tokenizer, long, long, long), stopped=True)])[0]
-    assert isinstance(found, Give) and most_given(turns) - 3 <= len(found.tokens) <= most_given(turns)
+    found = ToolCallback(turns)([row_of(0, said(tokenizer, long, long, long), stopped=True)])[0]
+    assert isinstance(found, ForceTokens) and most_forced(turns) - 3 <= len(found.tokens) <= most_forced(
+        turns
+    )

@@ -110,6 +110,7 @@ def test_reference_budget_and_errors_of_a_run(shared: Shared, monkeypatch: pytes
     cost = [G * record["dynamic_sampling/groups_drawn"] for record in metrics]
     assert drawn == list(np.cumsum(cost)), "what is drawn and thrown away is spent too"
     assert done.result["budget"]["completions_sampled"] == drawn[-1]
+    assert done.result["note"]["data"]["kept"] == logged(done.folder)[0]["data/records"] > 0
     errors = done.result["note"]["reward_errors"]
     assert 0 < len(errors) <= 20 and errors[0]["name"] == "verifier" and "odd" in errors[0]["error"]
     rewards = {

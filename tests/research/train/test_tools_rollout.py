@@ -30,10 +30,11 @@ from research.rewards.builtin import correct
 from research.rollouts.collect import RolloutCollector
 from research.rollouts.rewards import RolloutRewards
 from research.rollouts.samples import Collected, rollout_metrics, shown_samples
-from research.sampling.engine import Give, Request, Row, Stats, sample_refilled
+from research.sampling.engine import Stats, sample_refilled
 from research.sampling.methods import SamplingMethod
+from research.sampling.rows import ForceTokens, Request, Row
 from research.sampling.types import STOPPED, Completions, EngineSpec, Prompts, SamplerSpec
-from research.tasks.answered import AnswerTask
+from research.tasks.jsonl import Jsonl
 from research.train.budget import Spending
 from tests.models.tiny import ONE_LAYER, make_params, make_tokens, right_padded
 from tests.research.algorithms.toy import MODEL, grpo, host_params, objective_scalars, quick_compilation
@@ -75,7 +76,7 @@ class Engine:
         self.scripts, self.prompts = scripts, list[np.ndarray]()
 
     def __call__(
-        self, params: Any, prompts: Prompts, numbers: Any, *, config: Any, spec: Any, look: Any
+        self, params: Any, prompts: Prompts, numbers: Any, *, config: Any, spec: Any, callback: Any
     ) -> Any:
         del params, numbers, config
         texts = [tokens[mask] for tokens, mask in zip(prompts.tokens, prompts.mask, strict=True)]
@@ -89,10 +90,10 @@ class Engine:
             for drawn in self.scripts[number]:
                 put(row, drawn, drawn=True)
                 row.stopped = drawn[-1] in spec.stop_tokens
-                said = {} if look is None else look([row])
+                said = {} if callback is None else callback([row])
                 if number not in said:
                     break
-                assert len(said[number].tokens) <= spec.engine.give
+                assert len(said[number].tokens) <= spec.engine.max_forced
                 put(row, said[number].tokens, drawn=False)
             for name in ("tokens", "mask", "sampler_logps", "policy_logps"):
                 getattr(out, name)[number] = getattr(row, name)
@@ -136,7 +137,8 @@ def drawn(
     monkeypatch.setattr(problems, "sample_refilled", Engine(scripts(tokenizer)))
     rewards = RolloutRewards(
         Reward(overlong_buffer=N),  # -tokens / N: shows which tokens it counts
-        (WeightedReward("correct", correct),), correct, AnswerTask(), group_size=G, max_new_tokens=N, seed=0,
+        (WeightedReward("correct", correct),), correct, Jsonl(answer_format="mark"), group_size=G,
+        max_new_tokens=N, seed=0,
     )  # fmt: skip
     collector = RolloutCollector(
         lambda _params, prompts, _number: sampled(prompts, tools, tokenizer), rewards, RECORDS,
@@ -302,19 +304,26 @@ def test_the_trainer_scores_drawn_tokens_as_the_sampler_did() -> None:
     """Given tokens in the context, at their positions: else log-probs behind a result are off by nats."""
     new, width, spec = 14, 9, make_spec(14, 2, stops=(0, 7, 14, 21))
     spec = dataclasses.replace(
-        spec, cache_bucket=8, engine=EngineSpec(slots=4, chunk=5, admit=2, prompt_bucket=4, give=4)
+        spec, cache_bucket=8, engine=EngineSpec(slots=4, chunk=5, admit=2, prompt_bucket=4, max_forced=4)
     )
     texts = [make_tokens(ONE_LAYER, 1, n, seed=n)[0] for n in (8, 5, 3, 6, 9, 1, 7)]
     prompts = make_prompts(texts, width, list(range(10, 17)))
 
-    def look(rows: Sequence[Row]) -> dict[int, Give]:
+    def callback(rows: Sequence[Row]) -> dict[int, ForceTokens]:
         return {
-            row.number: Give([30, 31, 32]) for row in rows if row.stopped and row.mask[: row.length].all()
+            row.number: ForceTokens([30, 31, 32])
+            for row in rows
+            if row.stopped and row.mask[: row.length].all()
         }
 
     with quick_compilation():
         out, _ = sample_refilled(
-            make_params(ONE_LAYER), prompts, scalars(seed=3, step=2), config=ONE_LAYER, spec=spec, look=look
+            make_params(ONE_LAYER),
+            prompts,
+            scalars(seed=3, step=2),
+            config=ONE_LAYER,
+            spec=spec,
+            callback=callback,
         )
         given = (np.arange(new) < out.lengths[:, None]) & ~out.mask
         behind = out.mask & (np.maximum.accumulate(given, axis=1))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from research.core.errors import DataError
+from research.data.split import Split
 from research.tasks.arithmetic.corruption import (
     content_rng,
     corrupt,
@@ -73,7 +74,7 @@ def follow(prompt, claimed):
 
 @pytest.mark.parametrize("spec", SPECS, ids=["chain", "tree"])
 def test_one_line_is_wrong_and_the_rest_follows_from_it(spec):
-    items, _ = split_items(150, 1, seed=3, spec=spec)
+    items, _ = split_items(150, 1, seed=3, split=Split(10), spec=spec)
     for item in items:
         wrong = corrupt(item.prompt, content_rng(item.prompt, 0), max_value=spec.max_value)
         k = wrong.mistake_index
@@ -93,7 +94,9 @@ def test_one_line_is_wrong_and_the_rest_follows_from_it(spec):
 
 
 def test_the_mistake_may_be_anywhere_and_takes_many_forms():
-    items, _ = split_items(600, 1, seed=0, spec=ArithmeticSpec(min_steps=4, max_steps=4, max_value=999))
+    items, _ = split_items(
+        600, 1, seed=0, split=Split(10), spec=ArithmeticSpec(min_steps=4, max_steps=4, max_value=999)
+    )
     drawn = [corrupt(item.prompt, content_rng(item.prompt, 0)) for item in items]
     counts = np.bincount([wrong.mistake_index for wrong in drawn], minlength=4)
     assert counts.min() > 100
@@ -104,7 +107,7 @@ def test_the_mistake_may_be_anywhere_and_takes_many_forms():
 
 
 def test_content_and_seed_alone_decide():
-    items, _ = split_items(40, 1, seed=0)
+    items, _ = split_items(40, 1, seed=0, split=Split(10))
     draw = lambda order, seed: {p: corrupt(p, content_rng(p, seed)) for p in order}  # noqa: E731
     prompts = [item.prompt for item in items]
     assert draw(prompts, 0) == draw(prompts[::-1], 0)
@@ -119,7 +122,7 @@ def test_a_right_answer_after_all_is_drawn_again():
 
 
 def test_pairs_and_step_records_and_rankings_tell_of_the_same_mistake():
-    items, _ = split_items(60, 1, seed=1)
+    items, _ = split_items(60, 1, seed=1, split=Split(10))
     for item in items:
         wrong = corrupt(item.prompt, content_rng(item.prompt, 5), max_value=99)
         pair = pair_record(item, seed=5, max_value=99)

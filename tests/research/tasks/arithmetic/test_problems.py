@@ -1,19 +1,24 @@
 """Generated items are right, checkable step by step, unique, and held out by content."""
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 
 from research.core.errors import DataError
+from research.data.split import Split
 from research.tasks.arithmetic import problems as arithmetic
 from research.tasks.arithmetic.problems import (
     ArithmeticSpec,
     count_expressions,
-    is_held_out,
-    split_items,
+)
+from research.tasks.arithmetic.problems import (
+    split_items as split_by,
 )
 
+SPLIT = Split(10)
+is_held_out, split_items = SPLIT.holds_out, partial(split_by, split=SPLIT)
 TREE = ArithmeticSpec(shape="tree", min_steps=1, max_steps=5)
 
 

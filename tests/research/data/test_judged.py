@@ -7,19 +7,14 @@ import numpy as np
 import pytest
 
 from research.core.errors import DataError
-from research.data.feedback import (
-    ranking_batches,
-    ranking_eval_batches,
-    step_batches,
-    step_eval_batches,
-    unpaired_batches,
-    unpaired_eval_batches,
-)
+from research.data.judged import judged_batches
+from research.data.report import Limits
+from research.data.split import Split
 from research.data.steps import step_split
 from research.tasks.arithmetic.corruption import pair_record, ranking_record, step_records
 from research.tasks.arithmetic.problems import split_items
 
-ITEMS = split_items(23, 1, seed=0)[0]
+ITEMS = split_items(23, 1, seed=0, split=Split(10))[0]
 PAIRS = [pair_record(item, seed=0, max_value=99) for item in ITEMS]
 STEPS = [record for item in ITEMS for record in step_records(item, seed=0, max_value=99)]
 RANKINGS = [
@@ -33,16 +28,23 @@ DTYPES = {
 }
 
 
+CUT = Limits("truncate", 1.0)
+
+
+def batches_of(kind, records, tokenizer, *, seed=None, batch_size=4, length=96, **options):
+    options = {"name": kind, "limits": CUT, "candidates": 4, **options}
+    return judged_batches(
+        kind, records, tokenizer, batch_size=batch_size, length=length, seed=seed, **options
+    )
+
+
 @pytest.fixture
 def make(tokenizer):
     """Every training pipeline by name, from a seed."""
-    shape = {"length": 96}
+    records = {"steps": STEPS, "unpaired": PAIRS, "rankings": RANKINGS}
     return {
-        "steps": lambda seed: step_batches(STEPS, tokenizer, batch_size=4, seed=seed, **shape),
-        "unpaired": lambda seed: unpaired_batches(PAIRS, tokenizer, batch_size=4, seed=seed, **shape),
-        "rankings": lambda seed: ranking_batches(
-            RANKINGS, tokenizer, prompts_per_batch=4, candidates=4, seed=seed, **shape
-        ),
+        kind: lambda seed, kind=kind: batches_of(kind, records[kind], tokenizer, seed=seed)
+        for kind in records
     }
 
 
@@ -114,7 +116,7 @@ def test_each_step_is_labelled_at_its_last_token_and_nowhere_else(make, tokenize
 
 def test_unjudged_steps_stay_in_the_text_and_out_of_the_mask(tokenizer):
     record = {"prompt": "p", "steps": ["a", "b", "c"], "labels": [None, 0.5, None]}
-    (batch,) = step_eval_batches([record], tokenizer, batch_size=1, length=32)
+    (batch,) = batches_of("steps", [record], tokenizer, batch_size=1, length=32)
     (end,) = np.flatnonzero(batch["loss_mask"][0])
     assert tokenizer.decode(batch["tokens"][0][: end + 1].tolist()).endswith("a\nb\n")
     assert batch["step_labels"][0][end] == np.float32(0.5) and batch["step_labels"].sum() == 0.5
@@ -123,9 +125,9 @@ def test_unjudged_steps_stay_in_the_text_and_out_of_the_mask(tokenizer):
 
 def test_an_outcome_is_the_last_label_at_the_solutions_end(tokenizer):
     records = [*STEPS[:4], {"prompt": "p", "steps": ["a", "b"], "labels": [0.25, None]}]
-    pipeline = step_eval_batches(records, tokenizer, batch_size=5, length=96, labels="outcome")
+    pipeline = batches_of("steps", records, tokenizer, batch_size=5, length=96, labels="outcome")
     (batch,) = pipeline
-    assert pipeline.report["labels"] == 5
+    assert pipeline.report.sizes["labels"] == 5
     for row in range(5):
         (end,) = np.flatnonzero(batch["loss_mask"][row])
         assert batch["tokens"][row][end] == tokenizer.im_end_id
@@ -136,14 +138,15 @@ def test_an_outcome_is_the_last_label_at_the_solutions_end(tokenizer):
 def test_truncated_solutions_keep_the_labels_that_fit(tokenizer):
     long = {"prompt": "p", "steps": ["a" * 30, "b" * 30, "c"], "labels": [1, 0.5, 0]}
     short = {"prompt": "p", "steps": ["a"], "labels": [1]}
-    pipeline = step_eval_batches([long, short], tokenizer, batch_size=2, length=60)
+    pipeline = batches_of("steps", [long, short], tokenizer, batch_size=2, length=60)
     (batch,) = pipeline
-    assert pipeline.report == {"examples": 2, "truncated": 1, "dropped_truncated": 0, "labels": 2}
+    assert pipeline.report.kept == 2 and pipeline.report.sizes == {"labels": 2}
+    assert pipeline.report.changed == {"truncated": 1, "end of turn lost": 1}
     assert batch["step_labels"].sum() == 2 and batch["loss_mask"].sum() == 2
-    outcome = step_eval_batches([long, short], tokenizer, batch_size=2, length=60, labels="outcome")
-    assert outcome.report == {"examples": 1, "truncated": 1, "dropped_truncated": 1, "labels": 1}
-    with pytest.raises(DataError, match="steps: none of 1 solutions keeps a label within length 12"):
-        step_batches([long], tokenizer, batch_size=1, length=12, seed=0)
+    outcome = batches_of("steps", [long, short], tokenizer, batch_size=2, length=60, labels="outcome")
+    assert (outcome.report.kept, outcome.report.dropped) == (1, {"no label left": 1})
+    with pytest.raises(DataError, match="steps: 1 of 1 records do not fit 12 tokens .*prompt too long"):
+        batches_of("steps", [long], tokenizer, batch_size=1, length=12, seed=0)
 
 
 def test_a_pair_gives_a_desirable_and_an_undesirable_row(make, tokenizer):
@@ -165,7 +168,7 @@ def test_a_pair_gives_a_desirable_and_an_undesirable_row(make, tokenizer):
 @pytest.mark.parametrize("ordered", [False, True])
 def test_the_kl_rows_hold_the_next_rows_completion_under_this_rows_prompt(make, tokenizer, ordered):
     if ordered:
-        batches = list(unpaired_eval_batches(PAIRS, tokenizer, batch_size=4, length=96))
+        batches = list(batches_of("unpaired", PAIRS, tokenizer, batch_size=4, length=96))
         assert len(batches) == 12
         for key in ("loss_mask", "segment_ids", "kl_loss_mask", "kl_segment_ids", "desirable"):
             assert not batches[-1][key][2:].any()
@@ -197,7 +200,7 @@ def test_the_kl_rows_hold_the_next_rows_completion_under_this_rows_prompt(make, 
 
 def test_native_unpaired_records_need_no_partner(tokenizer):
     records = [{"prompt": f"p{n}", "completion": f"c{n}", "label": n % 3 == 0} for n in range(5)]
-    (batch,) = unpaired_eval_batches(records, tokenizer, batch_size=5, length=32)
+    (batch,) = batches_of("unpaired", records, tokenizer, batch_size=5, length=32)
     np.testing.assert_array_equal(batch["desirable"], [True, False, False, True, False])
     answers = [parts(tokenizer, batch["kl_tokens"][n], batch["kl_segment_ids"][n]) for n in range(5)]
     assert answers == [(f"p{n}", f"c{(n + 1) % 5}<|im_end|>") for n in range(5)]
@@ -209,9 +212,13 @@ def test_long_kl_rows_are_cut_and_contradictions_dropped(tokenizer):
         {"prompt": "q", "chosen": "c" * 90, "rejected": "d"},
         {"prompt": "r", "chosen": "e" * 90, "rejected": "e" * 91},  # equal once cut
     ]
-    pipeline = unpaired_eval_batches(records, tokenizer, batch_size=4, length=56)
+    pipeline = batches_of("unpaired", records, tokenizer, batch_size=4, length=56)
     (batch,) = pipeline
-    assert pipeline.report == {"examples": 4, "truncated": 3, "dropped_truncated": 2, "desirable": 2}
+    assert (pipeline.report.records, pipeline.report.kept) == (6, 4)
+    assert pipeline.report.changed["truncated"] == 3
+    assert pipeline.report.dropped == {"answers equal once cut": 2} and pipeline.report.sizes == {
+        "desirable": 2
+    }
     assert (batch["kl_segment_ids"] > 0).sum(axis=1).max() == 56
     question, answer = parts(tokenizer, batch["kl_tokens"][1], batch["kl_segment_ids"][1])
     assert question == "p" * 30 and set(answer) == {"c"}  # cut at the end: the prompt is whole
@@ -227,7 +234,7 @@ def test_ranked_candidates_keep_their_ranks_and_fill_up(make, tokenizer):
             for text, rank in zip(record["completions"], record["ranks"], strict=True)
         )
     training = list(islice(make["rankings"](0), 6))
-    evaluation = list(ranking_eval_batches(RANKINGS, tokenizer, prompts_per_batch=4, candidates=4, length=96))
+    evaluation = list(batches_of("rankings", RANKINGS, tokenizer, batch_size=4, candidates=4, length=96))
     assert len(evaluation) == 6
     seen = set()
     for batch in training + evaluation:
@@ -253,9 +260,9 @@ def test_ranked_candidates_keep_their_ranks_and_fill_up(make, tokenizer):
 
 def test_ranks_are_counted_from_the_best_and_ties_stay(tokenizer):
     record = {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [7, -2, 7]}
-    (batch,) = ranking_eval_batches([record], tokenizer, prompts_per_batch=2, candidates=5, length=32)
+    (batch,) = batches_of("rankings", [record], tokenizer, batch_size=2, candidates=5, length=32)
     np.testing.assert_array_equal(batch["ranks"], [[1, 0, 1, 5, 5], [5] * 5])
-    (batch,) = ranking_eval_batches(PAIRS[:1], tokenizer, prompts_per_batch=1, candidates=2, length=96)
+    (batch,) = batches_of("rankings", PAIRS[:1], tokenizer, batch_size=1, candidates=2, length=96)
     np.testing.assert_array_equal(batch["ranks"], [[0, 1]])
 
 
@@ -263,54 +270,47 @@ def test_rankings_that_truncation_spoils_are_counted(tokenizer):
     equal = {"prompt": "p", "completions": ["a" * 90, "a" * 91], "ranks": [0, 1]}
     fine = {"prompt": "p", "completions": ["a" * 90, "b"], "ranks": [0, 1]}
     lost = {"prompt": "p" * 90, "completions": ["a", "b"], "ranks": [0, 1]}
-    pipeline = ranking_eval_batches(
-        [equal, fine, lost], tokenizer, prompts_per_batch=1, candidates=2, length=48
-    )
-    assert pipeline.report == {"examples": 1, "truncated": 3, "dropped_truncated": 2}
+    pipeline = batches_of("rankings", [equal, fine, lost], tokenizer, batch_size=1, candidates=2, length=48)
+    assert (pipeline.report.kept, pipeline.report.changed["truncated"]) == (1, 2)
+    assert pipeline.report.dropped == {"answers equal once cut": 1, "prompt too long": 1}
 
 
 def test_bad_requests_are_named(tokenizer):
     shape = {"length": 96, "seed": 0}
     with pytest.raises(DataError, match="rm: record 2: holds 4 completions, expected at most candidates = 3"):
-        ranking_batches(RANKINGS, tokenizer, prompts_per_batch=2, candidates=3, name="rm", **shape)
-    with pytest.raises(DataError, match="rankings: none of 1 rankings keeps all completions within length 8"):
-        ranking_batches(PAIRS[:1], tokenizer, prompts_per_batch=1, candidates=2, length=8, seed=0)
-    with pytest.raises(DataError, match="unpaired: 1 records keep completions of 1 prompts within length 96"):
-        unpaired_batches(PAIRS[:1], tokenizer, batch_size=2, **shape)
+        batches_of("rankings", RANKINGS, tokenizer, batch_size=2, candidates=3, name="rm", **shape)
+    with pytest.raises(DataError, match="rankings: 1 of 1 records do not fit 8 tokens"):
+        batches_of("rankings", PAIRS[:1], tokenizer, batch_size=1, candidates=2, length=8, seed=0)
+    with pytest.raises(DataError, match="unpaired: its 1 records hold completions of 1 prompts"):
+        batches_of("unpaired", PAIRS[:1], tokenizer, batch_size=2, **shape)
     with pytest.raises(DataError, match="steps: labels: got 'all', expected one of steps, outcome"):
-        step_batches(STEPS, tokenizer, batch_size=2, labels="all", **shape)
+        batches_of("steps", STEPS, tokenizer, batch_size=2, labels="all", **shape)
     with pytest.raises(DataError, match="steps: batch_size is 0, expected at least 1"):
-        step_batches(STEPS, tokenizer, batch_size=0, **shape)
+        batches_of("steps", STEPS, tokenizer, batch_size=0, **shape)
     with pytest.raises(DataError, match="prm: record 0: labels: found 1 labels for 2 steps"):
         bad = [{"prompt": "p", "steps": ["a", "b"], "labels": [1]}]
-        step_batches(bad, tokenizer, batch_size=2, name="prm", **shape)
-    for batches, options in (
-        (unpaired_batches, {"batch_size": 2}),
-        (ranking_batches, {"prompts_per_batch": 2, "candidates": 2}),
-    ):
+        batches_of("steps", bad, tokenizer, batch_size=2, name="prm", **shape)
+    for kind in ("preferences", "unpaired", "rankings"):
         with pytest.raises(DataError, match="record 0: chosen and rejected are equal"):
-            batches([{"prompt": "p", "chosen": "a", "rejected": "a"}], tokenizer, **options, **shape)
+            batches_of(kind, [{"prompt": "p", "chosen": "a", "rejected": "a"}], tokenizer, **shape)
         with pytest.raises(DataError, match="record 0: chosen and rejected do not continue the same prompt"):
             user = [{"role": "user", "content": text} for text in "xy"]
             good = {"role": "assistant", "content": "a"}
             other = {"role": "assistant", "content": "b"}
-            batches(
-                [{"chosen": [user[0], good], "rejected": [user[1], other]}], tokenizer, **options, **shape
-            )
+            batches_of(kind, [{"chosen": [user[0], good], "rejected": [user[1], other]}], tokenizer, **shape)
 
 
-@pytest.mark.parametrize("batches", [step_eval_batches, unpaired_eval_batches])
-def test_a_prompt_that_is_no_prefix_is_refused(tokenizer, monkeypatch, batches):
+@pytest.mark.parametrize(("kind", "records"), [("steps", STEPS), ("unpaired", PAIRS)])
+def test_a_prompt_that_is_no_prefix_is_refused(tokenizer, monkeypatch, kind, records):
     monkeypatch.setattr("research.data.chat.render_prompt", lambda *_: np.array([1, 2, 3, 4]))
-    records = STEPS if batches is step_eval_batches else PAIRS
     with pytest.raises(DataError, match="record 0: the prompt's tokens are not a prefix"):
-        batches(records, tokenizer, batch_size=2, length=96)
+        batches_of(kind, records, tokenizer)
 
 
 def test_big_bench_mistake_makes_batches(tokenizer, shared_data):
     lines = (shared_data / "bbm_multistep_arithmetic.jsonl").read_text().splitlines()[:20]
     records = [json.loads(line) for line in lines]
-    (batch,) = step_eval_batches(records, tokenizer, batch_size=20, length=1024)
+    (batch,) = batches_of("steps", records, tokenizer, batch_size=20, length=1024)
     for row, record in enumerate(records):
         labels = batch["step_labels"][row][batch["loss_mask"][row]]
         mistake = record["mistake_index"]

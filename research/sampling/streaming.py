@@ -1,4 +1,4 @@
-"""One prompt after another: all samples of a prompt drawn together, and their texts as they come.
+"""Text from a policy as it is sampled: prompts in, pieces of text out, all samples of a prompt together.
 
 Shapes: T tokens, S samples of a prompt.
 """
@@ -17,26 +17,35 @@ from models.transformer import Params
 from research.core.errors import ConfigError
 from research.data.chat import Message, render_prompt
 from research.data.tokenizer import IM_END, Tokenizer
-from research.environments.base import tool_schema_text
-from research.environments.turns import Turns
+from research.environments.tool_use import ToolUse
 from research.sampling.constraints import Constraint, Grammars
 from research.sampling.controls import make_controls
-from research.sampling.engine import End, Engine, Request, Row
+from research.sampling.engine import Engine
+from research.sampling.limits import (
+    REPETITION_PENALTY,
+    SAMPLES,
+    TOP_P,
+    check_count,
+    check_counts,
+    check_number,
+    check_temperature,
+)
 from research.sampling.methods import SamplingMethod
+from research.sampling.rows import Request, Row, RowCallback
 from research.sampling.speculative import Draft, SpeculativeStats, sample_speculative
-from research.sampling.stop_strings import StopLook
-from research.sampling.tool_turns import ToolLook, most_given
-from research.sampling.types import STOPPED, EngineSpec, Prompts, SamplerScalars, SamplerSpec
+from research.sampling.stop_strings import StopStrings
+from research.sampling.tool_turns import ToolCallback, most_forced
+from research.sampling.types import STOPPED, EngineSpec, Prompts, SamplerSpec, make_scalars
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a session draws.
+class GenerationSettings:
+    """How completions are drawn.
 
     Attributes:
       samples: S, completions of each prompt.
       max_new_tokens: of a completion, results of tools included.
-      raw: continue texts as they are, without chat markup.
+      raw: continue texts without chat markup.
       temperature: 0 is greedy.
       top_k: 0 keeps all tokens.
       top_p: 1 keeps all tokens.
@@ -65,32 +74,41 @@ class Settings:
     slots: int = 0
     chunk: int = 1
 
+    def __post_init__(self) -> None:
+        check_counts(self, max_new_tokens=1, top_k=0, seed=0, min_new_tokens=0, slots=0, chunk=1)
+        check_count("samples", self.samples, 1, SAMPLES)
+        check_temperature(self.temperature)
+        check_number("top_p", self.top_p, TOP_P)
+        check_number("repetition_penalty", self.repetition_penalty, REPETITION_PENALTY)
+
     @property
     def method(self) -> SamplingMethod:
         """The static part of the distribution drawn from."""
         return SamplingMethod(self.temperature == 0, self.top_k, self.top_p < 1.0)
 
 
-_WIDTH = 32
+_MULTIPLE = 32
 """Prompts are padded to multiples of it: one compiled program for many lengths."""
 
 
-class Piece(NamedTuple):
-    """Some more of a sample.
+class TextDelta(NamedTuple):
+    """The next piece of a sample.
 
     Attributes:
       sample: which, from 0.
       text: what is new; may be empty.
-      row: the whole sample, once it has ended.
+      row: the sample so far.
+      ended: whether that is all of it.
     """
 
     sample: int
     text: str
-    row: Row | None
+    row: Row
+    ended: bool
 
 
-class Session:
-    """A policy that answers prompts."""
+class TextGenerator:
+    """A policy that answers prompts with streamed text."""
 
     def __init__(
         self,
@@ -99,8 +117,8 @@ class Session:
         tokenizer: Tokenizer,
         *,
         max_length: int,
-        settings: Settings,
-        turns: Turns | None = None,
+        settings: GenerationSettings,
+        tools: ToolUse | None = None,
         draft: Draft | None = None,
     ) -> None:
         """Lays the parameters out for decoding, once for all prompts.
@@ -111,22 +129,28 @@ class Session:
           tokenizer: the one it was trained with.
           max_length: tokens that it can read, prompt and completion together.
           settings: how to draw.
-          turns: answers tool calls, its `max_new_tokens` the settings'; None for a model without tools.
-          draft: proposes tokens; samples then come whole, and nothing but `stops` may control them.
+          tools: that it may call; they are described in the system turn.
+          draft: proposes tokens; samples then come whole, and only `stops` may control them.
 
         Raises:
           ConfigError: a setting is out of range, or a constraint cannot be met.
         """
         self.params, self.model, self.tokenizer = params, model, tokenizer
-        self.max_length, self.settings, self.turns = max_length, settings, turns
+        self.max_length, self.settings, self.tools = max_length, settings, tools
         how = settings
+        if how.max_new_tokens >= max_length:
+            raise ConfigError(
+                f"max_new_tokens: got {how.max_new_tokens}, expected at most {max_length - 1} because the context is "
+                f"{max_length} tokens, the prompt's included"
+            )
+        self.turns = None if tools is None else tools.turns(how.max_new_tokens)
         ends = (tokenizer.eos_id,) if how.raw else (tokenizer.im_end_id, tokenizer.eos_id)
         grammars = None
         if how.constraint is not None:
             grammars = Grammars(tokenizer, ends, model.vocab_size)
             grammars.matcher(
                 how.constraint, how.max_new_tokens
-            )  # refuses what cannot be met, before any prompt
+            )  # refused before any prompt if it cannot be met
         spec, controls = make_controls(
             model.vocab_size,
             stop_tokens=ends,
@@ -136,12 +160,10 @@ class Session:
             min_new_tokens=how.min_new_tokens,
             constrained=grammars is not None,
         )
-        self._new_look()  # refuses empty stop strings
+        self._stop_strings()  # refuses empty ones
         self.engine = Engine(
             params,
-            SamplerScalars(
-                np.int32(how.seed), np.int32(0), np.float32(how.temperature or 1.0), np.float32(how.top_p)
-            ),
+            make_scalars(seed=how.seed, temperature=how.temperature, top_p=how.top_p),
             config=model,
             spec=SamplerSpec(
                 max_new_tokens=how.max_new_tokens,
@@ -155,7 +177,7 @@ class Session:
                     slots=how.slots or how.samples,
                     chunk=how.chunk,
                     admit=1,
-                    give=0 if turns is None else most_given(turns),
+                    max_forced=0 if self.turns is None else most_forced(self.turns),
                 ),
             ),
             controls=controls if spec.any else None,
@@ -164,8 +186,13 @@ class Session:
         self.draft = None if draft is None else draft.laid_out(self.engine.spec.weights)
         self.proposals = None if draft is None else SpeculativeStats.zero()
 
+    @property
+    def prompt_limit(self) -> int:
+        """Tokens of a prompt that leave room for a whole completion."""
+        return self.max_length - self.settings.max_new_tokens
+
     def prompt(self, text: str) -> np.ndarray:
-        """The tokens `[T]` that ask for a completion of a text.
+        """The tokens `[T]` that ask for a completion of a text, or for an answer to it.
 
         Raises:
           ConfigError: they and a completion are more than the model can read.
@@ -174,44 +201,45 @@ class Session:
         if self.settings.raw:
             tokens = np.array([self.tokenizer.bos_id, *self.tokenizer.encode(text)], np.int32)
         else:
-            tools = () if self.turns is None else tuple(self.turns.toolbox.tools.values())
-            system = [Message("system", tool_schema_text(tools))] if tools else []
-            tokens = render_prompt([*system, Message("user", text)], self.tokenizer)
-        limit = self.max_length - self.settings.max_new_tokens
-        if len(tokens) > limit:
-            tools_too = "" if self.turns is None else " with the description of the tools"
+            tokens = render_prompt(self.described([Message("user", text)]), self.tokenizer)
+        if len(tokens) > self.prompt_limit:
+            described = "" if self.tools is None else " with the description of the tools"
             raise ConfigError(
-                f"--prompt: has {len(tokens)} tokens{tools_too}, expected at most {limit} "
-                f"because the context is {self.max_length} and --max_new_tokens={self.settings.max_new_tokens}"
+                f"--prompt: has {len(tokens)} tokens{described}, expected at most {self.prompt_limit} because the "
+                f"context is {self.max_length} and --max_new_tokens={self.settings.max_new_tokens}"
             )
         return tokens
 
-    def draw(self, prompt: np.ndarray, prompt_id: int) -> Iterator[Piece]:
-        """Pieces of all samples of a prompt as they are drawn, in any order of the samples.
+    def described(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages, the tools described in the system turn."""
+        return list(messages) if self.tools is None else self.tools.described(messages)
+
+    def stream(self, prompt: np.ndarray, prompt_id: int) -> Iterator[TextDelta]:
+        """All samples of a prompt as they are drawn, in any order of the samples.
 
         Args:
-          prompt: `[T]` tokens, from `prompt`.
+          prompt: `[T]` tokens.
           prompt_id: keys the randomness.
         """
         if self.draft is not None:
-            yield from self._draw_speculative(prompt, prompt_id, self.draft)
+            yield from self._stream_speculative(prompt, prompt_id, self.draft)
             return
         how = self.settings
         requests = [
             Request(prompt, prompt_id, sample, how.max_new_tokens, how.constraint)
             for sample in range(how.samples)
         ]
-        texts = self._new_look()
-        look = texts if self.turns is None else ToolLook(self.turns, texts)
-        for rows, ended in self.engine.chunks(requests, look):
+        texts = self._stop_strings()
+        callback: RowCallback = texts if self.turns is None else ToolCallback(self.turns, texts)
+        for rows, ended in self.engine.chunks(requests, callback):
             done = {row.number for row in ended}
             for row in rows:
                 over = row.number in done
-                yield Piece(row.number, texts.take(row.number, ended=over), row if over else None)
+                yield TextDelta(row.number, texts.take(row.number, ended=over), row, over)
 
-    def _draw_speculative(self, prompt: np.ndarray, prompt_id: int, draft: Draft) -> Iterator[Piece]:
+    def _stream_speculative(self, prompt: np.ndarray, prompt_id: int, draft: Draft) -> Iterator[TextDelta]:
         how, engine = self.settings, self.engine
-        width = -(-prompt.size // _WIDTH) * _WIDTH
+        width = -(-prompt.size // _MULTIPLE) * _MULTIPLE
         tokens, mask = np.zeros((1, width), np.int32), np.zeros((1, width), bool)
         tokens[0, width - prompt.size :], mask[0, width - prompt.size :] = prompt, True
         out, stats = jax.device_get(
@@ -226,20 +254,19 @@ class Session:
             )
         )
         self.proposals = jax.tree.map(np.add, self.proposals, stats)
-        look = self._new_look()
+        texts = self._stop_strings()
         for sample in range(how.samples):
             row = Row(sample, Request(prompt, prompt_id, sample, how.max_new_tokens))
             row.tokens, row.mask, row.length = out.tokens[sample], out.mask[sample], int(out.lengths[sample])
             row.sampler_logps, row.policy_logps = out.sampler_logps[sample], out.policy_logps[sample]
             row.stopped = bool(out.stop_reason[sample] == STOPPED)
-            end = look([row]).get(sample)
-            if isinstance(end, End):
-                row.length, row.stopped = end.keep, True
-            yield Piece(sample, look.take(sample, ended=True), row)
+            if sample in (actions := texts([row])):
+                row.length, row.stopped = actions[sample].keep, True
+            yield TextDelta(sample, texts.take(sample, ended=True), row, True)
 
     def prompt_logps(self, prompt: np.ndarray) -> np.ndarray:
         """Log-probs `[T]` of a prompt's tokens under the plain model, nats, teacher-forced; NaN for the first."""
-        width = -(-prompt.size // _WIDTH) * _WIDTH
+        width = -(-prompt.size // _MULTIPLE) * _MULTIPLE
         tokens, segments = np.zeros((2, 1, width), np.int32)
         tokens[0, : prompt.size], segments[0, : prompt.size] = prompt, 1
         positions = np.arange(width, dtype=np.int32)[None]
@@ -248,13 +275,13 @@ class Session:
         logps[0] = np.nan  # nothing predicts it
         return logps
 
-    def _new_look(self) -> StopLook:
-        """With tools, markup is part of the text, so that one sees what was called and what came back."""
+    def _stop_strings(self) -> StopStrings:
+        """With tools, markup is part of the text, so that calls and their results can be seen."""
         if self.turns is None:
-            return StopLook(self.tokenizer.token_bytes, self.settings.stops)
+            return StopStrings(self.tokenizer.token_bytes, self.settings.stops)
         table = list(self.tokenizer.markup_bytes)
         table[self.tokenizer.im_end_id] = f"{IM_END}\n".encode()
-        return StopLook(table, self.settings.stops)
+        return StopStrings(table, self.settings.stops)
 
 
 @partial(jax.jit, static_argnames="config")
@@ -264,58 +291,16 @@ def _token_logps(
     return token_logps(params, config, tokens, positions, segments).logps
 
 
-def in_order(pieces: Iterable[Piece], samples: int) -> Iterator[Piece]:
-    """One sample after the other: the first as it comes, each next one once those before have ended."""
-    waiting: list[list[Piece]] = [[] for _ in range(samples)]
+def in_order(deltas: Iterable[TextDelta], samples: int) -> Iterator[TextDelta]:
+    """One sample after the other: the first as it is drawn, each next one once those before have ended."""
+    waiting: list[list[TextDelta]] = [[] for _ in range(samples)]
     current = 0
-    for piece in pieces:
-        waiting[piece.sample].append(piece)
+    for delta in deltas:
+        waiting[delta.sample].append(delta)
         while current < samples and waiting[current]:
-            ended = waiting[current][-1].row is not None
+            ended = waiting[current][-1].ended
             yield from waiting[current]
             waiting[current] = []
             if not ended:
                 break
             current += 1
-
-
-def piece_bias(entries: Sequence[str], tokenizer: Tokenizer) -> dict[int, float]:
-    """Logit biases from texts of the form TOKEN=VALUE.
-
-    TOKEN is an id, or else the text of a piece (markup by its name); in double quotes it is a text even where it is
-    a number: `"7"=-inf`. All pieces that spell the text are meant: the byte <0x0A> spells a newline too.
-
-    Raises:
-      ConfigError: an entry of another form, an unknown piece, or a token named twice.
-    """
-    biases: dict[int, float] = {}
-    for entry in entries:
-        name, _, number = entry.rpartition("=")
-        try:
-            value = float(number)
-        except ValueError as error:
-            raise ConfigError(
-                f"--logit_bias: got {entry!r}, expected TOKEN=NUMBER, such as 17=-2.5"
-            ) from error
-        if not name:
-            raise ConfigError(f"--logit_bias: got {entry!r}, expected TOKEN=NUMBER, such as 17=-2.5")
-        for token in _tokens_named(name, tokenizer):
-            if token in biases:
-                raise ConfigError(
-                    f"--logit_bias: token {token} ({tokenizer.pieces[token]!r}) is named twice, expected once"
-                )
-            biases[token] = value
-    return biases
-
-
-def _tokens_named(name: str, tokenizer: Tokenizer) -> list[int]:
-    if name.isdecimal():
-        return [int(name)]
-    text = name[1:-1] if len(name) > 2 and name[0] == name[-1] == '"' else name
-    found = [token for token, spelled in enumerate(tokenizer.markup_bytes) if spelled == text.encode()]
-    if not found:
-        raise ConfigError(
-            f"--logit_bias: {text!r} is no piece of this vocabulary of {tokenizer.vocab_size}, expected one piece "
-            "or a token id"
-        )
-    return found

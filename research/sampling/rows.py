@@ -1,0 +1,91 @@
+"""The engine's rows on the host: what was asked for, what was drawn so far, and what a callback may do about it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from research.sampling.constraints import Constraint
+from research.sampling.decode import Chunk
+from research.sampling.types import STOPPED, TRUNCATED
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One completion to draw.
+
+    Attributes:
+      prompt: token ids, at least one.
+      prompt_id: with `sample_id` it keys the randomness.
+      sample_id: which of the prompt's completions.
+      max_new_tokens: at least 1.
+      constraint: what the completion must match; None is free.
+    """
+
+    prompt: np.ndarray
+    prompt_id: int
+    sample_id: int
+    max_new_tokens: int
+    constraint: Constraint | None = None
+
+    @property
+    def key(self) -> bytes:
+        """Equal prompts have equal keys."""
+        return self.prompt.tobytes()
+
+    def __str__(self) -> str:
+        return f"prompt {self.prompt_id}, sample {self.sample_id}"
+
+
+class Row:
+    """A request and its completion so far: the first `length` entries of each array.
+
+    Attributes:
+      number: of the request, in the order given.
+      request: what is drawn.
+      tokens, mask, sampler_logps, policy_logps: `[max_new_tokens]`; the mask is False on forced tokens.
+      length: tokens so far.
+      stopped: its last token was a stop token that the model drew.
+      satisfied: it matches its constraint, if any; False where it was cut off on the way.
+    """
+
+    def __init__(self, number: int, request: Request) -> None:
+        """A completion of no tokens."""
+        N = request.max_new_tokens
+        self.number, self.request, self.length = number, request, 0
+        self.stopped, self.satisfied = False, True
+        self.tokens, self.mask = np.zeros(N, np.int32), np.zeros(N, bool)
+        self.sampler_logps, self.policy_logps = np.zeros(N, np.float32), np.zeros(N, np.float32)
+
+    def extend(self, chunk: Chunk, slot: int) -> bool:
+        """Appends a slot's tokens of a chunk on the host; returns whether there were any."""
+        count = int(chunk.active[:, slot].sum())
+        new = slice(self.length, self.length + count)
+        self.tokens[new], self.mask[new] = chunk.tokens[:count, slot], chunk.drawn[:count, slot]
+        self.sampler_logps[new] = chunk.sampler_logps[:count, slot] * self.mask[new]
+        self.policy_logps[new] = chunk.policy_logps[:count, slot] * self.mask[new]
+        self.length += count
+        return count > 0
+
+    @property
+    def stop_reason(self) -> int:
+        """STOPPED or TRUNCATED."""
+        return STOPPED if self.stopped else TRUNCATED
+
+
+@dataclasses.dataclass(frozen=True)
+class ForceTokens:
+    """Append these tokens, which the model reads but did not draw (a tool's result), and go on sampling."""
+
+    tokens: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class StopRow:
+    """End the row with its first `keep` tokens, as if the last of them had been a stop token."""
+
+    keep: int
+
+
+RowCallback = Callable[[Sequence[Row]], Mapping[int, ForceTokens | StopRow]]
+"""Called after each chunk with the rows that have new tokens; returns actions by row number, none for the others."""
