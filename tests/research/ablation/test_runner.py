@@ -64,7 +64,7 @@ def test_every_arm_runs_at_every_seed_and_one_failure_loses_no_other(
     }, [result.error for result in results]
     broken = next(result for result in results if result.arm == "broken")
     assert broken.error is not None and "\n" not in broken.error
-    assert "expected at most max_prompt_length = 3" in broken.error
+    assert "do not fit 3 tokens" in broken.error
     assert "Traceback" in (workdir / broken.run_dir).read_text(encoding="utf-8")
     assert (workdir / "failures" / "broken-seed1.txt").exists()
 
@@ -92,7 +92,7 @@ def test_report_and_results_are_written(ran: tuple[Path, list[RunResult]]) -> No
     found = load_results(workdir / "results.json")
     assert {(r.arm, r.seed, r.status) for r in found} == {(r.arm, r.seed, r.status) for r in results}
     text = (workdir / "report" / "report.md").read_text(encoding="utf-8")
-    assert all(arm in text for arm in (*ARMS, "broken")) and "max_prompt_length = 3" in text
+    assert all(arm in text for arm in (*ARMS, "broken")) and "do not fit 3 tokens" in text
     assert (workdir / "report" / "report.html").exists()
     assert not undescribed(workdir)
 
