@@ -23,6 +23,12 @@ GROUPS: Mapping[str, Entries] = MappingProxyType(
             ("learning_rate", "1", "learning rate of this update"),
             ("skipped_updates", "count", "updates left out because the loss or the gradient was not finite"),
         ),
+        "Training records (first row only)": (
+            ("data/records", "count", "records that the stage may learn from"),
+            ("data/dropped", "count", "of these, left out: too long, empty, or nothing to learn"),
+            ("data/truncated", "count", "records cut to the longest row"),
+            ("data/end_of_turn_lost", "count", "of these, cut inside a turn, whose end is then not learned"),
+        ),
         "Next tokens (pretraining, SFT)": (
             ("nll", "nats a token", "negative log-likelihood of the target tokens; exp(nll) is the perplexity"),
             ("z_loss", "nats", "penalty on the squared log-normaliser of the logits, included in the loss"),

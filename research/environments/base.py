@@ -1,6 +1,5 @@
 """What a tool is, and the box that runs them: whatever the model wrote, the answer is a text."""
 
-import json
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +8,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from research.core.errors import ConfigError, DataError
+from research.data.chat import tools_text
 from research.data.tokenizer import Tokenizer
 from research.environments.calls import Call, CallError
 
@@ -216,9 +216,9 @@ def clip_text(text: str, tokenizer: Tokenizer, limit: int) -> str:
 
 
 def tool_schema_text(tools: Sequence[Tool]) -> str:
-    """What the system prompt says about the tools: one JSON object a line, as Qwen's and Hermes's templates do."""
-    lines = (
-        json.dumps(
+    """What the system prompt says about the tools; see `tools_text`."""
+    return tools_text(
+        [
             {
                 "type": "function",
                 "function": {
@@ -226,18 +226,9 @@ def tool_schema_text(tools: Sequence[Tool]) -> str:
                     "description": tool.description,
                     "parameters": dict(tool.parameters),
                 },
-            },
-            ensure_ascii=False,
-        )
-        for tool in tools
-    )
-    return "\n".join(
-        (
-            "You may call these tools:",
-            *lines,
-            'A call is a JSON object {"name": ..., "arguments": {...}} between <tool_call> and </tool_call> at the '
-            "end of your turn. Its result comes in the next turn.",
-        )
+            }
+            for tool in tools
+        ]
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from research.core.errors import DataError
-from research.data.examples import check_lengths
+from research.data.judged import check_lengths
 from research.data.pipelines import prompt_batches, prompt_eval_batches, sft_batches, sft_eval_batches
 from research.data.records import Selected
 from research.data.report import DataReport, Limits

@@ -49,6 +49,14 @@ def test_a_perfect_model_is_right_whatever_the_answers_look_like(tmp_path, chose
     assert task.correct("nonsense\n#### -3", records[0]) == 0.0
 
 
+def test_the_strictest_format_that_nearly_all_responses_have_is_chosen(tmp_path):
+    records = [{"prompt": f"p{n}", "completion": f"#### {n}", "answer": n} for n in range(150)]
+    odd = next(n for n in range(150) if not Split(3).holds_out(f"p{n}"))
+    records[odd]["completion"] = f"It is {odd}."
+    task, said = fitted(tmp_path, records)
+    assert task.answer_format == "mark" and "mark 106, plain 0, normalized 107 would" in said
+
+
 def test_answers_without_responses_are_matched_by_their_look(tmp_path):
     task, said = fitted(tmp_path, [{"prompt": f"p{n}", "answer": city} for n, city in enumerate(CAPITALS)])
     assert task.answer_format == "normalized" and "there are no responses" in said
