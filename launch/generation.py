@@ -115,7 +115,7 @@ def load() -> Policy:
 
 
 def load_tools(policy: Policy) -> ToolUse | None:
-    """The tools of the flags, or else those of the stage's config, which is then said."""
+    """The tools of the flags, or else those of the stage's config, which one line on standard error names."""
     changes: dict[str, Any] = {}
     if _TOOLS.value is not None:
         changes = {"names": tuple(_TOOLS.value), "corpus": _CORPUS.value or ""}
@@ -155,7 +155,7 @@ def input_lines(prompt: str = "", *, interrupted: str = "") -> Iterator[str]:
 
     Args:
       prompt: shown before each line on a terminal.
-      interrupted: said after Ctrl-C on a terminal, which then does not end the program; "" lets it.
+      interrupted: hint printed after Ctrl-C on a terminal, which then does not end the program; "" lets it.
 
     Raises:
       ConfigError: standard input is closed.

@@ -46,7 +46,7 @@ _STAGE = flags.DEFINE_string(
 _DRAFT = flags.DEFINE_list(
     "draft",
     None,
-    f"folders of smaller models' stages, and {common.NGRAM} for a look-up in the text",
+    f"folders of smaller models' stages, and {common.NGRAM} for n-grams of the text",
     required=True,
 )
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)

@@ -190,7 +190,7 @@ def show(trials: Sequence[Trial], console: Console) -> None:
         "proposals by",
         "a round",
         "accepted",
-        "tokens a look",
+        "tokens a forward",
         "tokens/s",
         "speed-up",
     ):

@@ -326,17 +326,14 @@ class _Vocabulary:
         }
 
     def __call__(self, text: str) -> list[int]:
-        """The tokens of a text that is forced, as far as the vocabulary spells it."""
-        for end in range(len(text), 0, -1):
-            try:
-                ids = self._tokenizer.encode(text[:end])
-            except DataError:
-                continue
-            return self._without_stops(ids)
-        return []
+        """The tokens of a forced text; none where the vocabulary does not spell it.
 
-    def _without_stops(self, ids: list[int]) -> list[int]:
-        """A stop token may be text, such as a newline: other pieces then spell it, as far as there are any."""
+        A stop token may be text, such as a newline: other pieces then spell it, as far as there are any.
+        """
+        try:
+            ids = self._tokenizer.encode(text)
+        except DataError:
+            return []
         kept: list[int] = []
         for token in ids:
             if token not in self._stops:

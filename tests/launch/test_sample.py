@@ -386,6 +386,8 @@ def test_as_a_command(stage: Path) -> None:
         assert (outcome.status, outcome.stdout) == (0, "ab\n"), outcome.stderr
         assert_one_sentence(forks.run("sample", f"--stage={stage}", "--n=0"), r"--n=0.*--help")
         assert_one_sentence(forks.run("sample", "--stage=x", "--prompt=\udcff"), "is not valid UTF-8")
+        outcome = forks.run("evaluate", "--stage=x", "--temperature=1e39")
+        assert_one_sentence(outcome, "temperature: got 1e.39, expected 0 .greedy. or a number")
         lengths = ("--max_prompt_length=1000", "--max_new_tokens=100", "--k=1")
         outcome = forks.run("evaluate", f"--stage={stage}", *lengths)
         assert_one_sentence(outcome, "expected a sum of at most 1024, the model.s context")

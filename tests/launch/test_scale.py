@@ -70,6 +70,8 @@ FLAGS = {
     "n": (("--samples=4", "--n=2,8"), "--n: got 2,8, expected integers from 1 to --samples=4"),
     "no number": (("--n=two",), r"--n: got two, expected numbers such as 1,4,16"),
     "greedy": (("--temperature=0",), r"--temperature: got 0, expected > 0: greedy samples are equal"),
+    "not a number": (("--temperature=nan",), r"temperature: got nan, expected 0 \(greedy\) or a number from"),
+    "samples": (("--samples=1000000000",), r"--samples=1000000000.*--help"),
     "reduction": (("--prm_score=max",), r"--prm_score: got max, expected some of min,prod"),
     "no stage": ((), r"nothing: is not the folder of a stage that has run, expected"),
 }

@@ -51,6 +51,9 @@ def test_from_training_to_a_picture(forks: Forks, tmp_path: Path) -> None:
     ("flag", "message"),
     [
         ("--draft_tokens=0", "--draft_tokens: got 0, expected integers from 1 to 64"),
+        ("--draft_tokens=10000", "--draft_tokens: got 10000, expected integers from 1 to 64"),
+        ("--draft_tokens=nan", "--draft_tokens: got nan, expected integers from 1 to 64"),
+        ("--temperature=0,inf", r"temperature: got inf, expected 0 \(greedy\) or a number from 0.001 to 100"),
         ("--draft_tokens=two", "--draft_tokens: got two, expected numbers"),
         ("--temperature=-1", r"temperature: got -1, expected 0 \(greedy\) or a number from 0.001 to 100"),
         ("--seed=0", "nothing: is not the folder of a stage that has run"),

@@ -33,8 +33,6 @@ from tests.research.sampling.tiny import (
     scalars,
 )
 
-pytestmark = pytest.mark.slow
-
 NARROW = dataclasses.replace(ONE_LAYER, d_model=16, num_heads=2, num_kv_heads=1)
 Drawn = tuple[Completions, SpeculativeStats]
 
@@ -43,11 +41,11 @@ def draft_params(draft: Any) -> Params | None:
     return None if isinstance(draft, NGramDraft) else make_params(draft, seed=7)
 
 
-# The distribution: 10,000 completions of three tokens, V = 7, by rounds of up to three.
+# The distribution: many completions of three tokens, V = 7, by rounds of up to three.
 
 SMALL, SMALL_NARROW = (dataclasses.replace(c, vocab_size=7) for c in (ONE_LAYER, NARROW))
 TEXT = [1, 4, 2, 5, 1, 4]
-G, V = 10_000, 7
+V, ROWS, QUICK_ROWS = 7, 10_000, 1500
 CASES: dict[str, tuple[Any, SamplingMethod, float, float]] = {
     "plain": (SMALL_NARROW, TEMPERATURE, 1.0, 1.0),
     "hot": (SMALL_NARROW, TEMPERATURE, 1.8, 1.0),
@@ -55,8 +53,16 @@ CASES: dict[str, tuple[Any, SamplingMethod, float, float]] = {
     "top_p": (SMALL_NARROW, TOP_P, 1.0, 0.8),
     "ngram": (NGramDraft(), TEMPERATURE, 1.0, 1.0),
     "ngram_top_k": (NGramDraft(), TOP_K, 1.4, 1.0),
+    "quick_top_k": (SMALL_NARROW, TOP_K, 1.2, 1.0),
 }
-every_case = pytest.mark.parametrize("name", CASES)
+every_case = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name.startswith("quick") else pytest.mark.slow) for name in CASES],
+)
+
+
+def rows_of(name: str) -> int:
+    return QUICK_ROWS if name.startswith("quick") else ROWS
 
 
 @cache
@@ -69,7 +75,7 @@ def drawn(name: str) -> Drawn:
             make_prompts([np.array(TEXT, np.int32)], len(TEXT)),
             scalars(seed=3, temperature=temperature, top_p=top_p),
             config=SMALL,
-            spec=dataclasses.replace(make_spec(3, G, method=method), cache_bucket=4),
+            spec=dataclasses.replace(make_spec(3, rows_of(name), method=method), cache_bucket=4),
             speculative=SpeculativeSpec(draft, 2),
         )
     )
@@ -93,7 +99,7 @@ def exact(name: str) -> np.ndarray:
 def test_tokens_follow_the_models_exact_distribution(name: str) -> None:
     out, stats = drawn(name)
     counts = np.bincount(out.tokens @ np.array([V * V, V, 1]), minlength=V**3)
-    expected = G * exact(name).ravel()
+    expected = rows_of(name) * exact(name).ravel()
     assert counts[expected == 0].sum() == 0, "a removed token was drawn"
     rare = (expected > 0) & (expected < 5)
     observed, wanted = counts[expected >= 5], expected[expected >= 5]
@@ -143,6 +149,7 @@ def long(stops: tuple[int, ...] = STOPS) -> Drawn:
     return speculate(make_prompts(TEXTS, 8, IDS), NARROW, 3, spec, seed=2, temperature=1.2)
 
 
+@pytest.mark.slow
 def test_policy_logps_are_the_plain_models() -> None:
     out, _ = long(())
     rows = [np.concatenate([TEXTS[row // 4], out.tokens[row]]) for row in range(12)]
@@ -157,6 +164,7 @@ def test_policy_logps_are_the_plain_models() -> None:
         np.testing.assert_allclose(out.policy_logps[row], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_rows_end_with_their_first_stop_token_or_at_the_limit() -> None:
     """Against the same draws without stop tokens: a stop within an accepted run ends the row there."""
     (out, stats), (free, free_stats) = long(), long(())
@@ -179,6 +187,7 @@ def test_rows_end_with_their_first_stop_token_or_at_the_limit() -> None:
     assert stats.tokens == sum(lengths) and free_stats.tokens == 12 * N
 
 
+@pytest.mark.slow
 def test_a_completion_does_not_depend_on_its_neighbours() -> None:
     """Others beside it leave gaps in the cache; a row alone leaves none."""
     out, _ = long()
@@ -204,6 +213,7 @@ def test_a_completion_does_not_depend_on_its_neighbours() -> None:
             np.testing.assert_allclose(getattr(other, name)[rows], getattr(out, name)[here], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("greedy", [True, False])
 def test_a_draft_equal_to_the_model_is_always_right(greedy: bool) -> None:
     spec = make_spec(N, 2, method=GREEDY if greedy else TEMPERATURE)
@@ -216,7 +226,9 @@ def test_a_draft_equal_to_the_model_is_always_right(greedy: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("draft", "int8"), [(NARROW, False), (NGramDraft(), True)], ids=["model", "ngram_int8_cache"]
+    ("draft", "int8"),
+    [pytest.param(NARROW, False, marks=pytest.mark.slow), (NGramDraft(), True)],
+    ids=["model", "ngram_int8_cache"],
 )
 def test_greedy_is_plain_greedy(draft: Any, int8: bool) -> None:
     spec = dataclasses.replace(make_spec(N, method=GREEDY), int8_cache=int8)
@@ -229,6 +241,7 @@ def test_greedy_is_plain_greedy(draft: Any, int8: bool) -> None:
     assert 0 < stats.accepted < stats.proposed
 
 
+@pytest.mark.slow
 def test_one_row_of_one_token() -> None:
     """The shortest prompt there is: the draft has nothing before its last token."""
     spec = make_spec(N, method=GREEDY)
@@ -314,7 +327,8 @@ def test_one_device_equals_eight() -> None:
     assert int(found_stats.accepted) == stats.accepted > 0
 
 
-@pytest.mark.parametrize(("draft", "k"), [(NARROW, 0), (NGramDraft(longest=0), 2)])
-def test_no_proposals_are_an_error(draft: Any, k: int) -> None:
-    with pytest.raises(ConfigError, match="got 0, expected an integer from 1 to"):
-        SpeculativeSpec(draft, k)
+def test_no_proposals_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="draft_tokens: got 0, expected an integer from 1 to 64"):
+        SpeculativeSpec(NARROW, 0)
+    with pytest.raises(ConfigError, match="longest: got 0, expected an integer from 1"):
+        NGramDraft(longest=0)
