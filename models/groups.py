@@ -1,7 +1,7 @@
 """Rows in groups that share a prompt: position by position, the prompt is computed once a group.
 
 A group is laid out as one long row, its prompt and then what follows it in each of its rows. Only attention needs
-the rows themselves (`models.attention`).
+the rows themselves (`models.kernels.attention`).
 
 Shapes: P groups of G adjacent rows, B = P * G rows, L prompt slots, N slots after them, T = L + N, U = L + G * N.
 """

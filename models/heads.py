@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from models.auxiliary import AuxSums
 from models.config import ModelConfig
 from models.groups import Group
 from models.transformer import Params, forward, init_params
@@ -98,8 +99,8 @@ def scorer_outputs(
     segment_ids_BT: Int[Array, "B T"],
     *,
     group: Group | None = None,
-) -> Float[Array, "B T O"]:
-    """Float32 outputs after reading each token: `out[b, t]` knows `tokens[b, :t + 1]` of its segment.
+) -> tuple[Float[Array, "B T O"], AuxSums]:
+    """Float32 outputs after reading each token, and auxiliary sums; `out[b, t]` knows `tokens[b, :t + 1]`.
 
     Args:
       params: {"trunk", "head"}, unboxed.
@@ -107,8 +108,8 @@ def scorer_outputs(
       tokens_BT, positions_BT, segment_ids_BT: as the transformer takes them.
       group: groups of adjacent rows that share a prompt.
     """
-    hidden_BTD = forward(params["trunk"], config, tokens_BT, positions_BT, segment_ids_BT, group=group)
-    return head_outputs(params["head"], config, hidden_BTD)
+    hidden_BTD, aux = forward(params["trunk"], config, tokens_BT, positions_BT, segment_ids_BT, group=group)
+    return head_outputs(params["head"], config, hidden_BTD), aux
 
 
 def last_token_scores(outputs_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"]) -> Float[Array, " B"]:

@@ -1,56 +1,28 @@
-"""What turns hidden states into token log-probs, entropy and divergences, a time chunk at a time.
+"""Token log-probs, entropy and divergences from hidden states, one time chunk after another.
 
-Shapes: B batch, T time, C one chunk of it, D model (E the teacher's), V vocabulary. `[B, T, V]` never exists:
-logits of one chunk of `logprob_chunk` positions do, and the backward pass recomputes them, unless they are few and all.
+Shapes: B batch, T time, C one chunk of it, D model (E the teacher's), V vocabulary. `[B, T, V]` is never materialised:
+the logits of `logprob_chunk` positions exist at once, and the backward pass recomputes them unless they are small.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from models.auxiliary import AuxSums
 from models.axes import constrain
 from models.config import ModelConfig
 from models.groups import Group
-from models.products import matrix_product
+from models.softmax import TokenLogps, compute_logits, score_chunk
 from models.transformer import Params, forward, unembedding
 
 _KEPT_BYTES = 2**28
-"""Logits of so much memory are kept for the backward pass, where all positions are one chunk."""
+"""Up to this size the logits are kept for the backward pass, where all positions are one chunk."""
 
 _CHUNKS, _LEAST_CHUNK = 8, 64
-"""How finely a row is split so that chunks without a needed position can be left out."""
-
-
-class TokenLogps(NamedTuple):
-    """Per-token quantities, float32, nats; `x[b, t]` speaks of `tokens[b, t]` given the tokens before it.
-
-    Attributes:
-      logps: `[B, T]` log-probability of the token; 0 at t = 0, which nothing predicts.
-      entropy: `[B, T]` entropy of the distribution that the token was predicted from; 0 at t = 0.
-      logsumexp: `[B, T]` log-normaliser (for the z-loss).
-      mean_logps: `[B, T]` mean over the vocabulary of the log-probs (for label smoothing).
-      log_collision: `[B, T]` `log sum_v p_v^2`, the log-probability that two draws agree (for WPO).
-    """
-
-    logps: Float[Array, "B T"]
-    entropy: Float[Array, "B T"]
-    logsumexp: Float[Array, "B T"]
-    mean_logps: Float[Array, "B T"]
-    log_collision: Float[Array, "B T"]
-
-
-def compute_logits(
-    hidden: Float[Array, "... D"], unembed_DV: Float[Array, "D V"], config: ModelConfig
-) -> Float[Array, "... V"]:
-    """Float32 logits; the product runs in the compute dtype."""
-    compute = jnp.dtype(config.compute_dtype)
-    flat = hidden.astype(compute).reshape(-1, hidden.shape[-1])
-    logits = matrix_product(flat, unembed_DV.astype(compute), jnp.float32)
-    return logits.reshape(*hidden.shape[:-1], -1)
+"""At most so many chunks of at least so many positions, where chunks without a needed one are skipped."""
 
 
 def hidden_logps(
@@ -66,12 +38,12 @@ def hidden_logps(
 
     Args:
       hidden_BTD: states after the final norm.
-      unembed_DV: read-out matrix.
+      unembed_DV: the LM head.
       targets_BT: int32 token to score at each state.
       config: gives the chunk length and the compute dtype.
       temperature: divides the logits, exactly as it did when sampling; traced.
-      needed_BT: where False, all quantities are 0. In rows of more than 64 positions those come last, and chunks that
-        hold nothing else are not computed.
+      needed_BT: where False, all quantities are 0. Rows of more than 64 positions are sorted so that those come last,
+        and chunks that hold nothing else are not computed.
     """
     B, T, _ = hidden_BTD.shape
     chunk = min(config.logprob_chunk, T)
@@ -83,7 +55,7 @@ def hidden_logps(
     unembed_DV = constrain(unembed_DV, "activation_embed", "vocab")
 
     def score(hidden: Array, targets: Array, used: Array | None = None) -> TokenLogps:
-        return _score(hidden, unembed_DV, targets, temperature, used, config, keep)
+        return score_chunk(hidden, unembed_DV, targets, temperature, used, config, keep)
 
     if needed_BT is None:
         return _over_chunks(score, chunk, hidden_BTD, targets_BT)
@@ -110,128 +82,6 @@ def _over_chunks(fn: Callable[..., Any], chunk: int, *arrays: Array, each: Array
     return jax.tree.map(lambda x: _join(x, T), jax.lax.map(lambda part: fn(*part), parts))
 
 
-@partial(jax.custom_vjp, nondiff_argnames=("config", "keep"))
-def _score(
-    hidden: Array,
-    unembed_DV: Array,
-    targets: Array,
-    temperature: Array,
-    used: Array | None,
-    config: ModelConfig,
-    keep: bool,
-) -> TokenLogps:
-    """One chunk. Its backward pass is written by hand: one pass over the logits for all five cotangents.
-
-    Args:
-      hidden: `[B, C, D]`.
-      unembed_DV: read-out matrix.
-      targets: `[B, C]` int32.
-      temperature: scalar.
-      used: scalar; where False nothing is computed, and all quantities and gradients are 0. None is True.
-      config: static model description.
-      keep: whether the logits are kept for the backward pass; else it computes them again.
-    """
-    return _score_fwd(hidden, unembed_DV, targets, temperature, used, config, keep)[0]
-
-
-def _scaled_logits(hidden: Array, unembed_DV: Array, temperature: Array, config: ModelConfig) -> Array:
-    logits = compute_logits(hidden, unembed_DV, config) / temperature
-    return constrain(logits, "batch", "length", "activation_vocab")
-
-
-def _score_logits(logits: Array, targets: Array) -> TokenLogps:
-    top = jnp.max(logits, axis=-1)
-    normaliser = top + jnp.log(_total(jnp.exp(logits - top[:, :, None])))
-    # A masked sum, not a gather: it fuses, and it splits over a sharded vocabulary.
-    logps = _total(jnp.where(_hits(logits, targets), logits, 0.0)) - normaliser
-    probs = jnp.exp(logits - normaliser[:, :, None])
-    entropy = normaliser - _total(probs * logits)
-    mean_logps = _total(logits) / logits.shape[-1] - normaliser
-    # The likeliest token has at least 1 / V: the sum cannot underflow.
-    return TokenLogps(logps, entropy, normaliser, mean_logps, jnp.log(_total(probs * probs)))
-
-
-def _total(x: Array) -> Array:
-    """Sum over the last axis; on a CPU a product with ones, four times as fast as XLA's reduction."""
-
-    def product(x: Array) -> Array:
-        ones = jnp.ones((x.shape[-1],), x.dtype)
-        return jnp.matmul(x.reshape(-1, x.shape[-1]), ones, precision=jax.lax.Precision.HIGHEST).reshape(
-            x.shape[:-1]
-        )
-
-    return jax.lax.platform_dependent(x, cpu=product, default=partial(jnp.sum, axis=-1))
-
-
-def _hits(logits: Array, targets: Array) -> Array:
-    return targets[:, :, None] == jnp.arange(logits.shape[-1])[None, None, :]
-
-
-def _score_fwd(
-    hidden: Array,
-    unembed_DV: Array,
-    targets: Array,
-    temperature: Array,
-    used: Array | None,
-    config: ModelConfig,
-    keep: bool,
-) -> tuple[TokenLogps, tuple[Any, ...]]:
-    def compute() -> tuple[TokenLogps, Array | None]:
-        logits = _scaled_logits(hidden, unembed_DV, temperature, config)
-        return _score_logits(logits, targets), logits if keep else None
-
-    out, logits = _if_used(used, compute)
-    return out, (hidden, unembed_DV, targets, temperature, used, out, logits)
-
-
-def _score_bwd(
-    config: ModelConfig, keep: bool, kept: tuple[Any, ...], d: TokenLogps
-) -> tuple[Array, Array, None, Array, None]:
-    """With p = softmax(l), of each output's gradient with respect to the logits l_v:
-
-    logps `1[v = target] - p`, entropy `-p (l - (logsumexp - entropy))`, logsumexp `p`, mean_logps `1 / V - p`,
-    log_collision `2 p (p / sum p^2 - 1)`.
-    """
-    hidden, unembed_DV, targets, temperature, used, out, kept_logits = kept
-    dtype = jnp.dtype(config.compute_dtype)
-    wide = lambda x: x[:, :, None]  # noqa: E731
-
-    def compute() -> tuple[Array, Array, Array]:
-        logits = kept_logits if keep else _scaled_logits(hidden, unembed_DV, temperature, config)
-        probs = jnp.exp(logits - wide(out.logsumexp))
-        mean = out.logsumexp - out.entropy
-        constant = d.logsumexp + d.entropy * mean - d.logps - d.mean_logps - 2.0 * d.log_collision
-        squared = 2.0 * d.log_collision * jnp.exp(-out.log_collision)
-        d_logits = probs * (wide(constant) - wide(d.entropy) * logits + wide(squared) * probs)
-        d_logits += (
-            jnp.where(_hits(logits, targets), wide(d.logps), 0.0) + wide(d.mean_logps) / logits.shape[-1]
-        )
-        d_temperature = -jnp.sum(d_logits * logits) / temperature
-        flat = (d_logits / temperature).astype(dtype).reshape(-1, logits.shape[-1])
-        rows = hidden.astype(dtype).reshape(-1, hidden.shape[-1])
-        d_hidden = jnp.matmul(flat, unembed_DV.astype(dtype).T, preferred_element_type=jnp.float32)
-        d_unembed = jnp.matmul(rows.T, flat, preferred_element_type=jnp.float32)
-        return (
-            d_hidden.reshape(hidden.shape).astype(hidden.dtype),
-            d_unembed.astype(unembed_DV.dtype),
-            d_temperature,
-        )
-
-    d_hidden, d_unembed, d_temperature = _if_used(used, compute)
-    return d_hidden, d_unembed, None, d_temperature, None
-
-
-def _if_used(used: Array | None, compute: Callable[[], Any]) -> Any:
-    """`compute()`, or zeros of its shape where `used` is False."""
-    if used is None:
-        return compute()
-    shapes = jax.eval_shape(compute)
-    return jax.lax.cond(used, compute, lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
-
-
-_score.defvjp(_score_fwd, _score_bwd)
-
-
 def hidden_divergence(
     student_BTD: Float[Array, "B T D"],
     student_unembed_DV: Float[Array, "D V"],
@@ -245,11 +95,11 @@ def hidden_divergence(
 
     Args:
       student_BTD: states after the final norm; carries the gradient.
-      student_unembed_DV: read-out matrix; carries the gradient.
+      student_unembed_DV: the LM head; carries the gradient.
       student_config: gives the chunk length C and the student's compute dtype.
       teacher_BTE: the teacher's states, slot t aligned with the student's slot t; another width is fine. No
         gradient passes.
-      teacher_unembed_EV: the teacher's read-out matrix. No gradient passes.
+      teacher_unembed_EV: the teacher's LM head. No gradient passes.
       teacher_config: gives the teacher's compute dtype.
       fn: from the float32 logits of one chunk, `[B, C, V]` each, to a tree of `[B, C]`; must be finite on
         logits of zeros, which fill the last chunk.
@@ -300,13 +150,17 @@ def token_logps(
     first: int = 1,
     needed_BT: Bool[Array, "B T"] | None = None,
     group: Group | None = None,
-) -> TokenLogps:
-    """Teacher-forced log-probs of every token from slot `first` on, aligned with the tokens.
+) -> tuple[TokenLogps, AuxSums]:
+    """Teacher-forced log-probs of every token from slot `first` on, aligned with the tokens; and auxiliary sums.
 
-    `first` is static; slots before it hold 0 and cost no logits. Nothing predicts slot 0. Slots that are not `needed`
-    hold 0 too. The prompt of a `group` of adjacent rows is computed once for all of them.
+    Args:
+      params, config, tokens_BT, positions_BT, segment_ids_BT: as `forward` takes them.
+      temperature: divides the logits; traced.
+      first: static; slots before it hold 0 and cost no logits. Nothing predicts slot 0.
+      needed_BT: slots where it is False hold 0.
+      group: groups of adjacent rows that share a prompt, which is then computed once for all of them.
     """
-    hidden = forward(params, config, tokens_BT, positions_BT, segment_ids_BT, group=group)
+    hidden, aux = forward(params, config, tokens_BT, positions_BT, segment_ids_BT, group=group)
     first = max(first, 1)
     scored = hidden_logps(
         hidden[:, first - 1 : -1],
@@ -316,15 +170,4 @@ def token_logps(
         temperature=temperature,
         needed_BT=None if needed_BT is None else needed_BT[:, first:],
     )
-    return TokenLogps(*(jnp.pad(x, ((0, 0), (first, 0))) for x in scored))
-
-
-def likeliest_token(logits: Float[Array, "*batch V"]) -> Int[Array, "*batch"]:
-    """The first of the most likely tokens, int32; 0 in a row of -inf, the last token in one with a NaN.
-
-    `jnp.argmax` reduces pairs, which XLA's CPU backend does one entry at a time; it vectorises these two
-    reductions, and the first of them is one that `logsumexp` needs as well.
-    """
-    last = logits.shape[-1] - 1
-    ids = jnp.arange(last + 1, dtype=jnp.int32)
-    return jnp.min(jnp.where(logits == jnp.max(logits, axis=-1, keepdims=True), ids, last), axis=-1)
+    return TokenLogps(*(jnp.pad(x, ((0, 0), (first, 0))) for x in scored)), aux

@@ -1,6 +1,6 @@
 """A decoder-only transformer: tokens in, hidden states out; logits only through `models.logprobs`.
 
-Shapes: B batch, T time, S key slots, D model, V vocabulary, L layers.
+Shapes: B batch, T time, D model, V vocabulary, L layers, N head_dim.
 """
 
 from typing import Any
@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from models.auxiliary import AuxSums
 from models.axes import constrain
-from models.cache import KVCache, Reach
 from models.config import ModelConfig
+from models.decode.cache import KVCache, LayerCache
 from models.groups import Group, fold, groups_split, unfold
 from models.layers import Block, RMSNorm, rope_tables, scaled_normal
 
@@ -26,9 +27,15 @@ _POLICIES = {
 
 
 class Transformer(nn.Module):
-    """Embedding, L pre-norm blocks with parameters stacked on a leading axis, final norm."""
+    """Embedding, L pre-norm blocks with parameters stacked on a leading axis, final norm.
+
+    Attributes:
+      config: of the model.
+      group: each row is a folded group (`models.groups`), and B counts groups.
+    """
 
     config: ModelConfig
+    group: Group | None = None
 
     @nn.compact
     def __call__(
@@ -36,44 +43,50 @@ class Transformer(nn.Module):
         tokens_BT: Int[Array, "B T"],
         positions_BT: Int[Array, "B T"],
         segment_ids_BT: Int[Array, "B T"],
-        cache: KVCache | None = None,
-        group: Group | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """Hidden states after the final norm, float32-normalised, in the compute dtype.
+    ) -> tuple[Float[Array, "B T D"], AuxSums]:
+        """Hidden states after the final norm, in the compute dtype, and auxiliary sums.
 
         Args:
           tokens_BT: int32 token ids.
           positions_BT: int32 rotary positions, counted within each segment.
           segment_ids_BT: int32; tokens see only earlier tokens of the same segment; 0 is padding.
-          cache: with a cache, the T tokens are appended to it and attend to all that it holds.
-          group: with a group, each row is a folded one (`models.groups`), and B counts groups; not with a cache.
-
-        Returns:
-          Hidden states and the updated cache (None where none was given).
         """
         c = self.config
-        stored, compute = jnp.dtype(c.param_dtype), jnp.dtype(c.compute_dtype)
+        stored = jnp.dtype(c.param_dtype)
         init = scaled_normal(0.02, "vocab", "embed")
-        embed_VD = self.param("embed", init, (c.vocab_size, c.d_model), stored)
+        embed_VD: Any = self.param("embed", init, (c.vocab_size, c.d_model), stored)
         if not c.tie_embeddings:
             init = scaled_normal(c.d_model**-0.5, "embed", "vocab")
             self.param("unembed", init, (c.d_model, c.vocab_size), stored)
-        if self.is_initializing():
-            layers = self.param("layers", _init_layers, c)
-        else:
-            layers = self.get_variable("params", "layers")
+        x_BTD = embed(embed_VD, tokens_BT, c)
+        layer = c.layers[0]  # one scanned module is all layers, so their options are equal
+        layers = nn.scan(
+            Block if c.remat == "none" else _remat(c),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=c.num_layers,
+            unroll=1 if c.scan_layers else c.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c, layer, self.group, name="layers")
+        rope = rope_tables(positions_BT, layer.rope_theta, c.head_dim)
+        x_BTD, (aux, _) = layers(x_BTD, rope, segment_ids_BT)
+        return RMSNorm(c, name="final_norm")(x_BTD), aux.sum_layers()
 
-        # Gathered over fsdp before the look-up, as every other weight is before its product: the batch is
-        # split over the same axis, and the partitioner would otherwise replicate the result.
-        table_VD = constrain(embed_VD.astype(compute), "vocab", "activation_embed")
-        x_BTD = jnp.take(table_VD, tokens_BT, axis=0)
-        x_BTD = constrain(x_BTD, "batch", "length", "activation_embed")
-        rope = rope_tables(positions_BT, c)
-        if cache is None:
-            x_BTD = _run_layers(c, layers, x_BTD, rope, segment_ids_BT, group)
-        else:
-            x_BTD, cache = _run_cached(c, layers, x_BTD, rope, segment_ids_BT, cache)
-        return RMSNorm(c, name="final_norm")(x_BTD), cache
+
+def _remat(c: ModelConfig) -> Any:
+    """Block with a backward pass that recomputes what the config says."""
+    return nn.remat(Block, policy=_POLICIES[c.remat], prevent_cse=not c.scan_layers)
+
+
+def embed(
+    embed_VD: Float[Array, "V D"], tokens_BT: Int[Array, "B T"], config: ModelConfig
+) -> Float[Array, "B T D"]:
+    """The embedding of each token, in the compute dtype."""
+    # Gathered over fsdp before the look-up, as every other weight is before its product: the batch is
+    # split over the same axis, and the partitioner would otherwise replicate the result.
+    table_VD = constrain(embed_VD.astype(jnp.dtype(config.compute_dtype)), "vocab", "activation_embed")
+    return constrain(jnp.take(table_VD, tokens_BT, axis=0), "batch", "length", "activation_embed")
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
@@ -90,19 +103,27 @@ def forward(
     segment_ids_BT: Int[Array, "B T"],
     *,
     group: Group | None = None,
-) -> Float[Array, "B T D"]:
-    """Hidden states of a whole batch, without a cache.
+) -> tuple[Float[Array, "B T D"], AuxSums]:
+    """Hidden states of a whole batch, without a cache, and auxiliary sums for the training step.
 
     Args:
-      params, config: of the model.
+      params, config: of the model; layers stacked, or laid out for sampling.
       tokens_BT, positions_BT, segment_ids_BT: as `Transformer` takes them.
       group: groups of adjacent rows that share a prompt, which is then computed once for all of them.
     """
     rows = (tokens_BT, positions_BT, segment_ids_BT)
     if group is None or not groups_split(len(tokens_BT), group.size):
-        return Transformer(config).apply({"params": params}, *rows)[0]
-    folded = (fold(x, group) for x in rows)
-    return unfold(Transformer(config).apply({"params": params}, *folded, group=group)[0], group)
+        return _forward(params, config, None, *rows)
+    hidden_BTD, aux = _forward(params, config, group, *(fold(x, group) for x in rows))
+    return unfold(hidden_BTD, group), aux
+
+
+def _forward(params: Params, config: ModelConfig, group: Group | None, *rows: Array) -> tuple[Array, AuxSums]:
+    if isinstance(params["layers"], tuple):
+        hidden_BTD, aux, _ = _apply_blocks(params, config, *rows, group=group)
+        return hidden_BTD, aux
+    out: Any = Transformer(config, group).apply({"params": params}, *rows)
+    return out
 
 
 def forward_cached(
@@ -113,9 +134,18 @@ def forward_cached(
     segment_ids_BT: Int[Array, "B T"],
     cache: KVCache,
 ) -> tuple[Float[Array, "B T D"], KVCache]:
-    """Appends T tokens to the cache; layers are unrolled so that each cache is updated in place."""
-    out: Any = Transformer(config).apply({"params": params}, tokens_BT, positions_BT, segment_ids_BT, cache)
-    return out
+    """Appends T tokens to the cache; they attend to all that it holds.
+
+    Args:
+      params, config: of the model; layers stacked, or laid out for sampling. They are unrolled, so that each layer's
+        cache is updated in place.
+      tokens_BT, positions_BT, segment_ids_BT: as `Transformer` takes them.
+      cache: with room for T more.
+    """
+    hidden_BTD, _, written = _apply_blocks(
+        params, config, tokens_BT, positions_BT, segment_ids_BT, cache=cache
+    )
+    return hidden_BTD, written
 
 
 def unembedding(params: Params) -> Float[Array, "D V"]:
@@ -130,19 +160,6 @@ def unstack_layers(params: Params, config: ModelConfig) -> Params:
     return {**params, "layers": _unstack(params["layers"], config.num_layers)}
 
 
-def _init_layers(key: jax.Array, c: ModelConfig) -> Params:
-    """L blocks' parameters stacked on a leading axis named `layers`."""
-    x = jnp.zeros((1, 2, c.d_model), jnp.dtype(c.compute_dtype))
-    ids = jnp.ones((1, 2), jnp.int32)
-
-    def one(key: jax.Array) -> Params:
-        return Block(c).init(key, x, rope_tables(ids, c), ids)["params"]
-
-    boxed = jax.vmap(one)(jax.random.split(key, c.num_layers))
-    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
-    return jax.tree.map(lambda box: box.add_axis(0, {nn.PARTITION_NAME: "layers"}), boxed, is_leaf=is_box)
-
-
 def _unstack(stacked: Params, num_layers: int) -> tuple[Params, ...]:
     """Splits the leading axis; `lax.split` transposes to one concatenation, L slices would to L pads."""
     leaves, treedef = jax.tree.flatten(stacked)
@@ -150,44 +167,36 @@ def _unstack(stacked: Params, num_layers: int) -> tuple[Params, ...]:
     return tuple(jax.tree.unflatten(treedef, [row[i][0] for row in rows]) for i in range(num_layers))
 
 
-def _run_layers(
+def _apply_blocks(
+    params: Params,
     c: ModelConfig,
-    layers: Params,
-    x_BTD: Array,
-    rope: tuple[Array, Array],
+    tokens_BT: Array,
+    positions_BT: Array,
     segment_ids_BT: Array,
-    group: Group | None,
-) -> Array:
-    def block(x: Array, layer: Params) -> Array:
-        return Block(c, parent=None).apply({"params": layer}, x, rope, segment_ids_BT, group=group)[0]
-
-    if c.remat != "none":
-        block = jax.checkpoint(block, policy=_POLICIES[c.remat], prevent_cse=not c.scan_layers)
-    if c.scan_layers and not isinstance(layers, tuple):
-        return jax.lax.scan(lambda x, layer: (block(x, layer), None), x_BTD, layers)[0]
-    for layer in layers if isinstance(layers, tuple) else _unstack(layers, c.num_layers):
-        x_BTD = block(x_BTD, layer)
-    return x_BTD
-
-
-def _run_cached(
-    c: ModelConfig,
-    layers: Params,
-    x_BTD: Array,
-    rope: tuple[Array, Array],
-    segment_ids_BT: Array,
-    cache: KVCache,
-) -> tuple[Array, KVCache]:
-    T = x_BTD.shape[1]
-    seen = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids_BT, (0, cache.length))
-    cache = cache.replace(segment_ids=seen)
-    reach = Reach(cache.length, cache.mask(T, segment_ids_BT), cache.prefix)
-    written = []
-    unstacked = layers if isinstance(layers, tuple) else _unstack(layers, c.num_layers)
-    for layer, layer_cache in zip(unstacked, cache.layers, strict=True):
-        out: Any = Block(c, parent=None).apply(
-            {"params": layer}, x_BTD, rope, segment_ids_BT, layer_cache, reach
+    *,
+    cache: KVCache | None = None,
+    group: Group | None = None,
+) -> tuple[Array, AuxSums, Any]:
+    """The same model layer by layer, with parameters of each layer apart and, if there is one, a cache."""
+    x_BTD = embed(params["embed"], tokens_BT, c)
+    thetas = {layer.rope_theta for layer in c.layers}
+    ropes = {theta: rope_tables(positions_BT, theta, c.head_dim) for theta in thetas}
+    caches: tuple[LayerCache | None, ...] = (None,) * c.num_layers
+    reach = None
+    if cache is not None:
+        cache, reach = cache.append(segment_ids_BT)
+        caches = cache.layers
+    sums: list[AuxSums] = []
+    written: list[LayerCache | None] = []
+    each = zip(unstack_layers(params, c)["layers"], c.layers, caches, strict=True)
+    for weights, layer, layer_cache in each:
+        rope = ropes[layer.rope_theta]
+        out: Any = Block(c, layer, group).apply(
+            {"params": weights}, x_BTD, rope, segment_ids_BT, layer_cache, reach
         )
-        x_BTD = out[0]
-        written.append(out[1])
-    return x_BTD, cache.replace(layers=tuple(written), length=cache.length + T)
+        x_BTD, (aux, layer_cache) = out
+        sums.append(aux)
+        written.append(layer_cache)
+    hidden_BTD: Any = RMSNorm(c).apply({"params": params["final_norm"]}, x_BTD)
+    aux = jax.tree.map(lambda *x: sum(x), *sums)
+    return hidden_BTD, aux, None if cache is None else cache.replace(layers=tuple(written))

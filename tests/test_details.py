@@ -227,7 +227,7 @@ DETAILS: list[tuple[str, ...]] = [
         "T13",
         "cached greedy is uncached",
         "research/sampling/test_stops.py::test_greedy_equals_greedy_without_a_cache",
-        "models/test_cache.py::test_cached_equals_uncached",
+        "models/decode/test_cache.py::test_cached_equals_uncached",
     ),
     (
         "T14",

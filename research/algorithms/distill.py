@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array
 
 from models.config import ModelConfig
-from models.logprobs import hidden_divergence, likeliest_token
+from models.logprobs import hidden_divergence
+from models.softmax import likeliest_token
 from models.transformer import Params, unembedding
 from objectives.distillation import Divergence, Tail, token_divergence, topk_distillation_loss
 from objectives.reduce import reduce_metrics, token_mean

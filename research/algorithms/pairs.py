@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from models.config import ModelConfig
-from models.logprobs import TokenLogps
+from models.softmax import TokenLogps
 from models.transformer import Params
 from objectives.reduce import example_mean, reduce_metrics, sequence_sum
 from objectives.types import ObjectiveOutput

@@ -1,11 +1,15 @@
-"""A frozen model, and what is read off a model's rows: log-probs, hidden states, a scorer's outputs."""
+"""A frozen model, and what is read off a model's rows: log-probs, hidden states, a scorer's outputs.
+
+The auxiliary sums that models return beside them are empty, since every model is dense.
+"""
 
 import flax.struct
 from jaxtyping import Array, Float
 
 from models.config import ModelConfig
 from models.heads import scorer_outputs
-from models.logprobs import TokenLogps, token_logps
+from models.logprobs import token_logps
+from models.softmax import TokenLogps
 from models.transformer import Params, forward
 from research.core.batch import SequenceBatch
 
@@ -34,7 +38,7 @@ def batch_logps(
 
     Where (nearly) `all_targets` of the rows count, it costs more to look for the others than to score them.
     """
-    return token_logps(
+    scored, _ = token_logps(
         params,
         config,
         rows.tokens,
@@ -45,13 +49,14 @@ def batch_logps(
         needed_BT=None if all_targets else rows.loss_mask,
         group=rows.group,
     )
+    return scored
 
 
 def row_states(params: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T D"]:
     """Hidden states after reading each token of a SequenceBatch."""
-    return forward(params, config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)
+    return forward(params, config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)[0]
 
 
 def row_outputs(scorer: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T O"]:
     """A scorer's outputs after reading each token of a SequenceBatch."""
-    return scorer_outputs(scorer, config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)
+    return scorer_outputs(scorer, config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)[0]

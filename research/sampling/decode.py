@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from models.cache import KVCache, init_cache, with_prefix
 from models.config import ModelConfig
-from models.logprobs import compute_logits
+from models.decode.cache import KVCache, init_cache
+from models.decode.rows import with_prefix
+from models.softmax import compute_logits
 from models.transformer import Params, forward_cached, unembedding
 from research.core.cpu import decoding_options
 from research.sampling.controls import Controls, control_logits, mark_seen
@@ -105,7 +106,7 @@ def decode(
     """Up to `max_steps` tokens a row; returns sooner when no row is live, or when enough slots are free.
 
     Args:
-      params: as `models.fused.decode_params` lays them out, or as trained.
+      params: as `models.decode.layout.decode_params` lays them out, or as trained.
       slots: the cache has room for `max_steps` more.
       scalars: traced numbers of the rollout.
       free_slots: return once this many slots are free; a value above B disables the check.

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from models.cache import KVCache
 from models.config import ModelConfig
-from models.logprobs import compute_logits, likeliest_token
+from models.decode.cache import KVCache
+from models.softmax import compute_logits, likeliest_token
 from models.transformer import Params, forward_cached, unembedding
 from research.sampling.limits import check_counts
 from research.sampling.methods import (
@@ -117,7 +117,7 @@ def propose_by_model(
     Elsewhere that writes what is there already.
 
     Args:
-      params: the draft's, as `models.fused.decode_params` lays them out, or as trained.
+      params: the draft's, as `models.decode.layout.decode_params` lays them out, or as trained.
       cache: holds all tokens of each row but its last, but the slot before `length` may be unwritten.
       newest_B2: the last two tokens of each row.
       positions_B: of the last token.

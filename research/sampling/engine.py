@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from models.cache import KVCache
 from models.config import ModelConfig
+from models.decode.cache import KVCache
 from models.transformer import Params
 from research.sampling.constraints import ConstraintRows, Grammars
 from research.sampling.controls import Controls, refuse_empty_rows

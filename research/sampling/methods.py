@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from models.logprobs import likeliest_token
+from models.softmax import likeliest_token
 from research.sampling.limits import check_counts
 
 # One vector register row on a TPU, one warp's load on a GPU; on a CPU 64 to 256 are equally quick.

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from models.cache import KVCache, init_cache, insert_rows, resize, take_rows, with_prefix
 from models.config import ModelConfig
+from models.decode.cache import KVCache, init_cache
+from models.decode.rows import insert_rows, resize, take_rows, with_prefix
 from research.sampling.decode import COMPILER_OPTIONS, Slots, decode, prefill
 from research.sampling.methods import row_keys
 from research.sampling.types import SamplerScalars, SamplerSpec
@@ -94,7 +95,7 @@ def admit_program(slots: Slots, filled: KVCache, new: Admissions, scalars: Sampl
 
 @partial(jax.jit, static_argnames="slots")
 def resize_program(state: Slots, drop: Int[Array, ""], *, slots: int) -> Slots:
-    """`models.cache.resize` of the slots' cache."""
+    """`models.decode.rows.resize` of the slots' cache."""
     return state.replace(cache=resize(state.cache, slots, drop=drop))
 
 

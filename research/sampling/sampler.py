@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from models.axes import batch_ways
-from models.cache import init_cache, insert_rows, resize, with_prefix
 from models.config import ModelConfig
+from models.decode.cache import init_cache
+from models.decode.rows import insert_rows, resize, with_prefix
 from models.groups import groups_split
 from models.transformer import Params
 from research.sampling.controls import Controls, seen_tokens

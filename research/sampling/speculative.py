@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from models.cache import KVCache, LayerCache, resize
 from models.config import ModelConfig
-from models.logprobs import compute_logits
+from models.decode.cache import KVCache, LayerCache
+from models.decode.rows import resize
+from models.softmax import compute_logits
 from models.transformer import Params, forward_cached, unembedding
 from research.core.errors import ConfigError
 from research.sampling.decode import COMPILER_OPTIONS, Slots

@@ -288,7 +288,7 @@ class TextGenerator:
 def _token_logps(
     params: Params, tokens: jax.Array, positions: jax.Array, segments: jax.Array, *, config: ModelConfig
 ) -> jax.Array:
-    return token_logps(params, config, tokens, positions, segments).logps
+    return token_logps(params, config, tokens, positions, segments)[0].logps
 
 
 def in_order(deltas: Iterable[TextDelta], samples: int) -> Iterator[TextDelta]:

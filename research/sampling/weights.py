@@ -1,7 +1,7 @@
 """The policy's parameters laid out for sampling: in the compute dtype, in bfloat16, or in int8.
 
 Once per update of the policy: cast or quantized, fused, and on a mesh resharded from the layout of training to that
-of decoding (`models.fused`).
+of decoding (`models.decode.layout`).
 """
 
 from types import ModuleType
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from models.config import ModelConfig
-from models.fused import decode_params
+from models.decode.layout import decode_params
 from models.transformer import Params
 from research.core.errors import ConfigError
 

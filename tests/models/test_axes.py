@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from models.axes import MESH_AXES, RULES, batch_sharding, check_divisible, constrain, param_shardings
-from models.cache import init_cache
+from models.decode.cache import init_cache
 from models.logprobs import token_logps
 from models.transformer import init_params
 from tests.models.tiny import CONFIG, UNTIED, make_params, make_tokens, plain, primitives_of
@@ -86,7 +86,7 @@ def test_one_device_equals_eight(mesh: Mesh, capfd: pytest.CaptureFixture[str]) 
     weights = jnp.asarray(np.random.default_rng(0).standard_normal((8, 10)), jnp.float32)
 
     def loss(params: object, tokens: jax.Array, positions: jax.Array, segments: jax.Array) -> tuple:
-        scored = token_logps(params, UNTIED, tokens, positions, segments)
+        scored, _ = token_logps(params, UNTIED, tokens, positions, segments)
         return jnp.sum(weights * (scored.logps + scored.entropy)), scored
 
     run = lambda: jax.jit(jax.value_and_grad(loss, has_aux=True))  # noqa: E731

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from models.config import ModelConfig
-from models.logprobs import compute_logits
+from models.softmax import compute_logits
 from models.transformer import forward, init_params, unembedding
 from tests.models.tiny import CONFIG, UNTIED
 
@@ -48,7 +48,7 @@ def test_flops_are_what_xla_counts(tied: bool) -> None:
     B, T = 1, 256
 
     def logits(params: object, ids: jax.Array) -> jax.Array:
-        return compute_logits(forward(params, config, ids, ids, ids), unembedding(params), config)
+        return compute_logits(forward(params, config, ids, ids, ids)[0], unembedding(params), config)
 
     params = jax.eval_shape(lambda key: nn.meta.unbox(init_params(config, key)), jax.random.key(0))
     ids = jax.ShapeDtypeStruct((B, T), jnp.int32)

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import attention
 from models.axes import MESH_AXES
 from models.config import ModelConfig
 from models.groups import Group, fold, groups_split, unfold
 from models.heads import scorer_outputs
+from models.kernels.attention import self_attention
 from models.logprobs import token_logps
 from models.transformer import Params, forward
-from tests.models.tiny import CONFIG, UNTIED, make_params
+from tests.models.tiny import CONFIG, UNTIED, equations_of, hidden_states, make_params
 
 P, G, L, N = 3, 4, 5, 7
 GROUP = Group(G, L)
@@ -53,7 +53,7 @@ def test_log_probs_and_gradients_are_those_of_rows_apart(config: ModelConfig) ->
     real = rows[2] > 0
 
     def total(params: Params, group: Group | None) -> tuple[jax.Array, jax.Array]:
-        logps = jnp.where(real, token_logps(params, config, *rows, first=L, group=group).logps, 0.0)
+        logps = jnp.where(real, token_logps(params, config, *rows, first=L, group=group)[0].logps, 0.0)
         return jnp.sum(weights * logps), logps
 
     run = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=1)
@@ -73,7 +73,7 @@ def test_accelerators_attend_over_whole_rows_with_the_same_result() -> None:
         jnp.asarray(rng.standard_normal((*segments.shape, n, CONFIG.head_dim)), jnp.float32) for n in heads
     )
     whole, apart = (
-        way(q, k, v, segments, config=CONFIG, group=GROUP) for way in (attention._whole, attention._apart)
+        self_attention(q, k, v, segments, kernel=kernel, group=GROUP) for kernel in ("xla", "cpu_blocks")
     )
     real = np.asarray(segments) > 0
     np.testing.assert_allclose(apart[real], whole[real], atol=1e-5)
@@ -84,7 +84,7 @@ def test_scores_are_those_of_rows_apart() -> None:
     scorer = {"trunk": make_params(CONFIG), "head": {"w": jnp.asarray(w)}}
     tokens, positions, segments = grouped_rows(CONFIG)
     score = jax.jit(scorer_outputs, static_argnames=("config", "group"))
-    apart, together = (score(scorer, CONFIG, tokens, positions, segments, group=g) for g in (None, GROUP))
+    apart, together = (score(scorer, CONFIG, tokens, positions, segments, group=g)[0] for g in (None, GROUP))
     real = np.asarray(segments) > 0
     np.testing.assert_allclose(together[real], apart[real], atol=1e-5)
 
@@ -92,7 +92,7 @@ def test_scores_are_those_of_rows_apart() -> None:
 def test_the_prompt_is_computed_once_a_group() -> None:
     """A change of another row's prompt is not seen; and the program has so many products fewer."""
     params, (tokens, positions, segments) = make_params(CONFIG), grouped_rows(CONFIG)
-    run = jax.jit(forward, static_argnames=("config", "group"))
+    run = jax.jit(hidden_states, static_argnames=("config", "group"))
     other = tokens.at[1, :L].set(0)
     np.testing.assert_array_equal(
         run(params, CONFIG, tokens, positions, segments, group=GROUP),
@@ -102,7 +102,7 @@ def test_the_prompt_is_computed_once_a_group() -> None:
     def widest(group: Group | None) -> int:
         """Positions in the residual stream of a layer."""
         jaxpr = jax.make_jaxpr(lambda p: forward(p, CONFIG, tokens, positions, segments, group=group))(params)
-        products = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "dot_general"]
+        products = [eqn for eqn in equations_of(jaxpr) if eqn.primitive.name == "dot_general"]
         return max(eqn.invars[0].aval.shape[0] for eqn in products if eqn.invars[0].aval.ndim == 2)
 
     assert widest(None) == P * G * T

@@ -35,7 +35,12 @@ from tests.models.tiny import (
     right_padded,
 )
 
-run = jax.jit(scorer_outputs, static_argnames="config")
+
+def outputs_of(scorer: Any, config: Any, *rows: jax.Array) -> jax.Array:
+    return scorer_outputs(scorer, config, *rows)[0]
+
+
+run = jax.jit(outputs_of, static_argnames="config")
 
 
 def make_scorer(config: Any, outputs: int, seed: int = 0) -> dict[str, Any]:
@@ -159,7 +164,7 @@ def test_bfloat16_compute_gives_float32_outputs_and_gradients() -> None:
     assert out.dtype == jnp.float32
     error = np.abs(np.asarray(out) - exact)
     assert 1e-4 < error.max() < 0.3 and error.mean() < 0.03
-    gradient = jax.jit(jax.grad(lambda p: jnp.sum(scorer_outputs(p, config, *batch) ** 2)))(scorer)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(outputs_of(p, config, *batch) ** 2)))(scorer)
     assert all(g.dtype == jnp.float32 and np.isfinite(g).all() for g in jax.tree.leaves(gradient))
     # The head itself does not round: bfloat16 hidden states are summed in float32.
     hidden = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 32)), jnp.bfloat16)
@@ -174,7 +179,7 @@ def test_one_device_equals_eight() -> None:
     weights = jnp.asarray(np.random.default_rng(0).standard_normal((8, 10, 2)), jnp.float32)
 
     def loss(params: Any, tokens: jax.Array, positions: jax.Array, segments: jax.Array) -> tuple:
-        out = scorer_outputs(params, ONE_LAYER, tokens, positions, segments)
+        out = outputs_of(params, ONE_LAYER, tokens, positions, segments)
         last = last_token_scores(out[:, :, 0], segments > 0)
         return jnp.sum(weights * out) + jnp.sum(last**2), (out, last)
 

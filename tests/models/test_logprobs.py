@@ -13,14 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from models import logprobs
 from models.axes import MESH_AXES
 from models.config import ModelConfig
-from models.logprobs import (
-    TokenLogps,
-    compute_logits,
-    hidden_divergence,
-    hidden_logps,
-    likeliest_token,
-    token_logps,
-)
+from models.logprobs import hidden_divergence, hidden_logps, token_logps
+from models.softmax import TokenLogps, compute_logits, likeliest_token
 from models.transformer import forward, unembedding
 from tests.models.tiny import CONFIG, UNTIED, make_params, make_tokens, plain, values_of
 
@@ -193,8 +187,8 @@ def test_is_aligned_with_the_tokens() -> None:
     """Column t speaks of token t given those before it; column 0 of nothing."""
     config = UNTIED
     params, batch = make_params(config), plain(make_tokens(config, B, T))
-    found = jax.jit(token_logps, static_argnames="config")(params, config, *batch, temperature=0.7)
-    hidden = jax.jit(forward, static_argnames="config")(params, config, *batch)
+    found, _ = jax.jit(token_logps, static_argnames="config")(params, config, *batch, temperature=0.7)
+    hidden, _ = jax.jit(forward, static_argnames="config")(params, config, *batch)
     targets = batch[0][:, 1:]
     expected = unchunked(hidden[:, :-1], unembedding(params), targets, 0.7)
     for name, value, target in zip(TokenLogps._fields, found, expected, strict=True):
@@ -207,11 +201,11 @@ def test_slots_before_the_first_target_are_0_and_cost_no_logits(first: int) -> N
     params, batch = make_params(CONFIG), plain(make_tokens(CONFIG, B, T))
     config = with_chunk(T)
     run = jax.jit(token_logps, static_argnames=("config", "first"))
-    whole, tail = (run(params, config, *batch, temperature=0.7, first=n) for n in (0, first))
+    whole, tail = (run(params, config, *batch, temperature=0.7, first=n)[0] for n in (0, first))
     for name, value, target in zip(TokenLogps._fields, tail, whole, strict=True):
         np.testing.assert_array_equal(value[:, :first], 0.0)
         np.testing.assert_allclose(value[:, first:], target[:, first:], atol=1e-5, err_msg=name)
-    jaxpr = jax.make_jaxpr(lambda p: token_logps(p, config, *batch, first=first).logps)(params)
+    jaxpr = jax.make_jaxpr(lambda p: token_logps(p, config, *batch, first=first)[0].logps)(params)
     shapes = {aval.shape for aval in values_of(jaxpr) if hasattr(aval, "shape")}
     assert {shape for shape in shapes if len(shape) == 3 and shape[0] == B and shape[-1] == V} == {
         (B, T - first, V)
@@ -222,7 +216,7 @@ def test_slots_that_are_not_needed_are_0() -> None:
     params, batch = make_params(CONFIG), plain(make_tokens(CONFIG, B, T))
     needed = jnp.asarray(np.random.default_rng(4).random((B, T)) < 0.5)
     run = jax.jit(token_logps, static_argnames=("config", "first"))
-    whole, some = (run(params, CONFIG, *batch, first=3, needed_BT=x) for x in (None, needed))
+    whole, some = (run(params, CONFIG, *batch, first=3, needed_BT=x)[0] for x in (None, needed))
     for value, target in zip(some, whole, strict=True):
         np.testing.assert_allclose(value, jnp.where(needed, target, 0.0), atol=1e-6)
 
@@ -269,7 +263,7 @@ class TestMemory:
         batch = plain(make_tokens(config, B, self.LENGTH))
 
         def loss(params: Any) -> jax.Array:
-            return sum(jnp.sum(x) for x in token_logps(params, config, *batch))
+            return sum(jnp.sum(x) for x in token_logps(params, config, *batch)[0])
 
         jaxpr = jax.make_jaxpr(jax.grad(loss) if gradient else loss)(make_params(self.CONFIG))
         return max(aval.size for aval in values_of(jaxpr) if hasattr(aval, "size"))

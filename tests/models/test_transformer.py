@@ -9,12 +9,13 @@ import pytest
 
 from models.config import ModelConfig
 from models.layers import RMSNorm, apply_rope, rope_tables
-from models.transformer import forward, init_params, unembedding
+from models.transformer import init_params, unembedding
 from tests.models.reference import numpy_hidden, numpy_unembedding
 from tests.models.tiny import (
     CONFIG,
     ONE_LAYER,
     UNTIED,
+    hidden_states,
     left_padded,
     make_params,
     make_tokens,
@@ -25,7 +26,7 @@ from tests.models.tiny import (
 MULTI_HEAD = dataclasses.replace(CONFIG, num_kv_heads=4, head_dim=6, d_ff=20, rope_theta=10_000.0)
 MULTI_QUERY = dataclasses.replace(UNTIED, num_kv_heads=1, num_layers=1, norm_eps=1e-2)
 
-run = jax.jit(forward, static_argnames="config")
+run = jax.jit(hidden_states, static_argnames="config")
 
 
 @pytest.mark.parametrize("config", [CONFIG, MULTI_HEAD, MULTI_QUERY], ids=["gqa", "mha", "mqa_untied"])
@@ -97,7 +98,7 @@ def test_bfloat16_compute_is_finite_and_close() -> None:
     assert error.max() > 1e-4  # it did run in bfloat16
     assert error.mean() < 0.03 and error.max() < 0.3  # hidden states are about 1, bfloat16 resolves 1 / 256
     one = dataclasses.replace(ONE_LAYER, compute_dtype="bfloat16")
-    loss = lambda p: jnp.sum(forward(p, one, *batch).astype(jnp.float32) ** 2)  # noqa: E731
+    loss = lambda p: jnp.sum(hidden_states(p, one, *batch).astype(jnp.float32) ** 2)  # noqa: E731
     gradient = jax.jit(jax.grad(loss))(make_params(ONE_LAYER))
     for leaf in jax.tree.leaves(gradient):
         assert leaf.dtype == jnp.float32
@@ -126,7 +127,7 @@ def test_rope_depends_on_relative_position_only() -> None:
     q, k = (jnp.asarray(rng.standard_normal((1, 1, 1, 8)), jnp.float32) for _ in range(2))
 
     def score(at: int, back: int) -> float:
-        turn = lambda x, p: apply_rope(x, *rope_tables(jnp.full((1, 1), p, jnp.int32), CONFIG))  # noqa: E731
+        turn = lambda x, p: apply_rope(x, *rope_tables(jnp.full((1, 1), p, jnp.int32), CONFIG.rope_theta, 8))  # noqa: E731
         return float(jnp.sum(turn(q, at) * turn(k, at - back)))
 
     np.testing.assert_allclose([score(at, 3) for at in (3, 10, 57)], score(20, 3), atol=1e-4)

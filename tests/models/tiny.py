@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.config import ModelConfig
-from models.transformer import Params, init_params
+from models.groups import Group
+from models.transformer import Params, forward, init_params
 
 CONFIG = ModelConfig(
     vocab_size=40,
@@ -50,6 +51,13 @@ def make_params(config: ModelConfig, seed: int = 0, spread: float = 0.25) -> Par
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+def hidden_states(
+    params: Params, config: ModelConfig, *rows: jax.Array, group: Group | None = None
+) -> jax.Array:
+    """What `forward` returns first."""
+    return forward(params, config, *rows, group=group)[0]
+
+
 def make_tokens(config: ModelConfig, rows: int, length: int, seed: int = 0) -> np.ndarray:
     """Uniform token ids `[rows, length]`."""
     return np.random.default_rng(seed).integers(0, config.vocab_size, (rows, length), dtype=np.int32)
@@ -80,24 +88,24 @@ def right_padded(prompts: list[np.ndarray], width: int) -> tuple[np.ndarray, ...
     return tokens, np.maximum(np.cumsum(segments, axis=1, dtype=np.int32) - 1, 0), segments
 
 
-def values_of(jaxpr: Any) -> Iterator[Any]:
-    """The abstract value of everything computed in a jaxpr and in the jaxprs inside it."""
+def equations_of(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of a jaxpr and of the jaxprs inside it."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     for equation in jaxpr.eqns:
-        yield from (var.aval for var in equation.outvars)
+        yield equation
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
             if _is_jaxpr(inner):
-                yield from values_of(inner)
+                yield from equations_of(inner)
+
+
+def values_of(jaxpr: Any) -> Iterator[Any]:
+    """The abstract value of everything computed in a jaxpr and in the jaxprs inside it."""
+    return (var.aval for equation in equations_of(jaxpr) for var in equation.outvars)
 
 
 def primitives_of(jaxpr: Any) -> Iterator[str]:
     """The name of every primitive in a jaxpr and in the jaxprs inside it."""
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    for equation in jaxpr.eqns:
-        yield equation.primitive.name
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(inner):
-                yield from primitives_of(inner)
+    return (equation.primitive.name for equation in equations_of(jaxpr))
 
 
 def _is_jaxpr(value: Any) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from models.config import ModelConfig
 from models.heads import scorer_outputs
-from models.logprobs import compute_logits
+from models.softmax import compute_logits
 from models.transformer import forward, unembedding
 from research.core.batch import SequenceBatch
 from tests.research.algorithms.toy import MODEL
@@ -16,13 +16,13 @@ from tests.research.algorithms.toy import MODEL
 
 @partial(jax.jit, static_argnums=1)
 def _logits(params: Any, model: ModelConfig, rows: SequenceBatch) -> jax.Array:
-    hidden = forward(params, model, rows.tokens, rows.positions, rows.segment_ids)
+    hidden, _ = forward(params, model, rows.tokens, rows.positions, rows.segment_ids)
     return compute_logits(hidden, unembedding(params), model)
 
 
 @partial(jax.jit, static_argnums=1)
 def _outputs(params: Any, model: ModelConfig, rows: SequenceBatch) -> jax.Array:
-    return scorer_outputs(params, model, rows.tokens, rows.positions, rows.segment_ids)
+    return scorer_outputs(params, model, rows.tokens, rows.positions, rows.segment_ids)[0]
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

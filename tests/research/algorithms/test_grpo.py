@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.logprobs import compute_logits
+from models.softmax import compute_logits
 from models.transformer import forward, unembedding
 from research.algorithms.base import Frozen, Rollouts, Setting
 from research.algorithms.grpo import FAMILY, GRPO
@@ -51,7 +51,7 @@ def params():
 
 @jax.jit
 def _logits(params, rows: SequenceBatch) -> jax.Array:
-    hidden = forward(params, MODEL, rows.tokens, rows.positions, rows.segment_ids)
+    hidden, _ = forward(params, MODEL, rows.tokens, rows.positions, rows.segment_ids)
     return compute_logits(hidden, unembedding(params), MODEL)
 
 

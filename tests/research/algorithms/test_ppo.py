@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.heads import scorer_outputs
-from models.logprobs import compute_logits
+from models.softmax import compute_logits
 from models.transformer import forward, unembedding
 from research.algorithms.base import Frozen
 from research.algorithms.ppo import PPO
@@ -83,7 +83,7 @@ def reference_loss(
 ) -> jax.Array:
     """Schulman et al. 2017, eq. 7, and the clipped value loss of its code, on a flat list of the tokens."""
     b, slot = np.array(slots(kept)).T
-    hidden = forward(params["policy"], MODEL, rows.tokens, rows.positions, rows.segment_ids)
+    hidden, _ = forward(params["policy"], MODEL, rows.tokens, rows.positions, rows.segment_ids)
     logits = compute_logits(hidden, unembedding(params["policy"]), MODEL)[b, slot - 1]
     before = jax.nn.log_softmax(logits / TEMPERATURE, axis=-1)
     logp = before[np.arange(len(b)), rows.tokens[b, slot]]
@@ -94,7 +94,7 @@ def reference_loss(
     if kl == "loss":
         gap = logp - ref_logps[b, slot]
         policy += KL_COEF * (jnp.exp(-gap) - 1 + gap)
-    outputs = scorer_outputs(params["value"], MODEL, rows.tokens, rows.positions, rows.segment_ids)
+    outputs, _ = scorer_outputs(params["value"], MODEL, rows.tokens, rows.positions, rows.segment_ids)
     value, old, target = outputs[b, slot - 1, 0], expected.values[b, slot], expected.returns[b, slot]
     bounded = jnp.clip(value, old - CLIP_VALUE, old + CLIP_VALUE)
     losses = policy + VALUE_COEF * 0.5 * jnp.maximum((value - target) ** 2, (bounded - target) ** 2)

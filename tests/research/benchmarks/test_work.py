@@ -71,7 +71,7 @@ def test_training_is_three_forward_passes_as_xla_counts_them() -> None:
     positions = jnp.tile(jnp.arange(T), (B, 1))
     params = jax.eval_shape(lambda key: jax.tree.map(lambda x: x.value, init_params(MODEL, key), is_leaf=_boxed),
                             jax.random.key(0))  # fmt: skip
-    forward = jax.jit(lambda p: token_logps(p, MODEL, ids, positions, ids).logps)
+    forward = jax.jit(lambda p: token_logps(p, MODEL, ids, positions, ids)[0].logps)
     counted = forward.lower(params).compile().cost_analysis()["flops"]
     (update,) = train_phases(MODEL, [T] * B)
     # XLA counts norms, softmax and the masked half of the attention as well.

@@ -105,7 +105,7 @@ def rescored(name: str, temperature: float) -> np.ndarray:
     tokens = np.concatenate([prompts, drawn(name).tokens[rows]], axis=1)
     score = jax.jit(token_logps, static_argnames="config")
     batch = (tokens, positions, mask.astype(np.int32))
-    found = score(make_params(SMALL), SMALL, *batch, temperature=jnp.float32(temperature))
+    found, _ = score(make_params(SMALL), SMALL, *batch, temperature=jnp.float32(temperature))
     return np.asarray(found.logps[:, WIDTH:])
 
 
@@ -130,7 +130,7 @@ def test_sampler_logps_are_those_of_the_renormalised_distribution(name: str) -> 
     case, (rows, prompts, positions, mask) = CASES[name], teacher_forced()
     params, completions = make_params(SMALL), drawn(name).tokens[rows]
     tokens = np.concatenate([prompts, completions], axis=1)
-    hidden = jax.jit(forward, static_argnames="config")(
+    hidden, _ = jax.jit(forward, static_argnames="config")(
         params, SMALL, tokens, positions, mask.astype(np.int32)
     )
     logits = np.asarray(hidden[:, WIDTH - 1 : -1] @ unembedding(params), np.float64)

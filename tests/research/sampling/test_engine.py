@@ -191,7 +191,7 @@ def test_forced_tokens_are_appended_masked_and_decoding_goes_on() -> None:
     # What is drawn after a forced token is scored as the model scores it after these tokens.
     texts = [np.concatenate([TEXTS[row // 2], out.tokens[row, : out.lengths[row]]]) for row in called]
     batch = right_padded(texts, WIDTH + N)
-    logps = jax.jit(token_logps, static_argnames="config")(make_params(CONFIG), CONFIG, *batch).logps
+    logps = jax.jit(token_logps, static_argnames="config")(make_params(CONFIG), CONFIG, *batch)[0].logps
     for i, row in enumerate(called):
         start, length = len(TEXTS[row // 2]), out.lengths[row]
         expected = np.where(out.mask[row, :length], logps[i, start : start + length], 0.0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.axes import param_shardings
-from models.cache import resize
+from models.decode.rows import resize
 from models.transformer import init_params
 from research.core.mesh import make_mesh, to_device
 from research.sampling.decode import decode

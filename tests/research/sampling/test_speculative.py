@@ -158,7 +158,7 @@ def test_policy_logps_are_the_plain_models() -> None:
         tokens[row, : len(text)], segments[row, : len(text)] = text, 1
     positions = np.broadcast_to(np.arange(8 + N, dtype=np.int32), tokens.shape)
     score = jax.jit(token_logps, static_argnames="config")
-    logps = score(make_params(ONE_LAYER), ONE_LAYER, tokens, positions, segments).logps
+    logps = score(make_params(ONE_LAYER), ONE_LAYER, tokens, positions, segments)[0].logps
     for row, text in enumerate(rows):
         expected = logps[row, len(text) - N : len(text)]
         np.testing.assert_allclose(out.policy_logps[row], expected, atol=1e-4)

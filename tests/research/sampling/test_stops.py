@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from models.cache import resize
+from models.decode.rows import resize
 from models.logprobs import token_logps
 from models.transformer import forward, unembedding
 from research.sampling.decode import decode
@@ -99,7 +99,7 @@ def test_greedy_equals_greedy_without_a_cache() -> None:
     texts = [PROMPTS.tokens[row, PROMPTS.mask[row]].tolist() for row in range(3)]
     sizes = [len(text) for text in texts]
     for _ in range(N):
-        hidden = run(params, CONFIG, *right_padded([np.array(text) for text in texts], WIDTH + N))
+        hidden, _ = run(params, CONFIG, *right_padded([np.array(text) for text in texts], WIDTH + N))
         for row, text in enumerate(texts):
             text.append(int(np.argmax(hidden[row, len(text) - 1] @ unembedding(params))))
     for row, text in enumerate(texts):
@@ -107,6 +107,6 @@ def test_greedy_equals_greedy_without_a_cache() -> None:
     assert len({tuple(tokens) for tokens in out.tokens.tolist()}) == 3
     np.testing.assert_array_equal(out.sampler_logps, 0.0)
     batch = right_padded([np.array(text) for text in texts], WIDTH + N)
-    logps = jax.jit(token_logps, static_argnames="config")(params, CONFIG, *batch).logps
+    logps = jax.jit(token_logps, static_argnames="config")(params, CONFIG, *batch)[0].logps
     for row, size in enumerate(sizes):
         np.testing.assert_allclose(out.policy_logps[row], logps[row, size : size + N], atol=1e-4)

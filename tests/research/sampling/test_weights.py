@@ -58,7 +58,7 @@ def rescored(params: Params, temperature: float) -> np.ndarray:
     tokens = np.concatenate([np.tile(PROMPT, (50, 1)), drawn("int8").tokens[:50]], axis=1)
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     score = jax.jit(token_logps, static_argnames="config")
-    found = score(
+    found, _ = score(
         params, SMALL, tokens, positions, np.ones_like(tokens), temperature=jnp.float32(temperature)
     )
     return np.asarray(found.logps[:, len(PROMPT) :])
@@ -67,7 +67,7 @@ def rescored(params: Params, temperature: float) -> np.ndarray:
 def first_probs(params: Params) -> np.ndarray:
     """The distribution of the first token."""
     at = np.arange(len(PROMPT), dtype=np.int32)[None]
-    hidden = jax.jit(forward, static_argnames="config")(params, SMALL, PROMPT[None], at, np.ones_like(at))
+    hidden, _ = jax.jit(forward, static_argnames="config")(params, SMALL, PROMPT[None], at, np.ones_like(at))
     logits = np.asarray(hidden[0, -1] @ unembedding(params), np.float64) / TEMPERATURE
     return np.exp(logits) / np.exp(logits).sum()
 

@@ -399,7 +399,8 @@ def by_hand(rollouts: Rollouts) -> Any:
     numbers = objective_scalars(grpo())
 
     def loss(params: Any) -> Any:
-        logps = token_logps(params, MODEL, *right_padded(lists, 11), temperature=numbers["temperature"]).logps
+        scored, _ = token_logps(params, MODEL, *right_padded(lists, 11), temperature=numbers["temperature"])
+        logps = scored.logps
         total = 0.0
         for row, slot in zip(*np.nonzero(targets), strict=True):
             ratio = jnp.exp(logps[row, slot] - old[row, slot])

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from models.axes import constrain
 from models.config import ModelConfig
+from models.kernels.products import transposes_slowly
 from models.transformer import Params, unembedding, unstack_layers
 
 Quantize = Callable[[Float[Array, "..."], tuple[int, ...]], tuple[Int[Array, "..."], Float[Array, "..."]]]
@@ -50,8 +51,7 @@ def decode_params(
         "final_norm": params["final_norm"],
         "layers": tuple(_fused(layer, config, kept, quantize) for layer in params["layers"]),
     }
-    # A CPU's product turns a tied read-out, at every call; those of accelerators read it as it lies.
-    if not config.tie_embeddings or jax.default_backend() == "cpu":
+    if not config.tie_embeddings or transposes_slowly():
         found["unembed"] = constrain(unembedding(params).astype(kept), None, "vocab")
     return found
 

@@ -13,9 +13,10 @@ from jax.sharding import AxisType
 
 from models.axes import MESH_AXES, param_shardings
 from models.config import ModelConfig
-from models.fused import decode_params
-from models.layers import dense
-from models.logprobs import compute_logits, token_logps
+from models.decode.layout import decode_params
+from models.kernels.products import einsum
+from models.logprobs import token_logps
+from models.softmax import compute_logits
 from models.transformer import Params, forward, init_params, unembedding
 from tests.models.tiny import CONFIG, ONE_LAYER, UNTIED, make_params, make_tokens, plain
 
@@ -34,9 +35,9 @@ def quantize(w: jax.Array, outputs: tuple[int, ...]) -> tuple[jax.Array, jax.Arr
 def outputs_of(params: Params, config: ModelConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Hidden states, logits and log-probs of the same eight rows."""
     batch = plain(make_tokens(config, 8, 10))
-    hidden = forward(params, config, *batch)
+    hidden, _ = forward(params, config, *batch)
     logits = compute_logits(hidden, unembedding(params), config)
-    return hidden, logits, token_logps(params, config, *batch).logps
+    return hidden, logits, token_logps(params, config, *batch)[0].logps
 
 
 run = jax.jit(outputs_of, static_argnames="config")
@@ -122,7 +123,9 @@ def test_int8_products_are_those_of_the_rounded_matrix() -> None:
     np.testing.assert_allclose(scales, np.abs(w).max(axis=0) / 127.5, rtol=1e-6)
     assert np.all(np.abs(values * scales[None] - w) <= scales[None] * (0.5 + 1e-4))
     np.testing.assert_allclose(
-        dense(x, values, scales), np.einsum("bti,ikn->btkn", x, values * scales[None]), atol=1e-4
+        einsum("BTI,IKN->BTKN", x, values, scale=scales),
+        np.einsum("bti,ikn->btkn", x, values * scales[None]),
+        atol=1e-4,
     )
     # In bfloat16 the weights lose nothing more and the sum is rounded once.
     x16 = x.astype(jnp.bfloat16)
@@ -130,7 +133,10 @@ def test_int8_products_are_those_of_the_rounded_matrix() -> None:
         "bti,ikn->btkn", np.asarray(x16, np.float64), np.asarray(values * scales[None], np.float64)
     )
     np.testing.assert_allclose(
-        np.asarray(dense(x16, values, scales), np.float64), exact, rtol=2**-8, atol=1e-5
+        np.asarray(einsum("BTI,IKN->BTKN", x16, values, scale=scales), np.float64),
+        exact,
+        rtol=2**-8,
+        atol=1e-5,
     )
 
 

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.cache import init_cache, take_rows, with_prefix
 from models.config import ModelConfig
-from models.transformer import forward, forward_cached, unstack_layers
-from tests.models.tiny import CONFIG, left_padded, make_params, make_tokens
+from models.decode.cache import init_cache
+from models.decode.rows import take_rows, with_prefix
+from models.transformer import forward_cached, unstack_layers
+from tests.models.tiny import CONFIG, hidden_states, left_padded, make_params, make_tokens
 
-run = jax.jit(forward, static_argnames="config")
+run = jax.jit(hidden_states, static_argnames="config")
 step = jax.jit(forward_cached, static_argnames="config")
 
 PROMPTS = [make_tokens(CONFIG, 1, n, seed=n)[0] for n in (9, 6, 2)]

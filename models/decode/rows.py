@@ -1,0 +1,93 @@
+"""Rows of a KV cache: put in, taken out, behind a shared prefix, in more or fewer slots.
+
+Shapes: B batch, R rows to insert, P prefixes of C slots.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from models.decode.cache import KVCache
+
+
+def with_prefix(cache: KVCache, prefix: KVCache | None) -> KVCache:
+    """The cache with the tokens of P rows of a filled one, not quantized, each before those of B/P adjacent rows."""
+    if prefix is None or not prefix.slots:
+        return cache
+    layers = tuple(
+        layer.replace(prefix_keys=shared.keys, prefix_values=shared.values)
+        for layer, shared in zip(cache.layers, prefix.layers, strict=True)
+    )
+    return cache.replace(layers=layers, prefix=prefix.segment_ids > 0)
+
+
+def take_rows(cache: KVCache, rows: Int[Array, " R"]) -> KVCache:
+    """Only these rows, in this order; of a cache with one prefix at most: a row's place says which is its own."""
+    assert cache.prefix is None or len(cache.prefix) == 1
+    take = lambda x: jnp.take(x, rows, axis=0)  # noqa: E731
+    layers = tuple(layer.map_slots(take) for layer in cache.layers)
+    return cache.replace(layers=layers, segment_ids=take(cache.segment_ids))
+
+
+def resize(cache: KVCache, slots: int, *, drop: int | Int[Array, ""] = 0) -> KVCache:
+    """The first `drop` slots left out of every row, and room for `slots` in all: a cache grows by buckets.
+
+    The `length - drop` slots that are left must fit.
+    """
+    kept = min(slots, cache.slots)
+
+    def fit(x: Array, axis: int) -> Array:
+        # Behind the rows there is room to slice from, whatever is dropped.
+        room = [(0, 0)] * x.ndim
+        if not isinstance(drop, int):
+            room[axis] = (0, kept)
+        sizes = [kept if i == axis else size for i, size in enumerate(x.shape)]
+        x = jax.lax.dynamic_slice(jnp.pad(x, room), [drop if i == axis else 0 for i in range(x.ndim)], sizes)
+        room[axis] = (0, slots - kept)
+        return jnp.pad(x, room)
+
+    return cache.replace(
+        layers=tuple(layer.map_slots(lambda x: fit(x, 2)) for layer in cache.layers),
+        segment_ids=fit(cache.segment_ids, 1),
+        length=cache.length - drop,
+    )
+
+
+def insert_rows(
+    cache: KVCache, filled: KVCache, rows: Int[Array, " R"], sources: Int[Array, " R"]
+) -> KVCache:
+    """Rows `sources` of a filled cache become rows `rows`, their last token in the slot before the next one.
+
+    Args:
+      cache: its `length` is at least the filled one's number of slots.
+      filled: prompts, padded on the left, in all its slots; not quantized.
+      rows: where they go; a number of B or more goes nowhere.
+      sources: which rows of `filled`.
+    """
+    width = filled.slots
+    start = cache.length - width
+
+    def put(x: Array, new: Array, axis: int) -> Array:
+        """One scatter of whole windows: in place, and split over a sharded batch."""
+        indices = jnp.stack([rows, jnp.full_like(rows, start)], axis=1)
+        windows = tuple(range(1, x.ndim))
+        numbers = jax.lax.ScatterDimensionNumbers(
+            update_window_dims=windows, inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, axis)
+        )
+        return jax.lax.scatter(
+            x,
+            indices,
+            jnp.take(new, sources, axis=0).astype(x.dtype),
+            numbers,
+            unique_indices=True,
+            mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
+        )
+
+    cleared = cache.segment_ids.at[rows].set(0, mode="drop")
+    return cache.replace(
+        layers=tuple(
+            layer.map_slots(lambda x, new: put(x, new, 2), layer.stored(new.keys, new.values))
+            for layer, new in zip(cache.layers, filled.layers, strict=True)
+        ),
+        segment_ids=put(cleared, filled.segment_ids, 1),
+    )

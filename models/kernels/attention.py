@@ -1,0 +1,127 @@
+"""The attention of training and scoring: one function, which chooses the kernel.
+
+Shapes: B batch, T time, H heads, K kv heads, N head_dim; with groups (`models.groups`) rows are folded.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from models.config import AttentionKernel
+from models.groups import Group, fold, unfold
+from models.kernels import cpu_blocks, cudnn, splash, xla
+from models.kernels.dispatch import Choice, Platform, log_choice, target_platform
+
+Attend = Callable[[Array, Array, Array, Array], Array]
+
+
+class Kernel(NamedTuple):
+    """An implementation of causal attention within segments.
+
+    Attributes:
+      attend: from q, k, v and segment ids to the output.
+      platforms: where it runs.
+      multiple: T must be a multiple of it; rows are padded.
+      refusal: from dtype and head_dim to why it cannot serve; "" where it can.
+      attend_groups: its own version for folded rows; None unfolds them.
+    """
+
+    attend: Attend
+    platforms: tuple[Platform, ...] = get_args(Platform)
+    multiple: int = 1
+    refusal: Callable[[jnp.dtype, int], str] = lambda _dtype, _head_dim: ""
+    attend_groups: Callable[[Array, Array, Array, Array, Group], Array] | None = None
+
+    def run(self, q: Array, k: Array, v: Array, segments: Array, group: Group | None) -> Array:
+        """The kernel on rows of any length, folded or not."""
+        if group is None:
+            return self._padded(q, k, v, segments)
+        if self.attend_groups is not None:
+            return self.attend_groups(q, k, v, segments, group)
+        return fold(self._padded(*(unfold(x, group) for x in (q, k, v, segments))), group)
+
+    def _padded(self, q: Array, k: Array, v: Array, segments: Array) -> Array:
+        """Slots of padding come last and are a segment of their own: no other slot sees them."""
+        T = q.shape[1]
+        extra = -T % self.multiple
+        if not extra:
+            return self.attend(q, k, v, segments)
+        q, k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (q, k, v))
+        segments = jnp.pad(segments, ((0, 0), (0, extra)), constant_values=-1)
+        return self.attend(q, k, v, segments)[:, :T]
+
+
+KERNELS: dict[str, Kernel] = {
+    "splash": Kernel(splash.attention, ("tpu",), splash.MULTIPLE, lambda _dtype, N: splash.refusal(N)),
+    "cudnn": Kernel(cudnn.attention, ("gpu",), cudnn.MULTIPLE, cudnn.refusal),
+    "cpu_blocks": Kernel(cpu_blocks.attention, attend_groups=cpu_blocks.grouped_attention),
+    "xla": Kernel(xla.attention),
+}
+_FASTEST: dict[Platform, str] = {"tpu": "splash", "gpu": "cudnn", "cpu": "cpu_blocks"}
+
+
+def self_attention(
+    q_BTHN: Float[Array, "B T H N"],
+    k_BTKN: Float[Array, "B T K N"],
+    v_BTKN: Float[Array, "B T K N"],
+    segment_ids_BT: Int[Array, "B T"],
+    *,
+    kernel: AttentionKernel = "auto",
+    group: Group | None = None,
+) -> Float[Array, "B T H N"]:
+    """Causal attention within segments, with a float32 softmax.
+
+    Slots of padding (segment 0) attend to earlier padding, as any segment does.
+
+    Args:
+      q_BTHN, k_BTKN, v_BTKN: queries, keys and values.
+      segment_ids_BT: int32.
+      kernel: a name forces that implementation; "auto" takes the platform's fastest, or plain XLA where that one
+        cannot serve. A program traced with "auto" may be lowered for any platform.
+      group: the rows are folded groups.
+
+    Raises:
+      ValueError: the forced kernel cannot serve.
+    """
+    T = q_BTHN.shape[1]
+    if group is not None:
+        T = group.prompt + (T - group.prompt) // group.size
+    choose = partial(choose_kernel, length=T, head_dim=q_BTHN.shape[3], dtype=q_BTHN.dtype)
+    args = (q_BTHN, k_BTKN, v_BTKN, segment_ids_BT)
+    chosen = choose(kernel, target_platform())
+    log_choice(chosen)
+    if kernel != "auto":
+        return KERNELS[chosen.kernel].run(*args, group)
+    kernels = {platform: KERNELS[choose("auto", platform).kernel] for platform in get_args(Platform)}
+    fastest = {
+        {"gpu": "cuda"}.get(platform, platform): partial(fast.run, group=group)
+        for platform, fast in kernels.items()
+        if fast is not KERNELS["xla"]
+    }
+    return jax.lax.platform_dependent(*args, **fastest, default=partial(KERNELS["xla"].run, group=group))
+
+
+def choose_kernel(
+    wanted: AttentionKernel, platform: Platform, *, length: int, head_dim: int, dtype: jnp.dtype
+) -> Choice:
+    """The kernel for rows of `length` on a platform.
+
+    Raises:
+      ValueError: the wanted one cannot serve.
+    """
+    name = _FASTEST[platform] if wanted == "auto" else wanted
+    kernel, refusal = KERNELS[name], KERNELS[name].refusal(dtype, head_dim)
+    if platform not in kernel.platforms:
+        refusal = f"it runs on {', '.join(kernel.platforms)} and this program is for {platform}"
+    if refusal and wanted != "auto":
+        raise ValueError(f"attention_kernel: got {wanted!r}, expected another one or auto because {refusal}")
+    about = f"{dtype}, head_dim={head_dim}"
+    if refusal:
+        return Choice("attention", "xla", platform, about, refusal=f"not {name} because {refusal}")
+    padded = length + -length % kernel.multiple
+    note = f"rows of {length} slots are padded to {padded}" if padded > length else ""
+    return Choice("attention", name, platform, about, note)
