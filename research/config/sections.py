@@ -8,8 +8,9 @@ config gives them in a section of the component's name, beside the key that name
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+from models.config import AttentionKernel
 from research.config.schema import key
 
 COUNTER = 2**31 - 1
@@ -74,6 +75,12 @@ class Model:
     param_dtype: str = key("float32", "Of the stored parameters.", choices=("float32", "bfloat16"))
     compute_dtype: str = key("float32", "Of matrix products.", choices=("float32", "bfloat16"))
     logprob_chunk: int = key(128, "Time positions whose logits exist at once.", low=1, effect="speed")
+    attention_kernel: str = key(
+        "auto",
+        "Attention of training and scoring; auto is the platform's fastest that can serve.",
+        choices=get_args(AttentionKernel),
+        effect="speed",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
