@@ -29,7 +29,7 @@ from research.ablation.arms import plan
 from research.core.checkpoint import restore_subtree
 from research.train.chain import lay_ground, run_chain
 from research.config.resolve import resolve
-from research.core.state import abstract_state
+from research.core.state import abstract_params
 from tests.experiments.toy import shrink
 
 jax.config.update("jax_disable_most_optimizations", True)
@@ -46,7 +46,7 @@ ground = lay_ground(experiment, folder)
 (done,) = run_chain(experiment, folder, ground=ground)
 assert done.stage.objective.name == "slic" and not done.stage.online
 assert math.isfinite(done.result["metrics"]["eval/loss"]), done.result["metrics"]
-params = abstract_state(ground.models["model"], ground.mesh, "policy").params
+params = abstract_params(ground.models["model"], ground.mesh)
 first, second = (
     jax.device_get(restore_subtree(done.folder.checkpoints, params, step=step).arrays) for step in (1, 2)
 )

@@ -18,6 +18,7 @@ from research.config.sections import (
 )
 from research.config.tree import Chosen, Section, Tree
 from research.core.errors import ConfigError
+from research.core.optim import Rule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,12 @@ class Stage(StageSection):
     def chosen(self, section: str, key: str) -> tuple[Chosen, ...]:
         """The components that a key of one of its sections names."""
         return self.parsed.sections[section].chosen[key]
+
+    @property
+    def rule(self) -> Rule:
+        """The optimizer."""
+        (chosen,) = self.chosen("optimizer", "name")
+        return chosen.component.target
 
     @property
     def played(self) -> tuple[tuple[str, str], ...]:

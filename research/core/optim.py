@@ -1,72 +1,127 @@
-"""AdamW with warm-up, cosine decay and global-norm clipping; every number is traced."""
+"""Optimizers and schedules: rules that a config can name, warm-up, global-norm clipping; every number is traced."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+Numbers = Mapping[str, Float[Any, ""]]
+"""Traced options by name: a sweep over them compiles once."""
 
-class OptimizerScalars(NamedTuple):
-    """Traced hyperparameters, float32 scalars: changing one never recompiles.
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rule:
+    """An optimizer.
+
+    Attributes:
+      options: its keys, all traced numbers.
+      make: options -> the direction of an update, before the learning rate, weight decay included. The shape of its
+        state must not depend on the numbers.
+    """
+
+    options: Mapping[str, Any]
+    make: Callable[[Numbers], optax.GradientTransformation]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """A learning rate's course after the warm-up.
+
+    Attributes:
+      options: its keys, all traced numbers.
+      make: options, share of the decay that is done (0 at the first update after the warm-up, 1 after the last one of
+        the stage) -> share of the peak rate.
+    """
+
+    options: Mapping[str, Any]
+    make: Callable[[Numbers, Float[Array, ""]], Float[Array, ""]]
+
+
+class OptimizerScalars(flax.struct.PyTreeNode):
+    """What an update is computed by. Float32 scalars, traced: changing one never recompiles.
 
     Attributes:
       learning_rate: peak learning rate.
       warmup_steps: length of the linear warm-up, optimizer steps.
-      decay_steps: all optimizer steps, warm-up included; the cosine decay ends after the last of them.
-      end_fraction: share of the peak that the decay ends at; 1 keeps the rate constant.
-      b1, b2: Adam's decay rates.
-      eps: added to the root of the second moment, outside the root (Kingma and Ba 2015, algorithm 1).
-      weight_decay: decoupled (Loshchilov and Hutter 2019), on matrices only: norms' scales are not decayed.
+      decay_steps: all optimizer steps, warm-up included; the schedule ends after the last of them.
       clip_norm: largest global gradient norm.
+      rule_options, schedule_options: of the rule and of the schedule.
+      rule, schedule: static.
     """
 
     learning_rate: Float[Any, ""]
     warmup_steps: Float[Any, ""]
     decay_steps: Float[Any, ""]
-    end_fraction: Float[Any, ""]
-    b1: Float[Any, ""]
-    b2: Float[Any, ""]
-    eps: Float[Any, ""]
-    weight_decay: Float[Any, ""]
     clip_norm: Float[Any, ""]
+    rule_options: Numbers
+    schedule_options: Numbers
+    rule: Rule = flax.struct.field(pytree_node=False)
+    schedule: Schedule = flax.struct.field(pytree_node=False)
 
 
 def learning_rate_at(step: Int[Array, ""], s: OptimizerScalars) -> Float[Array, ""]:
     """Learning rate of optimizer step `step`, counted from 0; positive at every step before `decay_steps`.
 
-    `lr * min((step + 1) / warmup, 1) * (end + (1 - end) * (1 + cos(pi * done)) / 2)` with
-    `done = (step - warmup) / (decay - warmup)` within [0, 1].
+    `lr * min((step + 1) / warmup, 1) * schedule(done)` with `done = (step - warmup) / (decay - warmup)` within [0, 1].
 
     The first update is at `lr / warmup`, the last one of the warm-up and the first one after it are at the peak, and
-    `end_fraction` is reached right after the last update, at step `decay_steps`.
+    the schedule's end is reached right after the last update, at step `decay_steps`.
     """
     step = step.astype(jnp.float32)
     warm = jnp.minimum((step + 1.0) / jnp.maximum(s.warmup_steps, 1.0), 1.0)
     span = jnp.maximum(s.decay_steps - s.warmup_steps, 1.0)
     done = jnp.clip((step - s.warmup_steps) / span, 0.0, 1.0)
-    cosine = s.end_fraction + (1.0 - s.end_fraction) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
-    return s.learning_rate * warm * cosine
+    return s.learning_rate * warm * s.schedule.make(s.schedule_options, done)
 
 
 def make_optimizer(s: OptimizerScalars, step: Int[Array, ""]) -> optax.GradientTransformation:
     """The update rule at one step; built inside jit from traced numbers, its state's shape never changes."""
     return optax.chain(
         optax.clip_by_global_norm(s.clip_norm),
-        optax.scale_by_adam(b1=s.b1, b2=s.b2, eps=s.eps),
-        optax.add_decayed_weights(s.weight_decay, mask=_is_matrix),
+        s.rule.make(s.rule_options),
         optax.scale(-learning_rate_at(step, s)),
     )
 
 
-def init_optimizer(params: Any) -> optax.OptState:
+def init_optimizer(params: Any, rule: Rule) -> optax.OptState:
     """The optimizer state of `params`, float32 whatever their dtype; keeps the logical axes of boxed ones."""
     params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
     zero = jnp.float32(0.0)
-    return make_optimizer(OptimizerScalars(*[zero] * len(OptimizerScalars._fields)), jnp.int32(0)).init(
-        params
-    )
+    options = dict.fromkeys(rule.options, zero)
+    still = Schedule({}, lambda _options, _done: zero)
+    return make_optimizer(
+        OptimizerScalars(zero, zero, zero, zero, options, {}, rule, still), jnp.int32(0)
+    ).init(params)
+
+
+def decayed(coef: Float[Any, ""]) -> optax.GradientTransformation:
+    """Decoupled weight decay (Loshchilov and Hutter 2019), on matrices only: norms' scales are not decayed."""
+    return optax.add_decayed_weights(coef, mask=_is_matrix)
+
+
+def adamw(o: Numbers) -> optax.GradientTransformation:
+    """AdamW; epsilon is added to the root of the second moment, outside the root (Kingma and Ba 2015, algorithm 1)."""
+    return optax.chain(optax.scale_by_adam(b1=o["b1"], b2=o["b2"], eps=o["eps"]), decayed(o["weight_decay"]))
+
+
+def sgd(o: Numbers) -> optax.GradientTransformation:
+    """Stochastic gradient descent with momentum."""
+    return optax.chain(optax.trace(decay=o["momentum"]), decayed(o["weight_decay"]))
+
+
+def cosine(o: Numbers, done: Float[Array, ""]) -> Float[Array, ""]:
+    """`end + (1 - end) (1 + cos(pi done)) / 2` (Loshchilov and Hutter 2017)."""
+    return o["end_fraction"] + (1.0 - o["end_fraction"]) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+
+
+def linear(o: Numbers, done: Float[Array, ""]) -> Float[Array, ""]:
+    """`1 - (1 - end) done`."""
+    return 1.0 - (1.0 - o["end_fraction"]) * done
 
 
 def _is_matrix(params: Any) -> Any:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
@@ -15,7 +16,7 @@ from models.config import ModelConfig
 from models.heads import STEP_HEAD_STD, VALUE_HEAD_STD, init_head, init_scorer, reward_head_std
 from models.transformer import Params, init_params
 from research.core.errors import ConfigError
-from research.core.optim import init_optimizer
+from research.core.optim import Rule, init_optimizer
 
 Layout = Literal["policy", "scorer", "step_scorer", "actor_critic"]
 """What the parameters are.
@@ -39,25 +40,27 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Any
 
 
-def init_state(config: ModelConfig, mesh: Mesh, seed: int, layout: Layout = "policy") -> TrainState:
+def init_state(
+    config: ModelConfig, mesh: Mesh, seed: int, rule: Rule, layout: Layout = "policy"
+) -> TrainState:
     """A fresh state, created already split over the mesh."""
     init = jax.jit(
         _unboxed_init,
-        static_argnames=("config", "layout"),
-        out_shardings=state_shardings(config, mesh, layout),
+        static_argnames=("config", "rule", "layout"),
+        out_shardings=state_shardings(config, mesh, rule, layout),
     )
-    return init(jax.random.key(seed), config=config, layout=layout)
+    return init(jax.random.key(seed), config=config, rule=rule, layout=layout)
 
 
 def state_from_params(
-    params: Params, config: ModelConfig, mesh: Mesh, layout: Layout = "policy"
+    params: Params, config: ModelConfig, mesh: Mesh, rule: Rule, layout: Layout = "policy"
 ) -> TrainState:
     """A state that starts from given parameters with a fresh optimizer and step 0."""
 
     def start(params: Params) -> TrainState:
-        return TrainState(jnp.int32(0), params, init_optimizer(params))
+        return TrainState(jnp.int32(0), params, init_optimizer(params, rule))
 
-    return jax.jit(start, out_shardings=state_shardings(config, mesh, layout))(params)
+    return jax.jit(start, out_shardings=state_shardings(config, mesh, rule, layout))(params)
 
 
 def grow(
@@ -99,7 +102,7 @@ def policy_of(params: Params, layout: Layout) -> Params:
     return params
 
 
-def state_shardings(config: ModelConfig, mesh: Mesh, layout: Layout = "policy") -> TrainState:
+def state_shardings(config: ModelConfig, mesh: Mesh, rule: Rule, layout: Layout = "policy") -> TrainState:
     """NamedShardings of every leaf of a TrainState.
 
     Raises:
@@ -109,18 +112,26 @@ def state_shardings(config: ModelConfig, mesh: Mesh, layout: Layout = "policy") 
         check_divisible(config, mesh)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    boxed = jax.eval_shape(lambda key: _boxed_init(key, config, layout), jax.random.key(0))
+    boxed = jax.eval_shape(lambda key: _boxed_init(key, config, rule, layout), jax.random.key(0))
     return param_shardings(boxed, mesh)  # type: ignore[return-value]
 
 
-def abstract_state(config: ModelConfig, mesh: Mesh, layout: Layout = "policy") -> TrainState:
+def abstract_state(config: ModelConfig, mesh: Mesh, rule: Rule, layout: Layout = "policy") -> TrainState:
     """Shapes, dtypes and shardings of a TrainState: what a checkpoint is restored into."""
-    shapes = jax.eval_shape(lambda key: _unboxed_init(key, config, layout), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: _unboxed_init(key, config, rule, layout), jax.random.key(0))
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
-        state_shardings(config, mesh, layout),
+        state_shardings(config, mesh, rule, layout),
     )
+
+
+def abstract_params(config: ModelConfig, mesh: Mesh, layout: Layout = "policy") -> Params:
+    """Shapes, dtypes and shardings of the parameters alone."""
+    return abstract_state(config, mesh, _NO_RULE, layout).params
+
+
+_NO_RULE = Rule({}, lambda _options: optax.identity())
 
 
 def _head_std(config: ModelConfig, layout: Layout) -> float:
@@ -129,7 +140,7 @@ def _head_std(config: ModelConfig, layout: Layout) -> float:
     return STEP_HEAD_STD if layout == "step_scorer" else VALUE_HEAD_STD
 
 
-def _boxed_init(key: Array, config: ModelConfig, layout: Layout) -> TrainState:
+def _boxed_init(key: Array, config: ModelConfig, rule: Rule, layout: Layout) -> TrainState:
     std = _head_std(config, layout)
     params: Params
     if layout == "policy":
@@ -140,8 +151,8 @@ def _boxed_init(key: Array, config: ModelConfig, layout: Layout) -> TrainState:
     else:
         outputs = 2 if layout == "step_scorer" else 1
         params = init_scorer(config, key, outputs=outputs, head_std=std)
-    return TrainState(jnp.int32(0), params, init_optimizer(params))
+    return TrainState(jnp.int32(0), params, init_optimizer(params, rule))
 
 
-def _unboxed_init(key: Array, config: ModelConfig, layout: Layout) -> TrainState:
-    return nn.meta.unbox(_boxed_init(key, config, layout))
+def _unboxed_init(key: Array, config: ModelConfig, rule: Rule, layout: Layout) -> TrainState:
+    return nn.meta.unbox(_boxed_init(key, config, rule, layout))

@@ -1,5 +1,7 @@
 """From a stage's config to its algorithm (static) and scalars (traced)."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from research.algorithms.base import Algorithm, Setting
@@ -43,12 +45,18 @@ def optimizer_scalars(stage: Stage) -> OptimizerScalars:
     """The optimizer's numbers; the schedule spans all updates of the stage."""
     o = stage.optimizer
     (rule,), (schedule,) = stage.chosen("optimizer", "name"), stage.chosen("optimizer", "schedule")
-    values = {
-        "learning_rate": o.learning_rate,
-        "warmup_steps": o.warmup_steps,
-        "decay_steps": stage.steps * stage.updates,
-        "end_fraction": schedule.options.get("end_fraction", 1.0),
-        **rule.options,
-        "clip_norm": o.clip_norm,
-    }
-    return OptimizerScalars(**{key: np.float32(value) for key, value in values.items()})
+    return OptimizerScalars(
+        learning_rate=np.float32(o.learning_rate),
+        warmup_steps=np.float32(o.warmup_steps),
+        decay_steps=np.float32(stage.steps * stage.updates),
+        clip_norm=np.float32(o.clip_norm),
+        rule_options=float32(rule.options),
+        schedule_options=float32(schedule.options),
+        rule=rule.component.target,
+        schedule=schedule.component.target,
+    )
+
+
+def float32(numbers: Mapping[str, float]) -> dict[str, np.float32]:
+    """Numbers as they are traced."""
+    return {name: np.float32(value) for name, value in numbers.items()}

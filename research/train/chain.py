@@ -22,7 +22,7 @@ from research.core.files import read_json, write_json_atomic
 from research.core.mesh import check_rows, make_mesh
 from research.core.network import Network
 from research.core.stages import StageDir
-from research.core.state import abstract_state, policy_of, state_shardings
+from research.core.state import abstract_params, policy_of
 from research.data.tokenizer import Tokenizer, load_tokenizer
 from research.environments.tool_use import ToolUse
 from research.rewards.base import RewardFunction
@@ -94,7 +94,7 @@ def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
     sources = Sources.of(experiment, workdir / "data")
     models = {name: experiment.model_config(sources.tokenizer.vocab_size, name) for name in experiment.models}
     for model in models.values():
-        state_shardings(model, mesh)
+        abstract_params(model, mesh)
     for stage in experiment.stages:
         sources.versions(_kinds(stage))
         try:
@@ -172,8 +172,7 @@ def _load_result(finished: Mapping[str, Finished], ground: Ground, name: str) ->
     """What a finished stage has trained, split over the mesh."""
     done = finished[name]
     model, layout = ground.models[done.stage.model], done.stage.facts.trains
-    state = abstract_state(model, ground.mesh, layout)
-    params = restore_subtree(done.folder.checkpoints, state.params).arrays
+    params = restore_subtree(done.folder.checkpoints, abstract_params(model, ground.mesh, layout)).arrays
     return StageResult(Network(params, model), layout)
 
 
@@ -222,8 +221,8 @@ class TrainedStage:
 
     def params(self, mesh: Mesh) -> Params:
         """The newest parameters, split over the mesh; CheckpointError if there are none that can be read."""
-        state = abstract_state(self.model, mesh, self.algorithm.layout)
-        return restore_subtree(self.folder / "checkpoints", state.params).arrays
+        params = abstract_params(self.model, mesh, self.algorithm.layout)
+        return restore_subtree(self.folder / "checkpoints", params).arrays
 
 
 def load_stage(folder: Path) -> TrainedStage:

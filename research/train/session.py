@@ -77,7 +77,7 @@ class StageRun:
         """What training starts from: the result of another stage, with fresh heads where it has none."""
         stage = self.stage
         if not stage.start:
-            policy = init_state(self.model, self.mesh, stage.seed).params
+            policy = init_state(self.model, self.mesh, stage.seed, stage.rule).params
         else:
             start = self.result_of(stage.start)
             if start.layout == layout:
@@ -133,7 +133,7 @@ class Session:
         self.algorithm, self.scalars = build(run.stage, run.sources.tokenizer)
         layout = self.algorithm.layout
         self.checkpointer = Checkpointer(run.folder.checkpoints, keep=run.stage.keep_checkpoints)
-        restored = self.checkpointer.restore(abstract_state(run.model, run.mesh, layout))
+        restored = self.checkpointer.restore(abstract_state(run.model, run.mesh, run.stage.rule, layout))
         self.done = 0
         self.spent = Spending(run.model)
         self.curve: list[dict[str, float]] = []
@@ -143,7 +143,7 @@ class Session:
         offsets = dict.fromkeys(FILES, 0)
         if restored is None:
             params = run.initial_params(layout)
-            self.state: TrainState = state_from_params(params, run.model, run.mesh, layout)
+            self.state: TrainState = state_from_params(params, run.model, run.mesh, run.stage.rule, layout)
         else:
             record = restored.record
             self.state, self.done = restored.arrays, restored.step

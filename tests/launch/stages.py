@@ -16,7 +16,7 @@ from research.config.tree import to_json
 from research.core.checkpoint import Checkpointer
 from research.core.files import write_json_atomic
 from research.core.mesh import make_mesh
-from research.core.state import abstract_state
+from research.core.state import abstract_params
 from research.data.tokenizer import Tokenizer, train_tokenizer
 from research.train import chain
 from tests.experiments.toy import shrink
@@ -86,7 +86,7 @@ def write_stage(
             )
         return np.zeros(leaf.shape, np.float32)
 
-    params = jax.tree_util.tree_map_with_path(fill, abstract_state(model, mesh, layout).params)
+    params = jax.tree_util.tree_map_with_path(fill, abstract_params(model, mesh, layout))
     with Checkpointer(folder / "checkpoints", keep=1) as checkpoints:
         checkpoints.save(1, {"params": jax.tree.map(np.float32, params)}, {})
     return folder

@@ -20,6 +20,7 @@ from research.algorithms.grpo import GRPO
 from research.algorithms.prm import StepScorer
 from research.algorithms.reward_model import RewardModel
 from research.algorithms.sft import NextToken
+from research.config.optimizers import ADAMW
 from research.core.batch import PreferenceBatch, SequenceBatch, StepBatch
 from research.core.network import Network, batch_logps
 from research.core.optim import OptimizerScalars, init_optimizer
@@ -28,6 +29,7 @@ from research.train.step import StepScalars, prepare_step, train_step
 from tests.models import tiny
 from tests.parity import trainers
 from tests.parity.weights import to_llama
+from tests.research.algorithms.toy import adamw_scalars
 
 pytestmark = pytest.mark.slow
 
@@ -183,7 +185,7 @@ def optimizer(rate: float) -> OptimizerScalars:
         "weight_decay": o["weight_decay"],
         "clip_norm": o["max_grad_norm"],
     }
-    return OptimizerScalars(**{name: np.float32(value) for name, value in values.items()})
+    return adamw_scalars(values)
 
 
 def run_ours(
@@ -192,7 +194,7 @@ def run_ours(
     """Each step's loss, and the parameters after it under transformers' names."""
     frozen = Frozen(reference=Network(params, config)) if ours.algorithm.roles else Frozen()
     scalars = StepScalars(optimizer(ours.rate), traced(ours.scalars))
-    state = TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), init_optimizer(params))
+    state = TrainState(jnp.int32(0), jax.tree.map(jnp.copy, params), init_optimizer(params, ADAMW))
     for batch in ours.batches(ours, recording, params, config, frozen):
         state, metrics = train_step(state, batch, scalars, frozen, algorithm=ours.algorithm, config=config)
         yield float(metrics["loss"]), to_llama(jax.device_get(state.params), config)

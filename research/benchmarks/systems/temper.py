@@ -19,6 +19,7 @@ from models.config import ModelConfig
 from models.transformer import Params
 from research.algorithms.base import Algorithm, Frozen, Rollouts, Setting
 from research.benchmarks.systems.channel import Channel
+from research.config.optimizers import ADAMW, COSINE
 from research.config.references import find
 from research.core.batch import SequenceBatch
 from research.core.mesh import make_mesh, to_device
@@ -52,7 +53,7 @@ def main() -> None:
         jax.config.update("jax_num_cpu_devices", devices)
     mesh = make_mesh(devices, 1, 1, devices=jax.devices(work["platform"])[:devices])
     with jax.set_mesh(mesh):
-        state = init_state(config, mesh, work["seed"])
+        state = init_state(config, mesh, work["seed"], ADAMW)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         lap = LAPS[work["kind"]](work, config, mesh, state)
         del state
@@ -263,10 +264,13 @@ def objective_of(
     traced = {key: np.float32(options[key]) for key, option in objective.options.items() if option.traced}
     if online:
         traced["temperature"] = np.float32(1.0)
-    numbers = {**o, "decay_steps": 1e6}
-    return algorithm, StepScalars(
-        OptimizerScalars(**{key: np.float32(value) for key, value in numbers.items()}), traced
+    numbers: dict[str, Any] = {key: np.float32(value) for key, value in {**o, "decay_steps": 1e6}.items()}
+    rule = {name: numbers.pop(name) for name in ADAMW.options}
+    schedule = {name: numbers.pop(name) for name in COSINE.options}
+    scalars = OptimizerScalars(
+        **numbers, rule_options=rule, schedule_options=schedule, rule=ADAMW, schedule=COSINE
     )
+    return algorithm, StepScalars(scalars, traced)
 
 
 def _sampler_scalars(seed: int, step: int) -> SamplerScalars:

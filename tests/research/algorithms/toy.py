@@ -24,6 +24,7 @@ from research.algorithms.reference_free import CPO, ORPO, SimPO
 from research.algorithms.reward_model import RankingRewardModel, RewardModel
 from research.algorithms.sft import NextToken
 from research.algorithms.step_dpo import StepDPO
+from research.config.optimizers import ADAMW, COSINE
 from research.core.batch import (
     Batch,
     PreferenceBatch,
@@ -37,7 +38,7 @@ from research.core.batch import (
 from research.core.mesh import make_mesh
 from research.core.network import Network
 from research.core.optim import OptimizerScalars
-from research.core.state import Layout, TrainState, abstract_state, state_from_params
+from research.core.state import Layout, TrainState, abstract_params, state_from_params
 from research.train.step import StepScalars
 
 MODEL = ModelConfig(
@@ -104,11 +105,11 @@ def host_params(model: ModelConfig = MODEL, seed: int = 3, layout: Layout = "pol
             return np.ones(leaf.shape, np.float32)
         return rng.normal(0, 0.2, leaf.shape).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, abstract_state(model, one_device(), layout).params)
+    return jax.tree_util.tree_map_with_path(draw, abstract_params(model, one_device(), layout))
 
 
 def toy_state(mesh: Mesh, layout: Layout = "policy") -> TrainState:
-    return state_from_params(host_params(layout=layout), MODEL, mesh, layout)
+    return state_from_params(host_params(layout=layout), MODEL, mesh, ADAMW, layout)
 
 
 def frozen_models(algorithm: Algorithm) -> Frozen:
@@ -185,7 +186,17 @@ def optimizer_scalars(**changes: float) -> OptimizerScalars:
         "learning_rate": 1e-2, "warmup_steps": 2, "decay_steps": 10, "end_fraction": 0.1, "b1": 0.9, "b2": 0.95,
         "eps": 1e-3, "weight_decay": 0.1, "clip_norm": 0.5,
     }  # fmt: skip
-    return OptimizerScalars(**{k: np.float32(v) for k, v in {**values, **changes}.items()})  # type: ignore[arg-type]
+    return adamw_scalars({**values, **changes})
+
+
+def adamw_scalars(values: Mapping[str, float]) -> OptimizerScalars:
+    """AdamW with a cosine schedule from flat values."""
+    numbers: dict[str, Any] = {k: np.float32(v) for k, v in values.items()}
+    rule = {name: numbers.pop(name) for name in ADAMW.options}
+    schedule = {name: numbers.pop(name) for name in COSINE.options}
+    return OptimizerScalars(
+        **numbers, rule_options=rule, schedule_options=schedule, rule=ADAMW, schedule=COSINE
+    )
 
 
 def step_scalars(algorithm: Algorithm) -> StepScalars:

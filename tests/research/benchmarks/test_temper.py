@@ -18,6 +18,7 @@ from models.config import ModelConfig
 from research.benchmarks.spec import TrainCase, read_benchmark
 from research.benchmarks.systems import temper
 from research.benchmarks.workloads import Workload, make_workloads
+from research.config.optimizers import ADAMW
 from research.core.mesh import make_mesh
 from research.core.state import abstract_state, init_state
 from research.train.step import train_step as update
@@ -29,7 +30,7 @@ def laps(workload: Workload) -> list[dict[str, float]]:
     work = workload.message
     config, mesh = ModelConfig(**work["model"]), make_mesh(1, 1, 1, devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        lap = temper.LAPS[work["kind"]](work, config, mesh, init_state(config, mesh, 0))
+        lap = temper.LAPS[work["kind"]](work, config, mesh, init_state(config, mesh, 0, ADAMW))
         return [lap(), lap()]
 
 
@@ -85,7 +86,7 @@ def test_the_gpu_training_step_lowers_for_cuda() -> None:
     with jax.set_mesh(mesh):
         batch = next(temper.full(work, config))
         traced = update.trace(
-            abstract_state(config, mesh), batch, scalars, algorithm=algorithm, config=config
+            abstract_state(config, mesh, ADAMW), batch, scalars, algorithm=algorithm, config=config
         )
         lowered = traced.lower(lowering_platforms=("cuda",))
     assert "bf16" in lowered.as_text()

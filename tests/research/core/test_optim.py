@@ -1,6 +1,7 @@
 """The optimizer against optax's own pieces, assembled another way, and against NumPy."""
 
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import base
+from research.config.optimizers import ADAMW
+from research.config.resolve import resolve
 from research.core.optim import OptimizerScalars, init_optimizer, learning_rate_at, make_optimizer
+from research.train.build import optimizer_scalars as optimizer_of
 from tests.research.algorithms.toy import optimizer_scalars
 
 PARAMS = {
@@ -43,7 +48,7 @@ def test_equals_optax_adamw_with_clipping_and_its_schedule_step_by_step() -> Non
         ),
     )
     ours_params = theirs_params = PARAMS
-    ours_state, theirs_state = init_optimizer(PARAMS), theirs.init(PARAMS)
+    ours_state, theirs_state = init_optimizer(PARAMS, ADAMW), theirs.init(PARAMS)
 
     @jax.jit
     def ours_update(state, params, grads, step, scalars):
@@ -104,7 +109,7 @@ def test_adam_by_hand_with_epsilon_outside_the_root() -> None:
     s = optimizer_scalars(
         learning_rate=0.1, warmup_steps=0, end_fraction=1.0, eps=0.5, weight_decay=0.0, clip_norm=1e9
     )
-    params, state = {"w": jnp.array([1.0, -2.0])}, init_optimizer({"w": jnp.zeros(2)})
+    params, state = {"w": jnp.array([1.0, -2.0])}, init_optimizer({"w": jnp.zeros(2)}, ADAMW)
     x, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
     for step, g in enumerate([np.array([0.3, -0.1]), np.array([0.2, 0.4])]):
         updates, state = make_optimizer(s, jnp.int32(step)).update({"w": jnp.asarray(g)}, state, params)
@@ -122,7 +127,7 @@ def test_weight_decay_spares_norm_scales_even_stacked_ones() -> None:
         "embed": jnp.ones((4, 3)),
     }
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = make_optimizer(s, jnp.int32(0)).update(zeros, init_optimizer(params), params)
+    updates, _ = make_optimizer(s, jnp.int32(0)).update(zeros, init_optimizer(params, ADAMW), params)
     assert not np.any(updates["layers"]["norm"]["scale"])
     for decayed in (updates["layers"]["w"], updates["embed"]):
         np.testing.assert_allclose(decayed, -0.05, rtol=1e-6)
@@ -131,7 +136,48 @@ def test_weight_decay_spares_norm_scales_even_stacked_ones() -> None:
 def test_clipping_is_by_the_global_norm() -> None:
     s = optimizer_scalars(clip_norm=1.0)
     grads = {"w": jnp.full((2, 3), 3.0), "norm": {"scale": jnp.full(3, 4.0)}}
-    _, state = make_optimizer(s, jnp.int32(0)).update(grads, init_optimizer(PARAMS), PARAMS)
+    _, state = make_optimizer(s, jnp.int32(0)).update(grads, init_optimizer(PARAMS, ADAMW), PARAMS)
     norm = np.sqrt(6 * 9 + 3 * 16)
     np.testing.assert_allclose(state[1].mu["w"], 0.1 * 3.0 / norm, rtol=1e-5)
     np.testing.assert_allclose(state[1].mu["norm"]["scale"], 0.1 * 4.0 / norm, rtol=1e-5)
+
+
+MY_RULE = '''"""A user's optimizer."""
+
+import optax
+
+from research.config.schema import number
+from research.core.optim import Rule, Schedule
+
+sign = Rule({"scale": number(1.0, "Size of a step.", 0)}, lambda o: optax.chain(optax.sign_sgd(-1.0), optax.scale(o["scale"])))
+half = Schedule({}, lambda _options, done: 1.0 - 0.5 * done)
+'''
+
+
+def test_a_rule_and_a_schedule_of_a_users_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MY_RULE, encoding="utf-8")
+    names = (f"rl.optimizer.name={tmp_path}/mine.py:sign", f"rl.optimizer.schedule={tmp_path}/mine.py:half")
+    stage = resolve(
+        base.get_config(), (*names, "rl.optimizer.sign.scale=3", "rl.optimizer.warmup_steps=0")
+    ).stage("rl")
+    s = optimizer_of(stage)
+    updates, _ = make_optimizer(s, jnp.int32(50)).update(
+        {"w": jnp.array([2.0, -0.1])}, init_optimizer({"w": jnp.zeros(2)}, s.rule), {"w": jnp.zeros(2)}
+    )
+    np.testing.assert_allclose(updates["w"], [-3 * 0.75e-3, 3 * 0.75e-3], rtol=1e-6)
+
+
+def test_sgd_is_optax_sgd() -> None:
+    stage = resolve(base.get_config(), ("rl.optimizer.name=sgd", "rl.optimizer.sgd.momentum=0.9")).stage("rl")
+    s = optimizer_of(stage).replace(clip_norm=np.float32(1e9))
+    theirs = optax.chain(
+        optax.trace(0.9), optax.add_decayed_weights(0.1, mask={"w": True, "norm": {"scale": False}})
+    )
+    ours_state, theirs_state = init_optimizer(PARAMS, s.rule), theirs.init(PARAMS)
+    for step in range(3):
+        rate = float(learning_rate_at(jnp.int32(step), s))
+        ours, ours_state = make_optimizer(s, jnp.int32(step)).update(gradients(step), ours_state, PARAMS)
+        expected, theirs_state = theirs.update(gradients(step), theirs_state, PARAMS)
+        jax.tree.map(
+            lambda a, b, rate=rate: np.testing.assert_allclose(a, -rate * b, rtol=1e-5), ours, expected
+        )

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from research.config.optimizers import ADAMW
 from research.core.errors import ConfigError
 from research.core.mesh import make_mesh
 from research.core.optim import init_optimizer
@@ -22,8 +23,8 @@ def _quick() -> Iterator[None]:
 
 def test_initialisation_has_the_promised_shapes_and_shardings_and_ignores_the_mesh() -> None:
     mesh = eight_devices()
-    state = init_state(MODEL, mesh, seed=3)
-    abstract = abstract_state(MODEL, mesh)
+    state = init_state(MODEL, mesh, 3, ADAMW)
+    abstract = abstract_state(MODEL, mesh, ADAMW)
     assert jax.tree.structure(state) == jax.tree.structure(abstract)
     for (path, leaf), promised in zip(
         jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(abstract), strict=True
@@ -31,16 +32,16 @@ def test_initialisation_has_the_promised_shapes_and_shardings_and_ignores_the_me
         name = jax.tree_util.keystr(path)
         assert (leaf.shape, leaf.dtype) == (promised.shape, promised.dtype), name
         assert leaf.sharding.is_equivalent_to(promised.sharding, leaf.ndim), name
-    one = init_state(MODEL, one_device(), seed=3)
+    one = init_state(MODEL, one_device(), 3, ADAMW)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
-    other = jax.eval_shape(lambda: init_state(MODEL, one_device(), seed=4))
+    other = jax.eval_shape(lambda: init_state(MODEL, one_device(), 4, ADAMW))
     assert jax.tree.structure(other) == jax.tree.structure(one)
 
 
 def test_parameters_and_their_moments_are_really_split() -> None:
     mesh = eight_devices()
-    state = state_from_params(host_params(), MODEL, mesh)
+    state = state_from_params(host_params(), MODEL, mesh, ADAMW)
     embed = state.params["embed"]
     assert {shard.data.shape for shard in embed.addressable_shards} == {
         (MODEL.vocab_size // 2, MODEL.d_model // 2)
@@ -55,7 +56,7 @@ def test_init_optimizer_keeps_boxes() -> None:
     import flax.linen as nn
 
     boxed = {"w": nn.LogicallyPartitioned(np.ones((2, 2), np.float32), ("embed", "mlp"))}
-    assert init_optimizer(boxed)[1].mu["w"].names == ("embed", "mlp")
+    assert init_optimizer(boxed, ADAMW)[1].mu["w"].names == ("embed", "mlp")
 
 
 @pytest.mark.parametrize(
@@ -70,4 +71,4 @@ def test_init_optimizer_keeps_boxes() -> None:
 )
 def test_a_model_that_does_not_divide_is_refused(change: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        state_shardings(dataclasses.replace(MODEL, **change), make_mesh(2, 2, 2))
+        state_shardings(dataclasses.replace(MODEL, **change), make_mesh(2, 2, 2), ADAMW)

@@ -10,6 +10,7 @@ import pytest
 from research.algorithms.dpo import DPO
 from research.algorithms.ppo import PPO
 from research.algorithms.rejection_sampling import RejectionSampling
+from research.config.optimizers import ADAMW
 from research.core.checkpoint import restore_subtree
 from research.core.state import abstract_state
 from research.rollouts.samples import Collected, rollout_metrics
@@ -111,7 +112,7 @@ def test_an_iteration_of_truncated_completions_moves_no_controller(
     logged = [line for line in lines(done, "metrics.jsonl") if "kl/reference" in line]
     assert [line["step"] for line in logged] == [1, 3]
     assert {line["completions/truncated_fraction"] for line in logged} == {1.0}
-    layout = abstract_state(shared.ground.models["model"], shared.ground.mesh, "actor_critic")
+    layout = abstract_state(shared.ground.models["model"], shared.ground.mesh, ADAMW, "actor_critic")
     record = restore_subtree(done.folder.checkpoints, layout.params).record
     assert record["objective_scalars"]["kl_coef"] == pytest.approx(0.05)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from research.core.checkpoint import restore_subtree
-from research.core.state import abstract_state
+from research.core.state import abstract_params
 from research.train import online
 from research.train.chain import Finished
 from tests.research.train.chain import Shared, changed
@@ -42,7 +42,7 @@ class Killed(BaseException):
 def state_of(shared: Shared, done: Finished) -> tuple[dict[str, str], dict[str, Any]]:
     """Digests of every parameter and the record, of the newest checkpoint."""
     model = shared.ground.models["model"]
-    params = abstract_state(model, shared.ground.mesh, "actor_critic").params
+    params = abstract_params(model, shared.ground.mesh, "actor_critic")
     restored = restore_subtree(done.folder.checkpoints, params)
     digests = {
         jax.tree_util.keystr(path): hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
