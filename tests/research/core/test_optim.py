@@ -138,8 +138,8 @@ def test_clipping_is_by_the_global_norm() -> None:
     grads = {"w": jnp.full((2, 3), 3.0), "norm": {"scale": jnp.full(3, 4.0)}}
     _, state = make_optimizer(s, jnp.int32(0)).update(grads, init_optimizer(PARAMS, ADAMW), PARAMS)
     norm = np.sqrt(6 * 9 + 3 * 16)
-    np.testing.assert_allclose(state[1].mu["w"], 0.1 * 3.0 / norm, rtol=1e-5)
-    np.testing.assert_allclose(state[1].mu["norm"]["scale"], 0.1 * 4.0 / norm, rtol=1e-5)
+    np.testing.assert_allclose(state[1][0].mu["w"], 0.1 * 3.0 / norm, rtol=1e-5)
+    np.testing.assert_allclose(state[1][0].mu["norm"]["scale"], 0.1 * 4.0 / norm, rtol=1e-5)
 
 
 MY_RULE = '''"""A user's optimizer."""
@@ -149,7 +149,11 @@ import optax
 from research.config.schema import number
 from research.core.optim import Rule, Schedule
 
-sign = Rule({"scale": number(1.0, "Size of a step.", 0)}, lambda o: optax.chain(optax.sign_sgd(-1.0), optax.scale(o["scale"])))
+def signs(options):
+    return optax.chain(optax.sign_sgd(-1.0), optax.scale(options["scale"]))
+
+
+sign = Rule({"scale": number(1.0, "Size of a step.", 0)}, signs)
 half = Schedule({}, lambda _options, done: 1.0 - 0.5 * done)
 '''
 

@@ -206,7 +206,7 @@ def _diverging(case: str) -> tuple[StepScalars, Batch, bool]:
     if case == "infinite loss":
         return scalars._replace(objective={**scalars.objective, "beta": np.float32(3e38)}), batch, True
     rate = {"learning rate 1e30": 1e30, "learning rate inf": np.inf}[case]
-    optimizer = scalars.optimizer._replace(learning_rate=np.float32(rate), warmup_steps=np.float32(0))
+    optimizer = scalars.optimizer.replace(learning_rate=np.float32(rate), warmup_steps=np.float32(0))
     return scalars._replace(optimizer=optimizer), batch, False
 
 
@@ -271,9 +271,10 @@ def test_a_healthy_update_is_that_of_the_plain_optimizer() -> None:
 def test_numbers_never_recompile(name: str) -> None:
     whole(name)
     algorithm, mesh, base = ALGORITHMS[name], one_device(), step_scalars(ALGORITHMS[name])
+    leaves, tree = jax.tree.flatten(base.optimizer)
     changes = [
-        base._replace(optimizer=base.optimizer._replace(**{key: np.float32(0.3)}))
-        for key in base.optimizer._fields
+        base._replace(optimizer=tree.unflatten([*leaves[:i], np.float32(0.3), *leaves[i + 1 :]]))
+        for i in range(len(leaves))
     ]
     changes += [base._replace(objective={**base.objective, key: np.float32(0.3)}) for key in base.objective]
     with jax.set_mesh(mesh):
