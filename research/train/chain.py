@@ -29,6 +29,7 @@ from research.rewards.base import RewardFunction
 from research.rewards.builtin import correct
 from research.tasks.sources import Sources
 from research.train.build import build, context_ids
+from research.train.check_data import check_data
 from research.train.offline import run_offline
 from research.train.online import run_online
 from research.train.session import StageResult, StageRun
@@ -103,6 +104,7 @@ def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
             raise ConfigError(f"{stage.name}.objective.{stage.objective.name}.{error}") from error
         _check_context(experiment, stage, sources.tokenizer)
     tools = ToolUse(experiment.tree["tools"], sources.tokenizer) if experiment.tools.names else None
+    check_data(experiment, sources, tools)
     yardstick = experiment.parsed["evaluation"].chosen["correct"]
     return Ground(sources, mesh, models, yardstick[0].make() if yardstick else correct, tools)
 
