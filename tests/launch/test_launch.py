@@ -165,7 +165,7 @@ def test_mistakes_in_the_data(forks: Forks, config: Path, tmp_path: Path) -> Non
     cases = [
         ((*problems, f"--config.data.problems.jsonl.path={bad}"), r"bad\.jsonl:4: is not valid JSON"),
         ((*problems, f"--config.data.problems.jsonl.path={tmp_path}/no.jsonl"), r"no\.jsonl: cannot be read"),
-        (problems, r"data\.problems\.jsonl\.path: got ''"),
+        ((*problems, "--config.data.problems.jsonl.path="), r"data\.problems\.jsonl\.path: got ''"),
         ((f"--config.data.text.path={tmp_path}/empty.txt",), r"empty\.txt: holds no records"),
         (
             ("--config.data.tokenizer.model_type=bpe", "--config.data.tokenizer.vocab_size=100"),
