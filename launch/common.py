@@ -126,8 +126,12 @@ def load_draft(name: str, policy: Policy, draft_tokens: int) -> Draft:
     return Draft(draft.params, SpeculativeSpec(draft.model, draft_tokens))
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a command: `--help` shows the module's docstring; bad input is one sentence and exit status 1."""
+def run(main: Callable[[], None], *, arguments: bool = False) -> None:
+    """Runs a command: `--help` shows the module's docstring; bad input is one sentence and exit status 1.
+
+    Args:
+      main: the command; where it takes `arguments` besides flags, it reads them from `sys.argv`.
+    """
     # Orbax and JAX tell every checkpoint and compilation at INFO; ours are the lines a person wants. What goes
     # wrong in Orbax's threads is logged with a traceback there and raised here.
     _open_streams()
@@ -136,7 +140,7 @@ def run(main: Callable[[], None]) -> None:
     py_logging.getLogger("jax").setLevel(py_logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _keep_programs()
-    app.run(_explained(main), flags_parser=_parse)
+    app.run(_explained(main, arguments), flags_parser=_parse)
 
 
 def _open_streams() -> None:
@@ -178,9 +182,9 @@ def _last_line(error: Exception) -> str:
     )
 
 
-def _explained(main: Callable[[], None]) -> Callable[[list[str]], None]:
+def _explained(main: Callable[[], None], arguments: bool) -> Callable[[list[str]], None]:
     def wrapped(argv: list[str]) -> None:
-        if len(argv) > 1:
+        if len(argv) > 1 and not arguments:
             _fail(ConfigError(f"got the argument {argv[1]!r}, expected flags only; --help shows an example"))
         try:
             main()

@@ -33,7 +33,7 @@ from research.config.tree import (
 )
 from research.core.errors import ConfigError
 
-_SECTIONS: Mapping[str, type] = {
+SECTIONS: Mapping[str, type] = {
     "model": Model,
     "teacher_model": Model,
     "mesh": Mesh,
@@ -76,17 +76,17 @@ def resolve_tree(tree: Tree) -> Experiment:
     """`resolve` of a config as nested dicts, with no overrides to judge."""
     chain = _chain(tree)
     for key in tree:
-        if key not in (*_HEAD, *_SECTIONS) and not _is_stage(tree[key]):
-            raise unknown_key(key, [*_HEAD, *_SECTIONS, *chain])
+        if key not in (*_HEAD, *SECTIONS) and not _is_stage(tree[key]):
+            raise unknown_key(key, [*_HEAD, *SECTIONS, *chain])
     ablation = tree.get("ablation", {})
     parsed = {
         name: parse_section(cls, tree.get(name, {}), f"{name}.", _ARMS if name == "ablation" else ())
-        for name, cls in _SECTIONS.items()
+        for name, cls in SECTIONS.items()
     }
     stages: list[Stage] = []
     for name in chain:
         stages.append(_stage(name, tree[name], stages))
-    others = {k: v for k, v in tree.items() if _is_stage(v) and k not in chain and k not in _SECTIONS}
+    others = {k: v for k, v in tree.items() if _is_stage(v) and k not in chain and k not in SECTIONS}
     for name, section in others.items():  # not run, but a mistake in it is one all the same
         _parse_stage(name, section)
     experiment = Experiment(
@@ -94,7 +94,7 @@ def resolve_tree(tree: Tree) -> Experiment:
         question=str(tree.get("question", "")),
         stages=tuple(stages),
         models={stage.model: parsed[stage.model].value for stage in stages},
-        **{name: parsed[name].value for name in _SECTIONS if name not in ("model", "teacher_model")},
+        **{name: parsed[name].value for name in SECTIONS if name not in ("model", "teacher_model")},
         parsed=parsed,
         tree={
             "name": str(tree.get("name", "")),
@@ -122,7 +122,7 @@ def _chain(tree: Tree) -> tuple[str, ...]:
     if not isinstance(chain, list | tuple) or not chain or len(set(chain)) != len(chain):
         raise ConfigError(f"stages: got {short(chain)}, expected names of stages, at least one and each once")
     for name in chain:
-        if name in _SECTIONS or not _is_stage(tree.get(str(name))):
+        if name in SECTIONS or not _is_stage(tree.get(str(name))):
             raise ConfigError(
                 f"stages: got {short(name)}, expected the name of a stage: a section that has an objective"
             )

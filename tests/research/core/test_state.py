@@ -47,7 +47,7 @@ def test_parameters_and_their_moments_are_really_split() -> None:
         (MODEL.vocab_size // 2, MODEL.d_model // 2)
     }
     assert state.opt_state[1][0].mu["embed"].sharding.is_equivalent_to(embed.sharding, 2)
-    assert state.opt_state[1].nu["embed"].sharding.is_equivalent_to(embed.sharding, 2)
+    assert state.opt_state[1][0].nu["embed"].sharding.is_equivalent_to(embed.sharding, 2)
     assert int(state.step) == 0 and not np.any(state.opt_state[1][0].mu["embed"])
     np.testing.assert_array_equal(embed, host_params()["embed"])
 

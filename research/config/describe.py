@@ -1,0 +1,84 @@
+"""What can be said about a config's keys, from their declarations."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from research.config.references import PACKAGES, provided
+from research.config.resolve import SECTIONS
+from research.config.schema import Key, keys_of, sections_of
+from research.config.sections import Objective, StageSection
+from research.config.tree import unknown_key
+
+_EFFECTS = {
+    "result": "changes what is trained",
+    "evaluation": "changes what is measured at the end, not what is trained",
+    "speed": "changes time and memory only",
+    "record": "changes only what is written down, and when",
+    "report": "changes only tables and plots",
+}
+
+
+class Described(NamedTuple):
+    """A key and what is known of it."""
+
+    path: str
+    key: Key
+
+    def lines(self) -> list[str]:
+        """Path, type and default; what it means; bounds and effect."""
+        default = self.key.default
+        head = f"{self.path} = {default!r}" + (f"  [{self.key.unit}]" if self.key.unit else "")
+        found = [head, f"    {self.key.doc}"]
+        if self.key.choices:
+            found.append(f"    one of {', '.join(map(str, self.key.choices))}")
+        elif self.key.low is not None or self.key.high is not None:
+            low = "" if self.key.low is None else f"from {self.key.low:g} "
+            high = "" if self.key.high is None else f"to {self.key.high:g}"
+            found.append(f"    {low}{high}".rstrip() + (f": {self.key.why}" if self.key.why else ""))
+        if self.key.component is not None:
+            names = ", ".join(sorted(provided(self.key.component)))
+            found.append(f"    one of {names}, or module:attribute, or file.py:attribute")
+        traced = "; arms that differ in it share a compilation" if self.key.traced else ""
+        return [*found, f"    {_EFFECTS[self.key.effect]}{traced}"]
+
+
+def describe(path: str, stage: str = "rl") -> list[Described]:
+    """The keys at a dotted path: one key, or all of a section; "" is everything.
+
+    Args:
+      path: such as "rl.rollout", "evaluation.k" or "rl.objective.grpo".
+      stage: the name under which the keys of a stage are listed.
+
+    Raises:
+      ConfigError: no such key, with the nearest one.
+    """
+    known = list(_all(stage))
+    first, dot, rest = path.partition(".")
+    if first not in {*SECTIONS, stage, ""}:  # another stage's name
+        known = list(_all(first))
+    wanted = f"{first}{dot}{rest}"
+    found = [
+        each for each in known if each.path == wanted or not wanted or each.path.startswith(f"{wanted}.")
+    ]
+    if not found:
+        raise unknown_key(path, [each.path for each in known])
+    return found
+
+
+def _all(stage: str) -> Iterator[Described]:
+    sections: Mapping[str, type] = {**SECTIONS, stage: StageSection, f"{stage}.objective": Objective}
+    for name, cls in sections.items():
+        yield from _of(cls, f"{name}.")
+
+
+def _of(cls: type, where: str) -> Iterator[Described]:
+    kinds = []
+    for name, key in keys_of(cls).items():
+        yield Described(f"{where}{name}", key)
+        kinds += [key.component] if key.component in PACKAGES else []
+    for kind in dict.fromkeys(kinds):
+        for name, (_, target) in sorted(provided(kind).items()):
+            for option, key in keys_of(target).items():
+                yield Described(f"{where}{name}.{option}", key)
+    for name, inner in sections_of(cls).items():
+        yield from _of(inner, f"{where}{name}.")
