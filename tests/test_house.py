@@ -119,6 +119,68 @@ def test_the_import_rule_itself(room: str, source: str, allowed: bool) -> None:
     assert (not found) == allowed, found
 
 
+# Packages of research/: each imports only those before it. `analysis` imports `core` only, and all may import it.
+ORDER = (
+    *(
+        "core",
+        "config",
+        "data",
+        "tasks",
+        "rewards",
+        "environments",
+        "algorithms",
+        "sampling",
+        "evals",
+        "rollouts",
+    ),
+    *("train", "ablation", "benchmarks"),
+)
+
+
+def violations_of_the_order(package: str, path: Path, source: str) -> Iterator[str]:
+    """Sentences about the imports in `source`, a file at `path` in `research/<package>/`."""
+    allowed = (
+        {"core", "analysis"} if package == "analysis" else {*ORDER[: ORDER.index(package) + 1], "analysis"}
+    )
+    for node in ast.walk(ast.parse(source)):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            room, _, rest = name.partition(".")
+            if room == "research" and rest.split(".")[0] not in allowed:
+                yield f"{path}:{node.lineno}: research/{package}/ may not import {name}"
+
+
+def test_packages_of_research_have_one_order() -> None:
+    found = []
+    for path in SOURCES:
+        parts = path.relative_to(ROOT).parts
+        if parts[0] == "research" and len(parts) > 2:
+            found += violations_of_the_order(parts[1], path.relative_to(ROOT), path.read_text("utf-8"))
+    assert not found, "\n".join(found)
+
+
+def test_research_holds_packages_and_no_loose_files() -> None:
+    parts = [path.relative_to(ROOT).parts for path in SOURCES]
+    assert {p[1] for p in parts if p[0] == "research" and len(p) == 2} == {"__init__.py"}
+    assert {p[1] for p in parts if p[0] == "research" and len(p) > 2} == {*ORDER, "analysis"}
+
+
+@pytest.mark.parametrize(
+    ("package", "source", "allowed"),
+    [
+        ("rewards", "from research.tasks.base import Task", True),
+        ("tasks", "from research.rewards.base import score", False),
+        ("evals", "def f():\n    from research.train.session import Session", False),
+        ("analysis", "from research.core.metrics import load_metrics", True),
+        ("analysis", "import research.config.schema", False),
+        ("core", "from research.analysis.plots import draw", True),
+    ],
+)
+def test_the_order_itself(package: str, source: str, allowed: bool) -> None:
+    assert (not list(violations_of_the_order(package, Path("a.py"), source))) == allowed
+
+
 def test_no_source_file_is_longer_than_500_lines() -> None:
     lengths = {path: len(path.read_text("utf-8").splitlines()) for path in SOURCES}
     too_long = [f"{path.relative_to(ROOT)}: {n} lines" for path, n in lengths.items() if n > 500]
@@ -132,7 +194,7 @@ def test_no_source_file_is_longer_than_500_lines() -> None:
             r"\bgetattr\(\s*(self\.)?_?(config|cfg)\b",
             "a config key is read by name, so that a typo is an error",
         ),
-        (r"\b(config|cfg)\.get\(", "every key has its one default in experiments/base.py"),
+        (r"\b(config|cfg)\.get\(", "every key has its one default, where it is declared"),
         (r"^\s*except\s*:", "a bare except swallows KeyboardInterrupt and bugs"),
     ],
 )
