@@ -20,7 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["models*", "objectives*", "research*", "experiments*", "launch*"]),
-    package_data={"experiments": ["**/*.md", "**/*.txt"]},
+    package_data={"experiments": ["**/*.md", "**/*.txt"], "research": ["**/*.md"]},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8",
