@@ -20,7 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["models*", "objectives*", "research*", "experiments*", "launch*"]),
-    package_data={"experiments": ["**/*.md", "**/*.txt"]},
+    package_data={"experiments": ["**/*.md", "**/*.txt"], "research": ["**/*.md"]},
     # Upper bounds are the newest series that the tests have run with: JAX 0.10 on Python 3.11, 0.11 on 3.12 and 3.13.
     install_requires=[
         "absl-py>=2.1",

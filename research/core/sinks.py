@@ -161,5 +161,5 @@ class WandbSink:
         """Nothing: the rows that are written again are equal to those that are there."""
 
     def close(self) -> None:
-        """Waits until W&B has taken everything."""
+        """Hands everything to W&B, whose own process may still write its file for a moment."""
         self._run.finish()

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import time
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -96,10 +97,21 @@ def test_a_missing_wandb_is_one_sentence(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_wandb_offline_holds_every_number_under_the_runs_name(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+def _wandb_records(file):
+    """LevelDB's log after a header of 7 bytes: checksum (4), length (2), type (1), data."""
     from wandb.proto.wandb_internal_pb2 import Record
 
+    data, records, start = file.read_bytes(), [], 7
+    assert len(data) < 32768  # one block, so every record is whole
+    while start < len(data):
+        end = start + 7 + int.from_bytes(data[start + 4 : start + 6], "little")
+        records.append(Record.FromString(data[start + 7 : end]))
+        start = end
+    return records
+
+
+def test_wandb_offline_holds_every_number_under_the_runs_name(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     sinks = make_sinks(("wandb",), tmp_path, "grpo, seed 1: rl", identity="0123abcd", config={"beta": 0.1})
     with MetricsWriter(tmp_path / "run", sinks=sinks) as writer:
@@ -107,12 +119,12 @@ def test_wandb_offline_holds_every_number_under_the_runs_name(tmp_path, monkeypa
         writer.write_performance(1, {"tokens_per_second": 5})
         writer.write(2, {"loss": 1.0})
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    data, records, start = file.read_bytes(), [], 7  # LevelDB's log: checksum (4), length (2), type (1), data
-    assert len(data) < 32768  # one block, so every record is whole
-    while start < len(data):
-        end = start + 7 + int.from_bytes(data[start + 4 : start + 6], "little")
-        records.append(Record.FromString(data[start + 7 : end]))
-        start = end
+    records = _wandb_records(file)
+    for _ in range(600):  # W&B's own process writes the file, and may end a moment after `finish`
+        if any(record.HasField("exit") for record in records):
+            break
+        time.sleep(0.05)
+        records = _wandb_records(file)
     rows = [
         {(item.key or item.nested_key[0]): json.loads(item.value_json) for item in record.history.item}
         for record in records
