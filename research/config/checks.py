@@ -114,14 +114,17 @@ def _check_online(stage: Stage) -> None:
                 f"{name}.objective.{objective.name}.{key}: got {stage.options[key]}, expected 1 to {most} because a "
                 f"group has {rollout.group_size} completions"
             )
-    _check_reward(f"{name}.reward", stage.reward, rollout)
+    _check_reward(f"{name}.reward", stage)
 
 
-def _check_reward(path: str, reward: Reward, rollout: Rollout) -> None:
+def _check_reward(path: str, stage: Stage) -> None:
+    reward, rollout = stage.reward, stage.rollout
     if reward.source == "functions":
-        if not reward.functions or len(set(reward.functions)) < len(reward.functions):
+        names = [chosen.component.name for chosen in stage.chosen("reward", "functions")]
+        if not names or len(set(names)) < len(names):
             raise ConfigError(
-                f"{path}.functions: got {list(reward.functions)}, expected at least one and each once"
+                f"{path}.functions: got {list(reward.functions)}, expected at least one, and different names because "
+                "each is logged apart"
             )
         if reward.weights and len(reward.weights) != len(reward.functions):
             raise ConfigError(

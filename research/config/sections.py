@@ -291,7 +291,8 @@ class Reward:
                       choices=("functions", "model"), used=_learns)  # fmt: skip
     functions: tuple[str, ...] = key(
         ("correct",),
-        "Reward functions, summed by weight. Each is logged apart.",
+        "Reward functions, summed by weight; each is logged apart. A sum of 1 or more is a right answer to objectives "
+        "that select, to the curriculum, and to rewards of format and length.",
         component="reward",
         used=lambda s, f: _learns(s, f) and s.source == "functions",
     )

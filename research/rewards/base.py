@@ -2,12 +2,12 @@
 
 import math
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from research.core.errors import ConfigError, DataError
+from research.core.errors import DataError
 from research.data.chat import Message
 from research.tasks.base import Task
 
@@ -98,6 +98,7 @@ class Scores(NamedTuple):
 
     Attributes:
       rewards: `[B]` float32, the weighted sum.
+      known: `[B]` bool, whether all functions whose weight is not 0 could tell.
       values: `[B]` float64 of each function, before weighting; NaN where it cannot tell.
       entries: `[B]` float64 by "function/entry", of functions that return several numbers; NaN where absent.
       unknown: what was paid for NaN.
@@ -105,6 +106,7 @@ class Scores(NamedTuple):
     """
 
     rewards: np.ndarray
+    known: np.ndarray
     values: dict[str, np.ndarray]
     entries: dict[str, np.ndarray]
     unknown: float
@@ -122,29 +124,6 @@ class Scores(NamedTuple):
         return found | {f"reward/{name}": float(np.nanmean(values)) for name, values in self.entries.items()}
 
 
-def weighted_rewards(
-    functions: Iterable[tuple[str, RewardFunction]], weights: Sequence[float] = ()
-) -> tuple[WeightedReward, ...]:
-    """Reward functions by name with their weights, in their order; no weights are 1 each.
-
-    Raises:
-      ConfigError: as many weights as functions are expected, each name once, and a weight other than 0.
-    """
-    named = tuple(functions)
-    names = [name for name, _ in named]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"reward.functions: got {name!r} {names.count(name)} times, expected each once")
-    if weights and len(weights) != len(named):
-        raise ConfigError(
-            f"reward.weights: got {len(weights)} for {len(named)} functions, expected one each, or none"
-        )
-    weights = tuple(weights) or (1.0,) * len(named)
-    if not any(weights):
-        raise ConfigError("reward.weights: got none other than 0, expected a function to learn from")
-    return tuple(WeightedReward(*pair, weight) for pair, weight in zip(named, weights, strict=True))
-
-
 def score(samples: Sequence[Sample], rewards: Sequence[WeightedReward], *, unknown: float = 0.0) -> Scores:
     """The weighted sum of several rewards, and each of them: `r_i = sum_k w_k r_ik`.
 
@@ -160,7 +139,7 @@ def score(samples: Sequence[Sample], rewards: Sequence[WeightedReward], *, unkno
     values: dict[str, np.ndarray] = {}
     entries: dict[str, np.ndarray] = {}
     errors: list[RewardError] = []
-    total = np.zeros(B, np.float64)
+    total, known = np.zeros(B, np.float64), np.ones(B, bool)
     for name, function, weight in rewards:
         values[name] = np.full(B, np.nan)
         for row, sample in enumerate(samples):
@@ -174,8 +153,10 @@ def score(samples: Sequence[Sample], rewards: Sequence[WeightedReward], *, unkno
                 entries.setdefault(f"{name}/{entry}", np.full(B, np.nan))[row] = _finite(name, sample, number)
             if value is not None:
                 values[name][row] = _finite(name, sample, value)
-        total += weight * np.where(np.isnan(values[name]), unknown, values[name])
-    return Scores(total.astype(np.float32), values, entries, unknown, tuple(errors))
+        cannot = np.isnan(values[name])
+        total += weight * np.where(cannot, unknown, values[name])
+        known &= ~cannot | (weight == 0)
+    return Scores(total.astype(np.float32), known, values, entries, unknown, tuple(errors))
 
 
 def _numbers(returned: Any) -> tuple[float | None, dict[str, float]]:

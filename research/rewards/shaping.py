@@ -1,131 +1,40 @@
-"""From a score to the reward that is learned from: normalisation, clipping, format, length, stopping.
+"""From a score to the reward that is learned from: normalisation, clipping, format, length, overlong, missing end.
 
-In this order (each step is off unless its setting says otherwise):
+In this order (each is off unless the config's `reward` section says otherwise):
 
-    1. normalise   s = (score - mean) / std, by running or by the reference's statistics
+    1. normalise   s = (score - mean) / std, by running statistics or by the reference's
     2. clip        s in [-score_clip, score_clip]
     3. format      + format_coef * (1 if the format holds and, when gated, the answer is right)
     4. length      + length_coef * lambda, relative to the rest of the group
     5. overlong    + overlong_coef * penalty in [-1, 0], by tokens
     6. missing EOS - missing_eos_penalty where the completion never stopped
 
-The score alone is normalised and clipped, so that a coefficient means the same under any scorer, no penalty
-can be clipped away, and the statistics are not moved by what is added here. Difficulty weighting touches no
-reward: a group's advantages would be blind to it. It comes back as a scale of the advantages.
+Only the score is normalised and clipped: a coefficient means the same under any scorer, and what is added here is
+neither clipped nor enters the statistics. Difficulty weighting scales the advantages instead, because advantages are
+relative to the group, all of whose rewards it would scale alike.
 
 B = P * G completions, laid out [p1, p1, ..., p2, p2]. All on the host, in NumPy.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from types import MappingProxyType
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from research.config.sections import Reward
-from research.core.errors import ConfigError
+from research.rewards.builtin import FORMATS
 from research.rewards.normalization import RunningNorm, check_finite, normalized
-from research.rewards.verifiers import final_line
-
-Normalize = Literal["none", "running", "reference"]
-FormatMode = Literal["off", "gated", "additive"]
-DifficultyWeighting = Literal["none", "fail_rate", "inverse_pass_rate"]
-FormatCheck = Callable[[str], bool]
-
-
-def has_final_line(text: str) -> bool:
-    """Whether the last line is "#### " and an answer."""
-    return final_line(text, "") == 1.0
-
-
-def has_one_final_line(text: str) -> bool:
-    """Whether the last line is "#### " and an answer, and no other "####" is anywhere: no second guesses."""
-    return text.count("####") == 1 and has_final_line(text)
-
-
-FORMATS: Mapping[str, FormatCheck] = MappingProxyType(
-    {"final_line": has_final_line, "one_final_line": has_one_final_line}
-)
-
-
-@dataclass(frozen=True)
-class Shaping:
-    """What is done to a score; every default is off.
-
-    Attributes:
-      format_mode: "gated" pays for the format only where the answer is right. "additive" always pays, and is
-        hackable: where right answers are rare, the format alone is what gets learned.
-      format_coef: what the format pays, reward units; > 0 unless off.
-      format_pattern: name of the check, in FORMATS.
-      length_coef: weight of the group-relative length reward, which lies in [-0.5, 0.5]; 0 is off. Below 2,
-        a right answer worth 1 stays above a wrong one worth 0, however long.
-      overlong_buffer: tokens before the limit over which the penalty grows to its full size; 0 is off.
-      overlong_coef: its full size, reward units.
-      missing_eos_penalty: subtracted where a completion never stopped, reward units; 0 is off.
-      score_clip: bound on |score| after normalisation; 0 is off.
-      normalize: "running" by all scores so far, this batch included; "reference" by fixed statistics, those
-        of the first batch.
-      difficulty_weighting: scale of a group's advantages by its pass rate p: "fail_rate" 1 - p, or
-        "inverse_pass_rate" 1 / max(p, 1 / G).
-    """
-
-    format_mode: FormatMode = "off"
-    format_coef: float = 0.0
-    format_pattern: str = "one_final_line"
-    length_coef: float = 0.0
-    overlong_buffer: int = 0
-    overlong_coef: float = 1.0
-    missing_eos_penalty: float = 0.0
-    score_clip: float = 0.0
-    normalize: Normalize = "none"
-    difficulty_weighting: DifficultyWeighting = "none"
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError naming the key, what it got and what was expected."""
-        for key, choices in (
-            ("format_mode", get_args(FormatMode)),
-            ("format_pattern", tuple(FORMATS)),
-            ("normalize", get_args(Normalize)),
-            ("difficulty_weighting", get_args(DifficultyWeighting)),
-        ):
-            if (value := vars(self)[key]) not in choices:
-                raise ConfigError(f"{key}: got {value!r}, expected one of {', '.join(choices)}")
-        for key in (
-            *("format_coef", "length_coef", "overlong_buffer", "overlong_coef"),
-            *("missing_eos_penalty", "score_clip"),
-        ):
-            if not 0.0 <= (value := vars(self)[key]) < math.inf:
-                raise ConfigError(f"{key}: got {value}, expected a finite number >= 0")
-        if (self.format_mode == "off") != (self.format_coef == 0):
-            raise ConfigError(
-                f"format_coef: got {self.format_coef} under format_mode={self.format_mode!r}, expected > 0 with "
-                "a format reward and 0 without one because either alone has no effect"
-            )
-        if self.overlong_buffer and not self.overlong_coef:
-            raise ConfigError("overlong_coef: got 0, expected > 0 because overlong_buffer is set")
-
-    @property
-    def on(self) -> bool:
-        """Whether anything is done at all."""
-        return self != Shaping()
-
-
-def shaping_of(section: Reward) -> Shaping:
-    """What a reward section says of shaping."""
-    return Shaping(**{field.name: getattr(section, field.name) for field in fields(Shaping)})
 
 
 class Shaped(NamedTuple):
-    """What `shape` returns.
+    """Shaped rewards.
 
     Attributes:
       rewards: `[B]` float32, the sum of the parts.
-      advantage_scale: `[B]` float32, >= 0; multiply the advantages (not the loss weights) by it.
-      parts: `[B]` float32 each, by name: "score" (normalised and clipped) and those of "format", "length",
-        "overlong", "missing_eos" that are on; the same names throughout a run.
-      state: statistics to go on with, and to save with the run.
+      advantage_scale: `[B]` float32, >= 0, a factor of the advantages (not of the loss weights).
+      parts: `[B]` float32 by name: "score" (normalised and clipped), and those of "format", "length", "overlong" and
+        "missing_eos" that are on.
+      state: the statistics afterwards.
     """
 
     rewards: np.ndarray
@@ -147,7 +56,7 @@ def shape(
     stopped: np.ndarray,
     group_size: int,
     max_new_tokens: int,
-    spec: Shaping,
+    spec: Reward,
     state: RunningNorm,
 ) -> Shaped:
     """The rewards to learn from, in the order of operations above.
@@ -160,11 +69,11 @@ def shape(
       stopped: `[B]` bool, False where the completion was cut at its limit.
       group_size: G.
       max_new_tokens: the sampler's limit, tokens.
-      spec: what is done.
+      spec: what is done; "gated" rewards the format of right answers only, "additive" always, and can be hacked.
       state: statistics so far.
 
     Returns:
-      See `Shaped`. With the default spec the rewards are those given, bit for bit.
+      See `Shaped`. With the default section the rewards are those given, bit for bit.
 
     Raises:
       ValueError: shapes that disagree, a reward that is not finite, or overlong_buffer > max_new_tokens.
@@ -254,7 +163,7 @@ def overlong_penalty(lengths: np.ndarray, *, max_length: int, buffer: int) -> np
     return -np.clip(over / buffer, 0.0, 1.0)
 
 
-def advantage_scale(correct: np.ndarray, group_size: int, weighting: DifficultyWeighting) -> np.ndarray:
+def advantage_scale(correct: np.ndarray, group_size: int, weighting: str) -> np.ndarray:
     """How much each group's advantages count, from its pass rate `p`; not renormalised over the batch.
 
     "fail_rate": `1 - p`: a group that is always right teaches nothing, not even format or length.
@@ -279,6 +188,7 @@ def advantage_scale(correct: np.ndarray, group_size: int, weighting: DifficultyW
     elif weighting == "inverse_pass_rate":
         scale = 1.0 / np.maximum(passed, 1.0 / group_size)
     else:
-        expected = ", ".join(get_args(DifficultyWeighting))
-        raise ValueError(f"difficulty_weighting: got {weighting!r}, expected one of {expected}")
+        raise ValueError(
+            f"difficulty_weighting: got {weighting!r}, expected none, fail_rate or inverse_pass_rate"
+        )
     return np.repeat(scale, group_size).astype(np.float32)

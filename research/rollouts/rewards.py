@@ -22,7 +22,7 @@ from research.rewards.base import (
 )
 from research.rewards.learned import ProcessScorer, RewardScorer
 from research.rewards.normalization import RunningNorm
-from research.rewards.shaping import shape, shaping_of
+from research.rewards.shaping import shape
 from research.rollouts.samples import Collected
 from research.tasks.base import Task
 
@@ -34,13 +34,12 @@ class RolloutRewards:
     Attributes:
       section: the stage's `reward` section.
       functions: reward functions; unused where reward models score.
-      yardstick: what says whether a completion is right: `evaluation.correct`, or the task's own.
+      yardstick: `evaluation.correct`, or the task's own: logged (`gold`), never learned from.
       task: of the records.
       group_size: G.
       max_new_tokens: the sampler's limit, tokens.
       seed: the stage's.
-      scorer: reward models; None where functions score. The yardstick's verdict is then logged but not used for
-        training: `Rollouts.correct` is whether the score is above the group's mean.
+      scorer: reward models; None where functions score. The verifier's score is then logged but not used for training.
       process: process reward model that scores steps; None without rewards of steps.
       norm: statistics of the scores so far.
     """
@@ -71,6 +70,10 @@ class RolloutRewards:
     ) -> Collected:
         """Rewards the completions of P prompts.
 
+        `Rollouts.correct`, by which samples are selected and the curriculum goes, is whether the functions' weighted
+        sum is 1 or more, known, and the completion stopped; or whether a reward model's score is above the mean of
+        its group. Shaping and normalisation do not enter it.
+
         Args:
           prompts: {prompt_tokens, prompt_mask `[P, L]`, prompt_id `[P]`}.
           records: of the P prompts, every column.
@@ -90,8 +93,7 @@ class RolloutRewards:
             groups = scores.reshape(-1, G) - scores[::G, None]  # equal scores give exactly 0
             correct = (groups > groups.mean(axis=1, keepdims=True)).reshape(-1)
         else:
-            known = ~np.isnan(sum(paid.values.values()))
-            scores, correct = paid.rewards, (paid.rewards >= 1.0) & out.stopped & known
+            scores, correct = paid.rewards, (paid.rewards >= 1.0) & paid.known & out.stopped
         shaped = shape(
             scores,
             correct=correct,
@@ -100,7 +102,7 @@ class RolloutRewards:
             stopped=out.stopped,
             group_size=G,
             max_new_tokens=self.max_new_tokens,
-            spec=shaping_of(self.section),
+            spec=self.section,
             state=self.norm,
         )
         self.norm = shaped.state

@@ -19,7 +19,7 @@ class Collected(NamedTuple):
     Attributes:
       rollouts: what is learned from.
       gold: `[B]` float32, what the yardstick says of each: 1 or more is right; 0 where it cannot tell, and for a
-        completion that never stopped. Logged, and the curriculum's pass rates; never a reward.
+        completion that never stopped. Logged, never learned from.
       texts: B decoded completions, whole and with their markup where tools may be called.
       prompts: the prompt of each, as a person would read it.
       metrics: means of these samples.

@@ -24,6 +24,7 @@ _LONGEST_NUMBER = 100  # characters
 _LARGEST_EXPONENT = 400
 _MINUS = str.maketrans({"\u2212": "-", "\u2013": "-"})
 _MARKUP = " \t\r\n*`"
+_BRACES = re.compile(r"[{}]")
 _FRAC = re.compile(r"(-?)\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}")
 _NUMBER = re.compile(
     r"(?P<sign>[+-]?) ?(?:\\?[$€£] ?)?(?P<late_sign>[+-]?) ?"
@@ -123,10 +124,10 @@ def _line(text: str, start: int) -> str:
 def _braced(text: str, start: int) -> str:
     """Up to the brace that closes what opened before `start`; "" where none does."""
     depth = 1
-    for at in range(start, len(text)):
-        depth += (text[at] == "{") - (text[at] == "}")
+    for brace in _BRACES.finditer(text, start):
+        depth += 1 if brace.group() == "{" else -1
         if depth == 0:
-            return text[start:at]
+            return text[start : brace.start()]
     return ""
 
 

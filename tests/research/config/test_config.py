@@ -16,7 +16,6 @@ from research.config.schema import keys_of, sections_of
 from research.config.sections import Data, Evaluation, Model, Sampler, StageSection, Tools
 from research.config.tree import Tree, flatten, merged, to_tree
 from research.core.errors import ConfigError
-from research.rewards.shaping import Shaping
 
 
 def objectives() -> Mapping[str, Any]:
@@ -48,7 +47,6 @@ def test_sections_are_what_is_built_from_them() -> None:
     assert set(keys_of(Model)) == {*vars(ModelConfig)["__dataclass_fields__"]} - {"vocab_size"} | {
         "max_length"
     }
-    assert set(vars(Shaping())) <= set(keys_of(sections_of(StageSection)["reward"]))
 
 
 def test_every_key_is_documented_and_its_default_is_allowed() -> None:

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from objectives.advantages import group_advantages
-from research.core.errors import ConfigError
+from research.config.sections import Reward
+from research.rewards.builtin import FORMATS
 from research.rewards.normalization import RunningNorm
 from research.rewards.shaping import (
-    FORMATS,
-    Shaping,
     advantage_scale,
     length_reward,
     overlong_penalty,
@@ -21,7 +20,7 @@ from tests.objectives.cases import SEEDS
 GROUPS = [(1, 1), (2, 4), (3, 2), (1, 8), (4, 3)]
 LIMIT = 12
 TEXTS = ("2+2=4\n#### 4", "#### 4", "I say 4", "#### 3\n#### 4", "#### 4\nor so", "")
-EVERYTHING = Shaping(
+EVERYTHING = Reward(
     format_mode="gated",
     format_coef=0.3,
     length_coef=0.5,
@@ -55,11 +54,10 @@ def rollouts(seed):
 def test_nothing_is_done_by_default(seed):
     rewards, case = rollouts(seed)
     state = RunningNorm(3, 1.0, 2.0)
-    out = shape(rewards, **case, spec=Shaping(), state=state)
+    out = shape(rewards, **case, spec=Reward(), state=state)
     assert out.rewards.tobytes() == rewards.tobytes() and out.rewards.dtype == np.float32
     assert out.state == state and set(out.parts) == {"score"} and (out.advantage_scale == 1).all()
     assert out.metrics() == {"reward/score": pytest.approx(rewards.mean(), rel=1e-6)}
-    assert not Shaping().on and EVERYTHING.on
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -136,6 +134,7 @@ def test_overlong_penalty_is_equation_13_of_dapo(seed):
         ("#### 4\n", True, True),
         ("#### 3\n#### 4", True, False),
         ("####3\n#### 4", True, False),
+        ("####4", True, True),
         ("so #### 4", False, False),
         ("#### 4\nor so", False, False),
         ("#### ", False, False),
@@ -152,7 +151,7 @@ def test_gated_format_pays_only_right_answers_and_additive_all(pattern):
     case |= {"texts": ["#### 1", "#### 2", "1", "2"], "correct": np.array([True, False, True, False])}
     rewards = case["correct"].astype(np.float32)
     for mode, paid in (("gated", [1, 0, 0, 0]), ("additive", [1, 1, 0, 0])):
-        spec = Shaping(format_mode=mode, format_coef=0.25, format_pattern=pattern)
+        spec = Reward(format_mode=mode, format_coef=0.25, format_pattern=pattern)
         out = shape(rewards, **case, spec=spec, state=RunningNorm())
         assert out.parts["format"].tolist() == [0.25 * x for x in paid]
 
@@ -185,7 +184,7 @@ def test_equal_scores_normalise_to_zero_and_not_to_rounding_noise():
     for value in (0.1, 0.1, 0.1):
         out = shape(
             np.full(6, value, np.float32), **case, group_size=3, max_new_tokens=LIMIT,
-            spec=Shaping(normalize="running"), state=state,
+            spec=Reward(normalize="running"), state=state,
         )  # fmt: skip
         state = out.state
         np.testing.assert_allclose(out.rewards, 0.0, atol=1e-6)
@@ -195,7 +194,7 @@ def test_equal_scores_normalise_to_zero_and_not_to_rounding_noise():
 def test_reference_statistics_stay_and_give_the_reference_mean_0_and_std_1():
     scores = np.random.default_rng(0).normal(5.0, 3.0, 8).astype(np.float32)
     case = {"correct": np.zeros(8), "texts": [""] * 8, "lengths": np.ones(8), "stopped": np.ones(8)}
-    kwargs = {**case, "group_size": 4, "max_new_tokens": LIMIT, "spec": Shaping(normalize="reference")}
+    kwargs = {**case, "group_size": 4, "max_new_tokens": LIMIT, "spec": Reward(normalize="reference")}
     equal = shape(np.full(8, 0.1), **kwargs, state=RunningNorm())
     assert equal.state == RunningNorm(), "equal scores say nothing of their scale"
     np.testing.assert_allclose(equal.rewards, 0.0, atol=1e-6)
@@ -207,7 +206,7 @@ def test_reference_statistics_stay_and_give_the_reference_mean_0_and_std_1():
 
 def test_scores_are_clipped_after_normalising_and_before_penalties():
     case = {"correct": np.zeros(2), "texts": [""] * 2, "lengths": np.full(2, LIMIT), "stopped": np.zeros(2)}
-    spec = Shaping(score_clip=1.0, normalize="reference", missing_eos_penalty=5.0)
+    spec = Reward(score_clip=1.0, normalize="reference", missing_eos_penalty=5.0)
     out = shape(
         np.array([100.0, 10.5]), **case, group_size=2, max_new_tokens=LIMIT, spec=spec,
         state=RunningNorm(10, 10.0, 10.0),
@@ -228,35 +227,9 @@ def test_difficulty_scales_whole_groups_by_pass_rate(seed):
             np.testing.assert_allclose(scale, expected[weighting], rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"format_mode": "on"}, "format_mode: got 'on', expected one of off, gated, additive"),
-        (
-            {"format_pattern": "json"},
-            "format_pattern: got 'json', expected one of final_line, one_final_line",
-        ),
-        ({"normalize": "batch"}, "normalize: got 'batch', expected one of none, running, reference"),
-        (
-            {"difficulty_weighting": "x"},
-            "difficulty_weighting: got 'x', expected one of none, fail_rate, inv",
-        ),
-        ({"length_coef": -1.0}, "length_coef: got -1.0, expected a finite number >= 0"),
-        ({"score_clip": float("nan")}, "score_clip: got nan"),
-        ({"missing_eos_penalty": float("inf")}, "missing_eos_penalty: got inf"),
-        ({"format_coef": 0.2}, "format_coef: got 0.2 under format_mode='off'.*no effect"),
-        ({"format_mode": "gated"}, "format_coef: got 0.0 under format_mode='gated'.*no effect"),
-        ({"overlong_buffer": 4, "overlong_coef": 0.0}, "overlong_coef: got 0, expected > 0"),
-    ],
-)
-def test_settings_out_of_range_or_without_effect_are_refused(settings, says):
-    with pytest.raises(ConfigError, match=says):
-        Shaping(**settings)
-
-
 def test_arrays_that_do_not_fit_are_refused():
     rewards, case = rollouts(1)
-    rest = {"spec": Shaping(), "state": RunningNorm()}
+    rest = {"spec": Reward(), "state": RunningNorm()}
     for name in ("correct", "texts", "lengths", "stopped"):
         with pytest.raises(ValueError, match=f"{name}: got 1 rows, expected {len(rewards)}"):
             shape(rewards, **{**case, name: case[name][:1]}, **rest)
