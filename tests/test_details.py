@@ -143,7 +143,7 @@ DETAILS: list[tuple[str, ...]] = [
         "21",
         "a format reward is gated unless it says otherwise",
         "research/rewards/test_shaping.py::test_gated_format_pays_only_right_answers_and_additive_all",
-        "research/rewards/test_shaping.py::test_settings_out_of_range_or_without_effect_are_refused",
+        "research/config/test_config.py::test_bad_values",
     ),
     (
         "22",

@@ -58,19 +58,24 @@ def with_verifier(monkeypatch: pytest.MonkeyPatch, verifier: Any) -> None:
     monkeypatch.setattr(verifiers, "VERIFIERS", {**verifiers.VERIFIERS, "exact_answer": verifier})
 
 
-def test_reference_budget_and_errors_of_a_run(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dynamic sampling with a KL term, and a verifier that raises on odd answers while it pays."""
-    paying = False
+FRAGILE = """
+def fragile(completion, record, context):
+    if completion[-1:] in "13579":
+        raise RuntimeError("odd")
+    return context.task.correct(completion, record)
+"""
 
-    def verifier(completion: str, answer: str) -> float:
-        return (fail_on_odd if paying else verifiers.exact_answer)(completion, answer)
 
+def test_reference_budget_and_errors_of_a_run(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Dynamic sampling with a KL term, and a user's reward function that raises on odd answers."""
+    file = tmp_path / "mine.py"
+    file.write_text(FRAGILE, encoding="utf-8")
     start: list[Any] = []
     drawn: list[int] = []
 
     def look(session: Session, step: int, after: bool) -> None:
-        nonlocal paying
-        paying = not after
         if step == 1 and not after:
             reference = session.frozen().reference
             assert reference is not None
@@ -89,13 +94,13 @@ def test_reference_budget_and_errors_of_a_run(shared: Shared, monkeypatch: pytes
             drawn.append(session.spent.completions_sampled)
 
     watch(monkeypatch, look)
-    with_verifier(monkeypatch, verifier)
     done = shared.run(
         {
             "rl.steps": 2,
             "rl.seed": 5,
             "rl.objective.grpo.beta": 0.1,
             "rl.rollout.resample_rounds": 2,
+            "rl.reward.functions": (f"{file}:fragile",),
             "rl.reward.unknown": -0.5,
         }
     )
@@ -112,12 +117,12 @@ def test_reference_budget_and_errors_of_a_run(shared: Shared, monkeypatch: pytes
     assert done.result["budget"]["completions_sampled"] == drawn[-1]
     assert done.result["note"]["data"]["kept"] == logged(done.folder)[0]["data/records"] > 0
     errors = done.result["note"]["reward_errors"]
-    assert 0 < len(errors) <= 20 and errors[0]["name"] == "verifier" and "odd" in errors[0]["error"]
+    assert 0 < len(errors) <= 20 and errors[0]["name"] == "fragile" and "odd" in errors[0]["error"]
     rewards = {
         record["reward"]
         for record in map(json.loads, (done.folder.path / "samples.jsonl").read_text("utf-8").splitlines())
     }
-    assert rewards <= {1.0, 0.0, -0.5} and sum(record["reward/verifier/unknown"] for record in metrics) > 0
+    assert rewards <= {1.0, 0.0, -0.5} and sum(record["reward/fragile/unknown"] for record in metrics) > 0
 
 
 def test_a_verifier_that_raises_in_an_evaluation_costs_one_sample(
