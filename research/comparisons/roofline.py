@@ -1,4 +1,4 @@
-"""What a token costs at least: FLOPs and bytes read, by phase, and the rate that the machine's limits allow.
+"""What a useful token costs at least, and the rate that the machine's measured limits allow.
 
 A roofline (Williams et al. 2009): a phase takes at least as long as its FLOPs at the measured FLOP/s and as its
 bytes at the measured bandwidth, whichever is longer; phases follow each other.
@@ -11,17 +11,11 @@ import numpy as np
 
 from models.config import ModelConfig
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 class Phase(NamedTuple):
-    """What one useful token costs in one phase.
-
-    Attributes:
-      name: prefill, decode, score, update.
-      flops: a token.
-      read_bytes: a token; 0 where the phase is bound by FLOPs at any size worth timing.
-    """
+    """What one useful token costs in one phase: FLOPs and bytes read (0 where FLOPs bind at any useful size)."""
 
     name: str
     flops: float
@@ -36,7 +30,7 @@ class Limits(NamedTuple):
 
 
 def parameter_bytes(model: ModelConfig) -> float:
-    """Bytes of all parameters; a decode step reads each once (a tied embedding is the read-out matrix)."""
+    """Bytes of all parameters; a decode step reads each once (a tied embedding is the LM head)."""
     return float(model.num_params() * _BYTES[model.param_dtype])
 
 
@@ -45,8 +39,13 @@ def cache_bytes(model: ModelConfig) -> float:
     return 2.0 * model.num_layers * model.num_kv_heads * model.head_dim * _BYTES[model.compute_dtype]
 
 
+def decode_step_bytes(model: ModelConfig, rows: int, context: float) -> float:
+    """Bytes that one decode step reads: the parameters once, the context of each row."""
+    return parameter_bytes(model) + rows * context * cache_bytes(model)
+
+
 def rollout_phases(
-    model: ModelConfig, prompt_length: int, lengths: np.ndarray, slots: int, samples_per_prompt: int = 1
+    model: ModelConfig, prompt_length: int, lengths: np.ndarray, rows: int, group_size: int = 1
 ) -> tuple[Phase, ...]:
     """Prefill and decode, a completion token, if no slot is ever idle.
 
@@ -54,28 +53,19 @@ def rollout_phases(
       model: the decoder.
       prompt_length: tokens of each prompt.
       lengths: `[B]` tokens of each completion; the first comes out of the prefill.
-      slots: rows that decode at a time: each reading of the parameters serves so many.
-      samples_per_prompt: completions that share a prefill.
+      rows: sequences decoded at a time: each reading of the parameters serves so many.
+      group_size: completions that share a prefill.
     """
-    total = float(lengths.sum())
-    prompts = len(lengths) / samples_per_prompt
-    read_out = 2.0 * model.vocab_size * model.d_model
-    per_prompt = prompt_length * (model.flops_per_token(prompt_length / 2) - read_out) + read_out
-    decoded = lengths - 1.0
-    context = prompt_length + lengths / 2.0
-    flops = float(sum(n * model.flops_per_token(c) for n, c in zip(decoded, context, strict=True)))
-    read = decoded.sum() / slots * parameter_bytes(model) + float((decoded * context).sum()) * cache_bytes(
-        model
-    )
+    total, prompts = float(lengths.sum()), len(lengths) / group_size
+    head = 2.0 * model.vocab_size * model.d_model
+    per_prompt = prompt_length * (model.flops_per_token(prompt_length / 2) - head) + head
+    decoded, context = lengths - 1.0, prompt_length + lengths / 2.0
+    flops = sum(n * model.flops_per_token(c) for n, c in zip(decoded, context, strict=True))
+    read = decoded.sum() / rows * parameter_bytes(model) + (decoded * context).sum() * cache_bytes(model)
     return (
         Phase("prefill", prompts * per_prompt / total, 0.0),
-        Phase("decode", flops / total, float(read) / total),
+        Phase("decode", float(flops) / total, float(read) / total),
     )
-
-
-def decode_step_bytes(model: ModelConfig, slots: int, context: float) -> float:
-    """Bytes that one decode step reads: the parameters once, the context of each row."""
-    return parameter_bytes(model) + slots * context * cache_bytes(model)
 
 
 def train_phases(model: ModelConfig, lengths: Sequence[int] | np.ndarray) -> tuple[Phase, ...]:
@@ -88,11 +78,10 @@ def grpo_phases(
 ) -> tuple[Phase, ...]:
     """Sampling, log-probs of the reference, one update; a completion token. Prompts are computed once a group."""
     rows = prompts * group_size
-    lengths = np.full(rows, max_new_tokens)
-    whole = prompt_length + max_new_tokens
-    forward = _forward(model, [whole]) * (prompt_length / group_size + max_new_tokens) / max_new_tokens
+    per_token = (prompt_length / group_size + max_new_tokens) / max_new_tokens
+    forward = _forward(model, [prompt_length + max_new_tokens]) * per_token
     return (
-        *rollout_phases(model, prompt_length, lengths, rows, group_size),
+        *rollout_phases(model, prompt_length, np.full(rows, max_new_tokens), rows, group_size),
         Phase("score", forward, 0.0),
         Phase("update", 3.0 * forward, 0.0),
     )
@@ -103,14 +92,13 @@ def limit_rate(phases: Sequence[Phase], limits: Limits) -> float:
     return 1.0 / sum(max(p.flops / limits.flops, p.read_bytes / limits.bandwidth) for p in phases)
 
 
-def flop_share(phases: Sequence[Phase], rate: float, limits: Limits) -> float:
-    """The share of the FLOP/s that is used at `rate` tokens/s; of training, the model FLOP utilisation (MFU)."""
-    return rate * sum(p.flops for p in phases) / limits.flops
-
-
-def bandwidth_share(phases: Sequence[Phase], rate: float, limits: Limits) -> float:
-    """The share of the bandwidth that is used at `rate` tokens/s."""
-    return rate * sum(p.read_bytes for p in phases) / limits.bandwidth
+def shares(phases: Sequence[Phase], rate: float, limits: Limits) -> dict[str, float]:
+    """Shares used at `rate` tokens/s: of the FLOP/s (MFU, in training), of the bandwidth, of what both allow."""
+    return {
+        "limit": rate / limit_rate(phases, limits),
+        "flops": rate * sum(p.flops for p in phases) / limits.flops,
+        "bandwidth": rate * sum(p.read_bytes for p in phases) / limits.bandwidth,
+    }
 
 
 def _forward(model: ModelConfig, lengths: Sequence[int] | np.ndarray) -> float:

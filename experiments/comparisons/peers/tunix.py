@@ -1,28 +1,26 @@
-"""Tunix as a system under test: its sampler, and a training step of its Llama with optax. Needs google-tunix, chex."""
+"""Tunix as a system under test: its sampler, and training steps of its Llama with optax. Needs google-tunix, chex."""
 
 import importlib.metadata
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from research.benchmarks.systems.channel import Channel
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from tunix.generate import sampler as sampling
+from tunix.models.llama3 import model as llama
 
-Lap = Callable[[], dict[str, float]]
 Work = Mapping[str, Any]
 
 
-def main() -> None:
+def main(work: Work, say: Callable[..., None]) -> None:
     """Serves one workload."""
-    channel = Channel()
-    work = channel.workload
-    import jax
-    import numpy as np
-    from flax import nnx
-    from tunix.models.llama3 import model as llama
-
     shape = work["model"]
     config = llama.ModelConfig(
         num_layers=shape["num_layers"],
-        vocab_size=shape["vocab_size"],
+        vocab_size=work["vocab_size"],
         embed_dim=shape["d_model"],
         hidden_dim=shape["d_ff"],
         num_heads=shape["num_heads"],
@@ -32,46 +30,47 @@ def main() -> None:
         norm_eps=shape["norm_eps"],
         weight_tying=shape["tie_embeddings"],
     )
-    mesh = jax.sharding.Mesh(np.array(jax.devices(work["platform"])[:1]).reshape(1, 1), ("fsdp", "tp"))
-    with mesh:
+    with jax.sharding.Mesh(np.array(jax.devices(work["platform"])[:1]).reshape(1, 1), ("fsdp", "tp")):
         model = llama.Llama3(config, rngs=nnx.Rngs(work["seed"]))
-        lap = (rollout if work["kind"] == "rollout" else train)(work, model)
+        run = (rollout if work["kind"] == "rollout" else train)(work, model)
         names = ("jax", "google-tunix", "flax")
-        channel.describe(
+        say(
             parameters=sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
             versions={name: importlib.metadata.version(name) for name in names},
         )
-        channel.repeat(lap)
+        while True:
+            say(tokens=run())
 
 
 class Words:
     """A tokenizer for prompts that are ids already, written as words; the sampler puts `bos_id` before them."""
 
     def encode(self, text: str, **_: Any) -> list[int]:
+        """The ids."""
         return [int(word) for word in text.split()]
 
     def decode(self, ids: Any, **_: Any) -> str:
+        """The inverse."""
         return " ".join(map(str, ids))
 
     def bos_id(self) -> int:
+        """Begins a sequence."""
         return 2
 
     def eos_id(self) -> int:
+        """Ends one."""
         return 1
 
     def pad_id(self) -> int:
+        """Fills rows."""
         return 0
 
 
-def rollout(work: Work, model: Any) -> Lap:
+def rollout(work: Work, model: Any) -> Callable[[], int]:
     """The sampler on batches; it knows no limit of a row's own, so each batch runs to its longest row."""
-    from tunix.generate import sampler as sampling
-
-    shape, size = work["model"], work["batch_size"]
-    prompts = [
-        " ".join(map(str, ids[1:])) for ids in work["prompts"]
-    ]  # one token less: BOS comes before them
-    length, lengths = len(work["prompts"][0]), work["lengths"]
+    shape, size, lengths = work["model"], work["batch_size"], work["lengths"]
+    prompts = [" ".join(map(str, ids[1:])) for ids in work["prompts"]]  # one less: BOS comes before them
+    length = len(work["prompts"][0])
     sampler = sampling.Sampler(
         model,
         Words(),
@@ -82,11 +81,9 @@ def rollout(work: Work, model: Any) -> Lap:
             head_dim=shape["head_dim"],
         ),
     )
-    # An id that does not exist: rows end at their length.
-    stops = [shape["vocab_size"]]
     how = {"temperature": 0.0} if work["greedy"] else {"temperature": 1.0, "top_p": 1.0}
 
-    def lap() -> dict[str, float]:
+    def run() -> int:
         for start in range(0, len(prompts), size):
             longest = max(lengths[start : start + size])
             out = sampler(
@@ -94,27 +91,21 @@ def rollout(work: Work, model: Any) -> Lap:
                 max_generation_steps=longest,
                 max_prompt_length=length,
                 seed=work["seed"],
-                eos_tokens=stops,
+                eos_tokens=[work["vocab_size"]],  # no such id: rows end at their length
                 return_logprobs=False,
                 **how,
             )
             drawn = {len(tokens) for tokens in out.tokens}
             assert drawn == {longest}, f"drew {drawn} tokens, expected {longest}"
-        return {"tokens": float(sum(lengths))}
+        return sum(lengths)
 
-    return lap
+    return run
 
 
-def train(work: Work, model: Any) -> Lap:
+def train(work: Work, model: Any) -> Callable[[], int]:
     """Steps of optax's AdamW on full rows of random tokens."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-    import optax
-    from flax import nnx
-
-    B, T = work["batch_size"], work["length"]
-    optimizer = nnx.Optimizer(model, optax.adamw(work["optimizer"]["learning_rate"]), wrt=nnx.Param)
+    B, T, V = work["batch_size"], work["length"], work["vocab_size"]
+    optimizer = nnx.Optimizer(model, optax.adamw(work["learning_rate"]), wrt=nnx.Param)
     positions = jnp.broadcast_to(jnp.arange(T), (B, T))
     mask = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
     rng = np.random.default_rng(work["seed"])
@@ -129,14 +120,10 @@ def train(work: Work, model: Any) -> Lap:
         optimizer.update(model, grads)
         return loss
 
-    def lap() -> dict[str, float]:
+    def run() -> int:
         for _ in range(work["steps"]):
-            loss = step(model, optimizer, rng.integers(0, work["model"]["vocab_size"], (B, T + 1), np.int32))
+            loss = step(model, optimizer, rng.integers(0, V, (B, T + 1), np.int32))
         assert jnp.isfinite(jax.block_until_ready(loss)), "the loss is not finite"
-        return {"tokens": float(work["steps"] * B * T)}
+        return work["steps"] * B * T
 
-    return lap
-
-
-if __name__ == "__main__":
-    main()
+    return run

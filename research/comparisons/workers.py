@@ -1,0 +1,128 @@
+"""A system under test as a process: told its work, asked for one repetition at a time, closed."""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from research.core.errors import TemperError
+
+
+class SystemFailed(TemperError):
+    """A system ended, hung or said something unexpected."""
+
+
+class System(NamedTuple):
+    """How a system is started.
+
+    Attributes:
+      name: as the report shows it.
+      command: program and arguments; speaks the protocol of `experiments/comparisons/protocol.py`.
+      path: PYTHONPATH; "" is none.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    path: str = ""
+
+
+class Lap(NamedTuple):
+    """One repetition: what it took, and what the system counted."""
+
+    seconds: float
+    counts: Mapping[str, float]
+
+
+class Worker:
+    """One system at work on one workload. A context manager.
+
+    Attributes:
+      facts: what it said after building: `parameters`, `versions`.
+      warm_up: seconds of the first two repetitions, which are not counted.
+    """
+
+    def __init__(self, system: System, threads: int, timeout: float, log: Path) -> None:
+        """Starts the process on its cores; it waits for its workload.
+
+        Args:
+          system: what to start.
+          threads: cores that it may use.
+          timeout: seconds that building, or one repetition, may take.
+          log: where what it writes to standard error goes.
+        """
+        self.facts: dict[str, Any] = {}
+        self.warm_up: tuple[float, ...] = ()
+        self._name, self._timeout, self._log = system.name, timeout, log
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
+        env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+        env |= dict.fromkeys(names, str(threads)) | ({"PYTHONPATH": system.path} if system.path else {})
+        env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several systems hold a GPU: none may take all its memory
+        with log.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                system.command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+            )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(self._process.pid, sorted(os.sched_getaffinity(0))[:threads])
+
+    def start(self, work: Mapping[str, Any], parameters: int) -> None:
+        """Hands over the work and warms up.
+
+        Raises:
+          SystemFailed: it failed, or its model has another number of parameters.
+        """
+        self.facts = self._ask(json.dumps(work))
+        found = self.facts["parameters"]
+        if abs(found - parameters) > 0.01 * parameters:
+            raise SystemFailed(f"{self._name}: its model has {found:,} parameters, expected Temper's {parameters:,}")
+        self.warm_up = (self.run().seconds, self.run().seconds)
+
+    def run(self) -> Lap:
+        """One repetition.
+
+        Raises:
+          SystemFailed: it ended, took too long or did not answer in JSON.
+        """
+        began = time.perf_counter()
+        counts = self._ask("run")
+        return Lap(time.perf_counter() - began, counts)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Asks the process to end, and ends it if it does not."""
+        with contextlib.suppress(BrokenPipeError):
+            self._stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._stdout.close()
+
+    def _ask(self, line: str) -> dict[str, Any]:
+        with contextlib.suppress(BrokenPipeError):  # it has ended: reading says so
+            self._stdin.write(line.encode() + b"\n")
+            self._stdin.flush()
+        if not select.select([self._stdout], [], [], self._timeout)[0]:
+            raise self._failed(f"did not answer within {self._timeout:g} seconds")
+        answer = self._stdout.readline()
+        if not answer:
+            raise self._failed(f"ended with exit status {self._process.wait()}")
+        try:
+            return dict(json.loads(answer))
+        except ValueError:
+            raise self._failed(f"answered {answer.decode().strip()[:80]!r}, expected JSON") from None
+
+    def _failed(self, what: str) -> SystemFailed:
+        self._process.kill()  # it must not go on in the others' turns
+        written = self._log.read_text("utf-8", errors="replace").strip()
+        reason = f": {written.splitlines()[-1].strip()} (more in {self._log})" if written else ""
+        return SystemFailed(f"{self._name}: {what}{reason}")
