@@ -1,67 +1,99 @@
-"""Times Temper and, where their venvs are given, the systems one would pick instead, in turn in one run.
+"""Times Temper and, where their venvs are given, the systems one would use instead, in turn in one run.
 
 Example:
-  python -m launch.benchmark --config=experiments/benchmarks/rollout.py --workdir=runs/benchmarks
-  python -m launch.benchmark --config=experiments/benchmarks/train_step.py --workdir=runs/benchmarks \
-      --config.data.problems.path=gsm8k_train.jsonl \
+  python -m launch.benchmark --config=experiments/comparisons/speed.py --workdir=runs/speed --only=train,greedy
+  python -m launch.benchmark --config=experiments/comparisons/speed.py --workdir=runs/speed \
       --peers=transformers=torchenv/bin/python,trl=torchenv/bin/python,tunix=tunixenv/bin/python
 
-Prints medians, ratios, shares of the machine's measured limits, compile time and peak memory; writes them as JSON,
-and a plot where batch sizes vary. Compare only numbers of one run.
+Prints medians, ratios, shares of the machine's measured limits, compile time and peak memory; writes them as Markdown
+and JSON, and a plot where batch sizes vary. Compare only numbers of one run.
 """
 
 import os
-import tempfile
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 from rich import get_console
+from rich.markdown import Markdown
 
 from launch import common
-from research.benchmarks.report import show, write
-from research.benchmarks.results import TEMPER
-from research.benchmarks.runner import MACHINE, count_laps, run_benchmark
-from research.benchmarks.spec import read_benchmark
-from research.benchmarks.workers import own_system, peer_systems
-from research.benchmarks.workloads import make_workloads
+from research.comparisons.report import write
+from research.comparisons.runner import MACHINE, TEMPER, run_workload, taking_part
+from research.comparisons.sections import read_comparison
+from research.comparisons.workers import System
+from research.comparisons.workloads import make_workloads
 from research.config.files import load_config
-from research.core.errors import TemperError
+from research.core.errors import ConfigError, TemperError
+from research.core.files import make_folder
 from research.core.progress import Progress
 
 common.define_config()
 _PEERS = flags.DEFINE_list("peers", [], "NAME=PYTHON of each peer's venv: transformers, trl, tunix")
+_ONLY = flags.DEFINE_list("only", [], "cases or kinds of work (rollout, train, grpo); all without it")
 
+ROOT = Path(__file__).resolve().parents[1]
+COMPARISONS = ROOT / "experiments" / "comparisons"
 _BUSY = 0.5
 """A load average, in cores, above which the machine is too busy to trust a time."""
 
 
 def main() -> None:
-    """Runs a benchmark and reports; exit status 1 if a system failed."""
+    """Times, reports; exit status 1 if a system failed."""
     console = get_console()
-    benchmark = read_benchmark(load_config(flags.FLAGS.config), common.overrides())
+    comparison = read_comparison(load_config(flags.FLAGS.config), common.overrides(), _ONLY.value)
+    systems = {name: own_system(name) for name in (TEMPER, MACHINE)} | peer_systems(_PEERS.value)
     load = os.getloadavg()[0]
     if load > _BUSY:
         console.print(f"the machine is busy (load average {load:.1f}): times will scatter")
-    with tempfile.TemporaryDirectory() as folder:
-        systems = {name: own_system(name) for name in (TEMPER, MACHINE)}
-        systems |= peer_systems(_PEERS.value, Path(folder))
-        workloads = make_workloads(benchmark, common.workdir() / "data", console.print)
-        wanted = sorted({name for work in workloads for name in work.peers})
-        for name in wanted:
-            if name not in systems:
-                console.print(f"{name}: left out, --peers={name}=PYTHON is not given")
-        total = count_laps(benchmark, workloads, systems)
-        try:
-            with Progress(benchmark.kind, total=total, unit="runs") as progress:
-                results = run_benchmark(benchmark, workloads, systems, progress)
-        except KeyboardInterrupt:
-            raise TemperError("interrupted: nothing was written; the same command starts anew") from None
-    show(benchmark, results, console)
-    for path in write(benchmark, results, common.workdir(), load):
+    workloads = make_workloads(comparison)
+    for name in sorted({name for work in workloads for name in work.peers} - systems.keys()):
+        console.print(f"{name}: left out, --peers={name}=PYTHON is not given")
+    logs = make_folder(common.workdir() / "logs")
+    laps = sum(len(taking_part(work, systems)) for work in workloads) * (1 + comparison.settings.repetitions)
+    try:
+        with Progress("benchmark", total=laps, unit="runs") as progress:
+            results = [
+                run_workload(comparison, work, taking_part(work, systems), progress, logs)
+                for work in workloads
+            ]
+    except KeyboardInterrupt:
+        raise TemperError("interrupted: nothing was written; the same command starts anew") from None
+    text, paths = write(results, common.workdir(), config=comparison.tree, load=load)
+    console.print(Markdown(text))
+    for path in paths:
         console.print(f"wrote {path}")
     failures = [message for result in results for message in result.failures.values()]
     if failures:
         raise TemperError(f"{len(failures)} of the timings failed, the first: {failures[0]}")
+
+
+def own_system(name: str) -> System:
+    """A system of `research/comparisons/`: in this Python, with all of Temper at hand; it starts as a command does."""
+    driver = ("launch", f"research.comparisons.{name}")
+    return System(name, (sys.executable, str(COMPARISONS / "protocol.py"), *driver), path=str(ROOT))
+
+
+def peer_systems(given: Sequence[str]) -> dict[str, System]:
+    """The peers of `name=path/to/python` items; each is a module in `experiments/comparisons/peers/`.
+
+    Raises:
+      ConfigError: an unknown name, or no such Python.
+    """
+    known = sorted(path.stem for path in (COMPARISONS / "peers").glob("[a-z]*.py"))
+    found = {}
+    for item in given:
+        name, _, python = item.partition("=")
+        if name not in known:
+            raise ConfigError(f"--peers: got {item!r}, expected NAME=PYTHON with one of {', '.join(known)}")
+        if not os.access(python, os.X_OK) or Path(python).is_dir():
+            raise ConfigError(
+                f"--peers: {name}: {python or 'nothing'!r} is no program, expected a venv's bin/python"
+            )
+        command = (str(Path(python).absolute()), str(COMPARISONS / "protocol.py"), f"peers.{name}")
+        found[name] = System(name, command)
+    return found
 
 
 if __name__ == "__main__":

@@ -4,33 +4,26 @@ Example:
   python -m launch.speculate --stage=runs/speculative/stages/target-0123456789ab --output=runs/speculative/figures \
       --draft=runs/speculative/stages/draft-0123456789ab,ngram --draft_tokens=2,3,4 --temperature=0,1
 
-Prompts are held out from the stage's own training: beginnings of texts, or whole problems as rollouts pose them.
-Writes to --output: speculative.json (every repetition) and speculative.png (speed-up against proposals a round).
+Prompts are problems held out from the stage's own training, whose worked answers are long enough.
+Writes to --output: speculative.md (the table) and speculative.json (every repetition).
 Compare only numbers of one run.
 """
 
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
 from rich import get_console
+from rich.markdown import Markdown
 
 from launch import common
 from models.config import ModelConfig
-from research.benchmarks.speculative import (
-    PLAIN,
-    Trial,
-    compare,
-    problem_prompts,
-    show,
-    text_prompts,
-    trials_of,
-    write,
-)
+from research.comparisons.speculative import PLAIN, compare, problem_prompts, records, table
 from research.core.errors import ConfigError
-from research.core.files import make_folder
+from research.core.files import make_folder, write_json_atomic, write_text_atomic
 from research.core.mesh import make_mesh
 from research.core.progress import Progress
 from research.core.versions import collect_versions
@@ -52,12 +45,6 @@ _DRAFT = flags.DEFINE_list(
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)
 _DRAFT_TOKENS = flags.DEFINE_list("draft_tokens", ["2", "3", "4"], "proposals a round, each tried")
 _TEMPERATURE = flags.DEFINE_list("temperature", ["0", "1"], "each tried; 0 is greedy")
-_PROMPTS = flags.DEFINE_enum(
-    "prompts",
-    "text",
-    ("text", "problems"),
-    "beginnings of texts, or problems with answers that are long enough",
-)
 _REPETITIONS = flags.DEFINE_integer(
     "repetitions", 16, "each on its own prompt", lower_bound=2, upper_bound=10_000
 )
@@ -74,70 +61,50 @@ def main() -> None:
     scalars = [make_scalars(seed=_SEED.value, temperature=value) for value in common.numbers("temperature")]
     folder, output = Path(_STAGE.value).resolve(), make_folder(Path(_OUTPUT.value))
     policy = load_policy(folder, make_mesh(1, 1, 1, devices=jax.devices()[:1]))
-    longest = _PROMPT_TOKENS.value + _TOKENS.value
-    if longest > policy.max_length:
+    if _PROMPT_TOKENS.value + _TOKENS.value > policy.max_length:
         raise ConfigError(
             f"--max_new_tokens: got {_TOKENS.value} after {_PROMPT_TOKENS.value} tokens of prompt, expected a sum "
             f"of at most {policy.max_length}, the model's context"
         )
-    sources = common.sources_of(policy, folder)
-    if _PROMPTS.value == "problems":
-        prompts = problem_prompts(
-            sources.held_out,
-            policy.tokenizer,
-            count=_REPETITIONS.value,
-            length=_PROMPT_TOKENS.value,
-            new_tokens=_TOKENS.value,
-        )
-    else:
-        prompts = text_prompts(
-            sources.text.validation,
-            policy.tokenizer,
-            count=_REPETITIONS.value,
-            length=_PROMPT_TOKENS.value,
-            longest=longest,
-        )
+    prompts = problem_prompts(
+        common.sources_of(policy, folder).held_out,
+        policy.tokenizer,
+        count=_REPETITIONS.value,
+        length=_PROMPT_TOKENS.value,
+        new_tokens=_TOKENS.value,
+    )
     load = os.getloadavg()[0]
-    drafts: dict[tuple[str, int], Draft] = {}
-    for number, path in enumerate(_DRAFT.value):
+    drafts: dict[str, Draft] = {}
+    parameters = {PLAIN: policy.model.num_params()}
+    for number, path in enumerate(_DRAFT.value, 1):
         draft = common.load_draft(path, policy, counts[0])
-        name = path if path == common.NGRAM else f"draft {number + 1}"
+        name = path if path == common.NGRAM else f"draft {number}"
+        if isinstance(draft.spec.draft, ModelConfig):
+            parameters[name] = draft.spec.draft.num_params()
         for k in counts:
-            drafts[name, k] = draft._replace(spec=dataclasses.replace(draft.spec, draft_tokens=k))
-    names = {f"{name}, {k}": (name, k) for name, k in drafts}
-    trials: list[Trial] = []
+            drafts[f"{name}, {k}"] = draft._replace(spec=dataclasses.replace(draft.spec, draft_tokens=k))
+    trials: list[dict[str, Any]] = []
     with (
         jax.set_mesh(policy.mesh),
         Progress("speculate", total=len(scalars), unit="temperatures") as progress,
     ):
         for temperature, draws in zip(common.numbers("temperature"), scalars, strict=True):
-            timings = compare(
-                policy.params,
-                prompts,
-                {name: drafts[key] for name, key in names.items()},
-                draws,
-                config=policy.model,
-                spec=SamplerSpec(
-                    _TOKENS.value, 1, (), policy.tokenizer.pad_id, SamplingMethod(greedy=temperature == 0)
-                ),
-            )
-            trials += trials_of(timings, names, temperature)
+            method = SamplingMethod(greedy=temperature == 0)
+            spec = SamplerSpec(_TOKENS.value, 1, (), policy.tokenizer.pad_id, method)
+            timings = compare(policy.params, prompts, drafts, draws, config=policy.model, spec=spec)
+            trials += records(timings, temperature)
             progress.advance(1)
-    show(trials, get_console())
-    parameters = {
-        name: draft.spec.draft.num_params()
-        for (name, _), draft in drafts.items()
-        if isinstance(draft.spec.draft, ModelConfig)
-    }
     run = {
         "stage": str(folder),
         "drafts": list(_DRAFT.value),
-        "parameters": {PLAIN: policy.model.num_params(), **parameters},
+        "parameters": parameters,
         "load_average_before": load,
         "versions": collect_versions(),
     }
-    for written in write(trials, output, run=run):
-        get_console().print(f"wrote {written}")
+    write_json_atomic(output / "speculative.json", {"run": run, "trials": trials})
+    write_text_atomic(output / "speculative.md", table(trials))
+    get_console().print(Markdown(table(trials)))
+    get_console().print(f"wrote {output / 'speculative.json'} and {output / 'speculative.md'}")
 
 
 if __name__ == "__main__":

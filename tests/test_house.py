@@ -28,6 +28,9 @@ ROOMS_BELOW: dict[str, set[str]] = {
     "launch": {"research", "models", "objectives"},
 }
 
+PEERS = Path("experiments", "comparisons", "peers")
+"""Scripts that run in venvs of their own: they import the system that they drive, and each other, but no room."""
+
 # Every entry of the checkout's root, tracked or about to be.
 TOP_LEVEL = {
     *(".ci", ".github", ".gitignore", ".pre-commit-config.yaml"),
@@ -55,7 +58,7 @@ SOURCES = [path for path in FILES if path.suffix == ".py"]
 
 def violations_of_the_import_rule(room: str, path: Path, source: str) -> Iterator[str]:
     """Sentences about the imports in `source`, a file at `path` in `room`."""
-    below, third_party = ROOMS_BELOW[room], THIRD_PARTY[room]
+    below, third_party, peer = ROOMS_BELOW[room], THIRD_PARTY[room], path.parent == PEERS
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -68,10 +71,10 @@ def violations_of_the_import_rule(room: str, path: Path, source: str) -> Iterato
         for name in names:
             top = name.split(".")[0]
             allowed = (
-                top == room
+                (top == room and not peer)
                 or top in below
                 or top in sys.stdlib_module_names
-                or (top not in {*ROOMS, "tests"} and (third_party is None or top in third_party))
+                or (top not in {*ROOMS, "tests"} and (peer or third_party is None or top in third_party))
             )
             if not allowed:
                 yield f"{path}:{node.lineno}: {room}/ may not import {name}"
@@ -133,7 +136,7 @@ ORDER = (
         "evals",
         "rollouts",
     ),
-    *("train", "ablation", "benchmarks"),
+    *("train", "ablation", "comparisons"),
 )
 
 
@@ -179,6 +182,14 @@ def test_research_holds_packages_and_no_loose_files() -> None:
 )
 def test_the_order_itself(package: str, source: str, allowed: bool) -> None:
     assert (not list(violations_of_the_order(package, Path("a.py"), source))) == allowed
+
+
+def test_peers_import_the_system_they_drive_and_no_room() -> None:
+    def found(source: str) -> list[str]:
+        return list(violations_of_the_import_rule("experiments", PEERS / "a.py", source))
+
+    assert not found("import torch\nfrom peers.transformers import make_llama")
+    assert all(found(f"import {room}") for room in (*ROOMS, "tests"))
 
 
 def test_no_source_file_is_longer_than_500_lines() -> None:
@@ -255,7 +266,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
     declared = (ROOT / "setup.py").read_text("utf-8").replace("-", "_").lower()
     missing = set()
     for path in SOURCES:
-        if path.relative_to(ROOT).parts[0] not in ROOMS:
+        if path.relative_to(ROOT).parts[0] not in ROOMS or path.parent == ROOT / PEERS:
             continue
         for node in ast.parse(
             path.read_text("utf-8")

@@ -17,8 +17,16 @@ Every key is declared in `research/comparisons/sections.py`; this says what diff
 from ml_collections import ConfigDict
 
 _LLAMA_3_2_1B = {
-    **{"num_layers": 16, "d_model": 2048, "num_heads": 32, "num_kv_heads": 8, "head_dim": 64, "d_ff": 8192},
-    **{"rope_theta": 500_000.0, "remat": "full", "param_dtype": "bfloat16", "compute_dtype": "bfloat16"},
+    "num_layers": 16,
+    "d_model": 2048,
+    "num_heads": 32,
+    "num_kv_heads": 8,
+    "head_dim": 64,
+    "d_ff": 8192,
+    "rope_theta": 500_000.0,
+    "remat": "full",
+    "param_dtype": "bfloat16",
+    "compute_dtype": "bfloat16",
 }
 _7M = {"num_layers": 6, "d_model": 288, "num_heads": 6, "num_kv_heads": 6, "head_dim": 48, "d_ff": 768}
 _TINY = {"num_layers": 2, "d_model": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "d_ff": 64}
@@ -29,7 +37,9 @@ def get_config(arg: str = "") -> ConfigDict:
     sizes = {"": _cpu, "cpu": _cpu, "gpu": _gpu, "toy": _toy}
     if arg not in sizes:
         raise ValueError(f"got the argument {arg!r}, expected cpu, gpu or toy")
-    return ConfigDict({"question": "How fast are rollouts, training steps and iterations of GRPO?", **sizes[arg]()})
+    return ConfigDict(
+        {"question": "How fast are rollouts, training steps and iterations of GRPO?", **sizes[arg]()}
+    )
 
 
 def _cpu() -> dict[str, object]:

@@ -26,7 +26,10 @@ class RolloutCase:
     prompt_length: int = key(32, "Of every prompt.", unit="tokens", low=2)
     max_new_tokens: int = key(128, "Of every completion, or the longest.", unit="tokens", low=1)
     mean_new_tokens: int = key(
-        0, "Mean of exponential lengths, cut at max_new_tokens; 0: all have max_new_tokens.", unit="tokens", low=0
+        0,
+        "Mean of exponential lengths, cut at max_new_tokens; 0: all have max_new_tokens.",
+        unit="tokens",
+        low=0,
     )
     greedy: bool = key(False, "The likeliest token; else one is drawn at temperature 1.")
 
@@ -40,7 +43,9 @@ class TrainCase:
     length: int = key(256, "Of a row.", unit="tokens", low=4)
     steps: int = key(4, "In a repetition; with examples, as many as one pass takes.", low=1)
     examples: int = key(0, "Chat examples, which Temper packs; 0: full rows.", low=0)
-    mean_length: int = key(180, "Of an example; a third of it is the standard deviation.", unit="tokens", low=4)
+    mean_length: int = key(
+        180, "Of an example; a third of it is the standard deviation.", unit="tokens", low=4
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +70,9 @@ class Settings:
     """What holds for all cases."""
 
     platform: str = key("cpu", "Where the systems compute.", choices=("cpu", "gpu"))
-    threads: int = key(2, "Cores of each system; on a CPU, Temper splits rows over one XLA device a core.", low=1)
+    threads: int = key(
+        2, "Cores of each system; on a CPU, Temper splits rows over one XLA device a core.", low=1
+    )
     repetitions: int = key(5, "Timed runs of each system, in turn.", low=1)
     pause: float = key(0.3, "Between two runs.", unit="seconds", low=0)
     timeout: float = key(1800.0, "Of one run, compilation included.", unit="seconds", low=0.1)

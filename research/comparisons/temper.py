@@ -16,11 +16,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from models.config import ModelConfig
-from models.transformer import Params
-from research.algorithms.base import Algorithm, Frozen, Rollouts, Setting
-from research.benchmarks.systems.channel import Channel
+from research.algorithms.base import Algorithm, Frozen, Rollouts
+from research.config.experiment import make_model
 from research.config.optimizers import ADAMW, COSINE
 from research.config.references import find
+from research.config.sections import Model
+from research.config.tree import parse_section
 from research.core.batch import SequenceBatch
 from research.core.mesh import make_mesh, to_device
 from research.core.network import Network
@@ -34,126 +35,84 @@ from research.sampling.methods import SamplingMethod
 from research.sampling.programs import layout_program
 from research.sampling.rows import Request
 from research.sampling.sampler import sample
-from research.sampling.types import EngineSpec, Prompts, SamplerScalars, SamplerSpec
+from research.sampling.types import EngineSpec, Prompts, SamplerSpec, make_scalars
+from research.train.build import float32
 from research.train.step import StepScalars, prepare_step, train_step
 
-Lap = Callable[[], dict[str, float]]
 Work = Mapping[str, Any]
+Run = Callable[[], int]
+"""One repetition; returns its useful tokens."""
 PAD = 0
 
 
-def main() -> None:
+def main(work: Work, say: Callable[..., None]) -> None:
     """Serves one workload."""
-    channel = Channel()
-    work = channel.workload
-    config = ModelConfig(**work["model"])
     devices = 1
-    if work["platform"] == "cpu" and rows(work) % work["threads"] == 0:
+    if work["platform"] == "cpu" and work["batch_size"] % work["threads"] == 0:
         devices = work["threads"]
         jax.config.update("jax_num_cpu_devices", devices)
     mesh = make_mesh(devices, 1, 1, devices=jax.devices(work["platform"])[:devices])
     with jax.set_mesh(mesh):
-        state = init_state(config, mesh, work["seed"], ADAMW)
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        lap = LAPS[work["kind"]](work, config, mesh, state)
-        del state
+        parameters, run = build(work, mesh)
         names = ("jax", "jaxlib", "flax", "optax")
-        channel.describe(
-            parameters=parameters, versions={name: importlib.metadata.version(name) for name in names}
-        )
-        channel.repeat(lambda: {**lap(), **device_peak(mesh)})
+        say(parameters=parameters, versions={name: importlib.metadata.version(name) for name in names})
+        while True:
+            tokens = run()
+            stats = mesh.devices.flat[0].memory_stats()  # None on a CPU
+            say(tokens=tokens, **({"peak_bytes": stats["peak_bytes_in_use"]} if stats else {}))
 
 
-def rows(work: Work) -> int:
-    """Rows of the smallest batch, which are split over the devices."""
-    return int(work["prompts_per_step"] if work["kind"] == "grpo_iteration" else work["batch_size"])
+def build(work: Work, mesh: Mesh) -> tuple[int, Run]:
+    """The model's parameters, counted, and what a repetition does."""
+    config = make_model(parse_section(Model, work["model"]).value, work["vocab_size"])
+    state = init_state(config, mesh, work["seed"], ADAMW)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    kinds = {"rollout": rollout, "train": train, "grpo": grpo}
+    return parameters, kinds[work["kind"]](work, config, mesh, state)
 
 
-def device_peak(mesh: Mesh) -> dict[str, float]:
-    """The most memory of the accelerator in use so far; nothing where the backend does not count it."""
-    stats = mesh.devices.flat[0].memory_stats()
-    return {"device_bytes": float(stats["peak_bytes_in_use"])} if stats else {}
-
-
-def rollout(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Lap:
-    """Draws a completion of its wanted length for each prompt."""
+def rollout(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Run:
+    """Draws a completion of its wanted length for each prompt: batch by batch, or where lengths differ by slots."""
     tokens, lengths = np.array(work["prompts"], np.int32), np.array(work["lengths"], np.int32)
-    prompts = Prompts(tokens, np.ones(tokens.shape, bool), np.arange(len(tokens), dtype=np.int32))
+    size, new, ids = work["batch_size"], work["max_new_tokens"], np.arange(len(tokens), dtype=np.int32)
     spec = SamplerSpec(
-        work["max_new_tokens"],
-        1,
-        (),
-        PAD,
-        SamplingMethod(greedy=work["greedy"]),
-        cache_bucket=work["sampler"]["cache_bucket"],
-        engine=EngineSpec(work["batch_size"], work["sampler"]["chunk"], work["sampler"]["admit"]),
+        new, 1, (), PAD, SamplingMethod(greedy=work["greedy"]), work["cache_bucket"], engine=EngineSpec(size)
     )
-    draw = _draw_fixed if (lengths == work["max_new_tokens"]).all() else _draw_lengths
+    at_once = dataclasses.replace(spec, engine=None)
     # Before the clock starts: it belongs to an update of the policy, where `grpo` below pays for it.
     params, steps = layout_program(state.params, config=config, weights=spec.weights), count()
 
-    def lap() -> dict[str, float]:
-        scalars = _sampler_scalars(work["seed"], next(steps))
-        drawn = draw(params, prompts, lengths, scalars, config, spec, mesh)
-        return {"tokens": float(drawn)}
+    def batches(step: int) -> Iterator[int]:
+        scalars = make_scalars(seed=work["seed"], step=step)
+        for start in range(0, len(tokens), size):
+            rows = slice(start, start + size)
+            batch = to_device(mesh, Prompts(tokens[rows], np.ones_like(tokens[rows], bool), ids[rows]))
+            out = jax.device_get(sample(params, batch, scalars, config=config, spec=at_once))
+            yield int(out.lengths.sum())
 
-    return lap
+    def slots(step: int) -> Iterator[int]:
+        engine = Engine(params, make_scalars(seed=work["seed"], step=step), config=config, spec=spec)
+        wanted = enumerate(zip(tokens, lengths.tolist(), strict=True))
+        requests = [Request(prompt, number, 0, length) for number, (prompt, length) in wanted]
+        return (row.length for row in engine.run(requests))
 
+    draw = batches if (lengths == new).all() else slots
 
-def _draw_fixed(
-    params: Params,
-    prompts: Prompts,
-    lengths: np.ndarray,
-    scalars: SamplerScalars,
-    config: ModelConfig,
-    spec: SamplerSpec,
-    mesh: Mesh,
-) -> int:
-    """Draws `max_new_tokens` for every prompt, a batch at a time; returns the tokens drawn."""
-    assert spec.engine is not None
-    slots = spec.engine.slots
-    drawn, spec = 0, dataclasses.replace(spec, engine=None)
-    for batch in _batches(prompts, min(slots, len(lengths))):
-        out = jax.device_get(sample(params, to_device(mesh, batch), scalars, config=config, spec=spec))
-        drawn += int(out.lengths.sum())
-    assert drawn == lengths.sum(), f"drew {drawn} tokens, expected {lengths.sum()}"
-    return drawn
+    def run() -> int:
+        drawn = sum(draw(next(steps)))
+        assert drawn == lengths.sum(), f"drew {drawn} tokens, expected {lengths.sum()}"
+        return drawn
+
+    return run
 
 
-def _draw_lengths(
-    params: Params,
-    prompts: Prompts,
-    lengths: np.ndarray,
-    scalars: SamplerScalars,
-    config: ModelConfig,
-    spec: SamplerSpec,
-    mesh: Mesh,
-) -> int:
-    """Draws completions of given lengths with the refill engine; returns the tokens drawn."""
-    del mesh
-    requests = [
-        Request(prompt, int(prompt_id), 0, int(length))
-        for prompt, prompt_id, length in zip(prompts.tokens, prompts.prompt_ids, lengths, strict=True)
-    ]
-    engine = Engine(params, scalars, config=config, spec=spec)
-    drawn = sum(row.length for row in engine.run(requests))
-    assert drawn == lengths.sum(), f"drew {drawn} tokens, expected {lengths.sum()}"
-    return drawn
-
-
-def _batches(prompts: Prompts, size: int) -> Iterator[Prompts]:
-    for start in range(0, len(prompts.prompt_ids), size):
-        yield jax.tree.map(lambda x, at=start: x[at : at + size], prompts)
-
-
-def train(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Lap:
+def train(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Run:
     """Takes optimizer steps: on full rows of random tokens, or on packed examples."""
-    name = "sft" if work["examples"] else "next_token"
-    algorithm, scalars = objective_of(work, name, {"label_smoothing": 0.0, "z_loss_coef": 0.0})
-    batches, steps = packed(work) if work["examples"] else (full(work, config), work["steps"])
+    algorithm, scalars = objective_of("sft" if work["examples"] else "next_token", work["learning_rate"])
+    batches, steps = packed(work) if work["examples"] else (full(work), work["steps"])
     kept = [state]
 
-    def lap() -> dict[str, float]:
+    def run() -> int:
         tokens, state = 0, kept.pop()
         for batch in islice(batches, steps):
             tokens += int((batch.segment_ids > 0).sum())
@@ -162,19 +121,19 @@ def train(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Lap
             )
         kept.append(jax.block_until_ready(state))
         assert np.isfinite(metrics["loss"]), "the loss is not finite"
-        return {"tokens": float(tokens)}
+        return tokens
 
-    return lap
+    return run
 
 
-def full(work: Work, config: ModelConfig) -> Iterator[SequenceBatch]:
+def full(work: Work) -> Iterator[SequenceBatch]:
     """Rows of random tokens without end, each row one sequence."""
     rng = np.random.default_rng(work["seed"])
     shape = (work["batch_size"], work["length"])
     positions = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
     ones, weights = np.ones(shape, np.int32), np.ones(shape[0], np.float32)
     while True:
-        tokens = rng.integers(0, config.vocab_size, shape, np.int32)
+        tokens = rng.integers(0, work["vocab_size"], shape, np.int32)
         yield SequenceBatch(tokens, positions > 0, ones, positions, weights)
 
 
@@ -182,40 +141,36 @@ def packed(work: Work) -> tuple[Iterator[SequenceBatch], int]:
     """The examples' batches without end, packed as in fine-tuning, and how many hold about a pass."""
     tokens = [np.array(each["tokens"], np.int32) for each in work["examples"]]
     masks = [np.array(each["loss_mask"], bool) for each in work["examples"]]
-    n = len(tokens)
+    n, size, length = len(tokens), work["batch_size"], work["length"]
     examples = Examples(tokens, masks, np.arange(n), DataReport("examples", n, n))
-    stream = PackedStream(examples, work["length"], work["seed"], PAD)
-    size = work["batch_size"]
+    stream, weights = PackedStream(examples, length, work["seed"], PAD), np.ones(size, np.float32)
 
     def batches() -> Iterator[SequenceBatch]:
         for start in count(0, size):
             rows = [stream[start + i] for i in range(size)]
-            arrays = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-            yield SequenceBatch(
-                tokens=arrays["tokens"],
-                loss_mask=arrays["loss_mask"],
-                segment_ids=arrays["segment_ids"],
-                positions=arrays["positions"],
-                weights=np.ones(size, np.float32),
-            )
+            columns = ("tokens", "loss_mask", "segment_ids", "positions")
+            yield SequenceBatch(*(np.stack([row[key] for row in rows]) for key in columns), weights)
 
-    return batches(), -(-int(examples.lengths.sum()) // (size * work["length"]))
+    return batches(), -(-int(examples.lengths.sum()) // (size * length))
 
 
-def grpo(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Lap:
-    """Iterations: sample, pay, log-probs of the reference, one update."""
-    G, P, N = work["group_size"], work["prompts_per_step"], work["max_new_tokens"]
-    algorithm, scalars = objective_of(work, "grpo", work["objective"], online=True)
+def grpo(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Run:
+    """Iterations: sample, reward, log-probs of the reference, one update."""
+    G, P, N = work["group_size"], work["batch_size"], work["max_new_tokens"]
+    algorithm, scalars = objective_of(
+        "grpo", work["learning_rate"], {"beta": work["beta"]}, group_size=G, max_new_tokens=N
+    )
     tokens = np.array(work["prompts"], np.int32)
-    mask, spec = np.ones((P, tokens.shape[1]), bool), SamplerSpec(N, G, (), PAD)
-    spec = dataclasses.replace(spec, cache_bucket=work["sampler"]["cache_bucket"])
+    mask, spec = (
+        np.ones((P, tokens.shape[1]), bool),
+        SamplerSpec(N, G, (), PAD, cache_bucket=work["cache_bucket"]),
+    )
     frozen = Frozen(reference=Network(jax.tree.map(jnp.copy, state.params), config))
     kept, steps = [state], count()
 
     def iterate(state: TrainState, step: int) -> TrainState:
         ids = np.arange(step * P, (step + 1) * P, dtype=np.int32) % len(tokens)
-        prompts = Prompts(tokens[ids], mask, ids)
-        draws = _sampler_scalars(work["seed"], step)
+        prompts, draws = Prompts(tokens[ids], mask, ids), make_scalars(seed=work["seed"], step=step)
         out = jax.device_get(sample(state.params, to_device(mesh, prompts), draws, config=config, spec=spec))
         rewards = (out.tokens % 2 == 0).mean(axis=1, where=out.mask).astype(np.float32)
         rollouts = Rollouts(
@@ -231,58 +186,44 @@ def grpo(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Lap:
             group_size=G,
         )
         batch, _ = algorithm.from_rollouts(rollouts, step)
-        batch = prepare_step(
-            state.params,
-            to_device(mesh, batch),
-            scalars.objective,
-            frozen,
-            algorithm=algorithm,
-            config=config,
-        )
+        batch, how = to_device(mesh, batch), scalars.objective
+        batch = prepare_step(state.params, batch, how, frozen, algorithm=algorithm, config=config)
         state, metrics = train_step(state, batch, scalars, algorithm=algorithm.for_update, config=config)
         assert np.isfinite(metrics["loss"]), "the loss is not finite"
         return state
 
-    def lap() -> dict[str, float]:
+    def run() -> int:
         for _ in range(work["iterations"]):
             kept.append(iterate(kept.pop(), next(steps)))
         jax.block_until_ready(kept[0])
-        return {"tokens": float(work["iterations"] * P * G * N)}
+        return work["iterations"] * P * G * N
 
-    return lap
+    return run
 
 
 def objective_of(
-    work: Work, name: str, options: Mapping[str, Any], *, online: bool = False
+    name: str,
+    learning_rate: float,
+    given: Mapping[str, Any] | None = None,
+    *,
+    group_size: int = 0,
+    max_new_tokens: int = 1,
 ) -> tuple[Algorithm, StepScalars]:
-    """The algorithm and its numbers, as `research/train/build.py` makes them from a stage."""
-    objective, o = find("objective", name, "objective").target, work["optimizer"]
-    options = {key: option.default for key, option in objective.options.items()} | dict(options)
-    algorithm = objective.make(
-        Setting(options, online, work.get("group_size", 1), work.get("max_new_tokens", 1))
-    )
-    traced = {key: np.float32(options[key]) for key, option in objective.options.items() if option.traced}
-    if online:
-        traced["temperature"] = np.float32(1.0)
-    numbers: dict[str, Any] = {key: np.float32(value) for key, value in {**o, "decay_steps": 1e6}.items()}
-    rule = {name: numbers.pop(name) for name in ADAMW.options}
-    schedule = {name: numbers.pop(name) for name in COSINE.options}
+    """An algorithm and its numbers, all but those given at their defaults; on own samples where groups have a size."""
+    objective = find("objective", name, "objective").target
+    options = {key: option.default for key, option in objective.options.items()} | dict(given or {})
+    traced = {key: options[key] for key, option in objective.options.items() if option.traced}
+    if group_size:
+        traced["temperature"] = 1.0
     scalars = OptimizerScalars(
-        **numbers, rule_options=rule, schedule_options=schedule, rule=ADAMW, schedule=COSINE
+        learning_rate=np.float32(learning_rate),
+        warmup_steps=np.float32(10),
+        decay_steps=np.float32(1e6),
+        clip_norm=np.float32(1.0),
+        rule_options=float32({key: option.default for key, option in ADAMW.options.items()}),
+        schedule_options=float32({key: option.default for key, option in COSINE.options.items()}),
+        rule=ADAMW,
+        schedule=COSINE,
     )
-    return algorithm, StepScalars(scalars, traced)
-
-
-def _sampler_scalars(seed: int, step: int) -> SamplerScalars:
-    return SamplerScalars(np.int32(seed), np.int32(step), np.float32(1.0), np.float32(1.0))
-
-
-LAPS: Mapping[str, Callable[[Work, ModelConfig, Mesh, TrainState], Lap]] = {
-    "rollout": rollout,
-    "train_step": train,
-    "grpo_iteration": grpo,
-}
-
-
-if __name__ == "__main__":
-    main()
+    algorithm = objective.static(options, group_size > 0, max(group_size, 1), max_new_tokens)
+    return algorithm, StepScalars(scalars, float32(traced))

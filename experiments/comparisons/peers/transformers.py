@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers import LlamaConfig, LlamaForCausalLM
 
 Work = Mapping[str, Any]
 
@@ -51,42 +51,27 @@ def make_llama(work: Work) -> Any:
     )
 
 
-class WantedLength(StoppingCriteria):
-    """Says of each row whether it is done."""
-
-    def __init__(self, ends: Any) -> None:
-        """Rows end at so many tokens, prompt included."""
-        self._ends = ends
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        """`[B]` bool."""
-        del scores
-        return input_ids.shape[1] >= self._ends
-
-
 def rollout(work: Work, model: Any, device: str) -> Callable[[], int]:
-    """`generate` on batches; each row is done at its wanted length, each batch when its longest row is."""
+    """`generate` on batches, each to the wanted length of its longest row, as it would go on until all rows end."""
     model.eval()
     model.generation_config.eos_token_id = None  # rows end at their length
-    prompts = torch.tensor(work["prompts"], device=device)
-    lengths, size = torch.tensor(work["lengths"], device=device), work["batch_size"]
+    prompts, lengths, size = torch.tensor(work["prompts"], device=device), work["lengths"], work["batch_size"]
     how = {"do_sample": False} if work["greedy"] else {"do_sample": True, "temperature": 1.0, "top_k": 0}
 
     def run() -> int:
-        with torch.no_grad():
-            for start in range(0, len(prompts), size):
-                batch, wanted = prompts[start : start + size], lengths[start : start + size]
+        for start in range(0, len(prompts), size):
+            batch, longest = prompts[start : start + size], max(lengths[start : start + size])
+            with torch.no_grad():
                 out = model.generate(
                     batch,
                     attention_mask=torch.ones_like(batch),
-                    max_new_tokens=work["max_new_tokens"],
-                    stopping_criteria=StoppingCriteriaList([WantedLength(batch.shape[1] + wanted)]),
+                    max_new_tokens=longest,
                     pad_token_id=0,
                     **how,
                 )
-                drawn = out.shape[1] - batch.shape[1]
-                assert drawn == int(wanted.max()), f"drew {drawn} tokens, expected {int(wanted.max())}"
-        return int(lengths.sum())
+            drawn = out.shape[1] - batch.shape[1]
+            assert drawn == longest, f"drew {drawn} tokens, expected {longest}"
+        return sum(lengths)
 
     return run
 

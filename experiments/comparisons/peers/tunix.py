@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -42,28 +43,14 @@ def main(work: Work, say: Callable[..., None]) -> None:
             say(tokens=run())
 
 
-class Words:
-    """A tokenizer for prompts that are ids already, written as words; the sampler puts `bos_id` before them."""
-
-    def encode(self, text: str, **_: Any) -> list[int]:
-        """The ids."""
-        return [int(word) for word in text.split()]
-
-    def decode(self, ids: Any, **_: Any) -> str:
-        """The inverse."""
-        return " ".join(map(str, ids))
-
-    def bos_id(self) -> int:
-        """Begins a sequence."""
-        return 2
-
-    def eos_id(self) -> int:
-        """Ends one."""
-        return 1
-
-    def pad_id(self) -> int:
-        """Fills rows."""
-        return 0
+WORDS = SimpleNamespace(
+    encode=lambda text, **_: [int(word) for word in text.split()],
+    decode=lambda ids, **_: " ".join(map(str, ids)),
+    bos_id=lambda: 2,
+    eos_id=lambda: 1,
+    pad_id=lambda: 0,
+)
+"""A tokenizer for prompts that are ids already, written as words; the sampler puts `bos_id` before them."""
 
 
 def rollout(work: Work, model: Any) -> Callable[[], int]:
@@ -73,7 +60,7 @@ def rollout(work: Work, model: Any) -> Callable[[], int]:
     length = len(work["prompts"][0])
     sampler = sampling.Sampler(
         model,
-        Words(),
+        WORDS,
         sampling.CacheConfig(
             cache_size=length + work["max_new_tokens"] + 32,
             num_layers=shape["num_layers"],

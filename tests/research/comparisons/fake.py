@@ -1,6 +1,6 @@
 """A system under test without any work in it: sleeps, counts, writes down when it was its turn, fails on demand.
 
-python fake.py NAME SECONDS DIARY [MODE [PARAMETERS]]; MODE: well, crash (in the second timed lap), hang, chatter.
+python fake.py NAME SECONDS DIARY MODE PARAMETERS; MODE: well, crash (in the second timed lap), hang, chatter.
 """
 
 import json
@@ -8,9 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-NAME, SECONDS, DIARY = sys.argv[1], float(sys.argv[2]), Path(sys.argv[3])
-MODE = sys.argv[4] if len(sys.argv) > 4 else "well"
-PARAMETERS = int(sys.argv[5]) if len(sys.argv) > 5 else 100
+NAME, SECONDS, DIARY, MODE, PARAMETERS = (
+    sys.argv[1],
+    float(sys.argv[2]),
+    Path(sys.argv[3]),
+    sys.argv[4],
+    int(sys.argv[5]),
+)
 
 
 def note(what: str) -> None:
@@ -25,10 +29,10 @@ def say(**message: object) -> None:
 
 
 workload = json.loads(sys.stdin.readline())
-note("warm")
-say(first_seconds=3 * SECONDS, second_seconds=SECONDS, parameters=PARAMETERS, versions={"fake": "1"})
-for number, _ in enumerate(sys.stdin):
-    note("start")
+note("built")
+say(parameters=PARAMETERS, versions={"fake": "1"})
+for number, _ in enumerate(sys.stdin, -2):  # two of warm-up
+    note("start" if number >= 0 else "warm")
     if MODE == "crash" and number == 1:
         print("loading shards\nRuntimeError: the wheel came off", file=sys.stderr)
         sys.exit(3)
@@ -37,7 +41,8 @@ for number, _ in enumerate(sys.stdin):
     if MODE == "chatter":
         print("Loading checkpoint shards: 100%", flush=True)
     time.sleep(SECONDS)
-    note("end")
+    if number >= 0:
+        note("end")
     values = {"flops": 1e9, "bandwidth": 1e8} if NAME == "machine" else {"tokens": workload["tokens"]}
-    say(seconds=SECONDS * (1 + number), peak_bytes=1024 * (1 + number), **values)
+    say(peak_bytes=1024 * (1 + number), **values)
 note("bye")

@@ -1,26 +1,14 @@
 """What a person reads: the table's figures, the plot, the JSON."""
 
-import io
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from rich.console import Console
 
-from experiments.benchmarks import rollout
-from research.analysis.figures import save
-from research.benchmarks.report import draw_curve, show, write
-from research.benchmarks.results import Result, Series
-from research.benchmarks.spec import Benchmark, read_benchmark
-from research.benchmarks.work import Limits, Phase
-from research.benchmarks.workloads import Workload
-
-
-@pytest.fixture
-def benchmark() -> Benchmark:
-    return read_benchmark(rollout.get_config("toy"))
-
+from research.comparisons.report import draw_curve, table, write
+from research.comparisons.roofline import Limits, Phase
+from research.comparisons.runner import Result, Series
+from research.comparisons.workloads import Workload
 
 LIMITS = Limits(1e9, 1e8)
 
@@ -28,79 +16,66 @@ LIMITS = Limits(1e9, 1e8)
 def result(size: int = 4, limits: Limits | None = LIMITS) -> Result:
     """Temper at 2000 tokens/s, a peer at 1250, with one slow round in which both are slow."""
     phases = (Phase("decode", 1e5, 1e4 / size),)
-    work = Workload(f"fixed, batch {size}", "fixed", ("tunix",), size, {}, phases, 2e6, "pass", 100.0, True)
+    work = Workload(
+        f"rollout.fixed, batch {size}", ("tunix",), size, {}, phases, 2e6, "pass", 100.0, "rollout.fixed"
+    )
 
-    def series(name: str, seconds: tuple[float, ...]) -> Series:
-        return Series(name, seconds, (100.0,) * 3, 5.0, 1.0, 300 * 2**20, 7, {"jax": "1"})
+    def series(*seconds: float) -> Series:
+        return Series(seconds, (100.0,) * 3, (5.0, 1.0), 300 * 2**20, 7, {"jax": "1"})
 
-    own, peer = series("temper", (0.05, 0.05, 0.1)), series("tunix", (0.08, 0.08, 0.32))
-    return Result(work, {"temper": own, "tunix": peer}, limits, {})
-
-
-def printed(benchmark: Benchmark, one: Result) -> str:
-    console = Console(file=io.StringIO(), width=80)
-    show(benchmark, [one], console)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    return Result(
+        work,
+        {"temper": series(0.05, 0.05, 0.1), "tunix": series(0.08, 0.08, 0.32)},
+        limits,
+        {"trl": "it fell"},
+    )
 
 
 def row(text: str, label: str) -> list[str]:
-    (line,) = (line for line in text.splitlines() if label in line)
-    return [cell.strip() for cell in line.strip("│").split("│")][1:]
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {label}"))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
-def test_the_table_says_medians_ratios_and_shares(benchmark: Benchmark) -> None:
-    text = printed(benchmark, result())
-    assert "rollout: fixed, batch 4" in text
-    assert row(text, "tokens/s  ") == ["2,000", "1,250"]
+def test_the_table_says_medians_ratios_and_shares() -> None:
+    text = table(result())
+    assert text.startswith("## rollout.fixed, batch 4\n")
+    assert row(text, "median of the repetitions") == ["temper", "tunix"]
+    assert row(text, "tokens/s") == ["2,000", "1,250"]
     assert row(text, "slowest") == ["1,000 .. 2,000", "312 .. 1,250"]
     assert row(text, "seconds per pass") == ["0.05", "0.08"]
     assert row(text, "Temper / it") == ["", "1.60x"]
     assert row(text, "median over rounds") == ["", "1.60x"]
     assert row(text, "share of the limit") == ["20%", "12%"]
-    assert row(text, "of FLOP/s") == ["20%", "12%"] and row(text, "of bandwidth") == ["5%", "3%"]
+    assert row(text, "share of FLOP/s") == ["20%", "12%"] and row(text, "share of bandwidth") == ["5%", "3%"]
     assert row(text, "first run") == ["4.0", "4.0"] and row(text, "peak memory") == ["300", "300"]
-    assert "limit 10,000 tokens/s; measured: 1 GFLOP/s, 0.1 GB/s reading 2 MB\n" in text
+    assert "Limit 10,000 tokens/s; measured: 1 GFLOP/s, 0.1 GB/s reading 2 MB." in text
+    assert "Failed: it fell" in text
 
 
-def test_the_data_sheets_share_is_said_where_it_is_known(benchmark: Benchmark) -> None:
-    config = rollout.get_config("toy").unlock()
-    config.limits.peak_flops = 2e9
-    text = printed(read_benchmark(config), result())
-    assert "data sheet: 10% of FLOP/s, - of bandwidth" in text
-    assert "data sheet" not in printed(benchmark, result())
-
-
-def test_without_limits_the_rows_of_shares_are_left_out(benchmark: Benchmark) -> None:
-    text = printed(benchmark, result(limits=None))
+def test_without_limits_the_rows_of_shares_are_left_out() -> None:
+    text = table(result(limits=None))
     assert "could not be measured" in text and "share of the limit" not in text
 
 
-def test_json_and_plot_are_written(benchmark: Benchmark, tmp_path: Path) -> None:
-    paths = write(benchmark, [result(1), result(4)], tmp_path / "new", load=0.3)
-    assert [path.name for path in paths] == ["rollout.json", "rollout_fixed.png"]
+def test_markdown_json_and_plot_are_written(tmp_path: Path) -> None:
+    results = [result(1), result(4)]
+    text, paths = write(results, tmp_path / "new", config={"repetitions": 3}, load=0.3)
+    assert [path.name for path in paths] == ["comparison.json", "comparison.md", "rollout.fixed.png"]
     record = json.loads(paths[0].read_text(encoding="utf-8"))
-    first = record["results"][1]
-    assert first["systems"]["tunix"]["temper_over_it"] == pytest.approx([1.6, 1.6])
-    assert first["systems"]["temper"]["seconds"] == [0.05, 0.05, 0.1]
-    assert first["limit_tokens_per_second"] == pytest.approx(1e4)
-    assert record["machine"]["load_average_before"] == 0.3 and record["config"]["repetitions"] == 2
+    second = record["results"][1]
+    assert second["systems"]["tunix"]["temper_over_it"] == pytest.approx([1.6, 1.6])
+    assert second["systems"]["temper"]["seconds"] == [0.05, 0.05, 0.1]
+    assert second["limit_tokens_per_second"] == pytest.approx(1e4) and second["failures"] == {
+        "trl": "it fell"
+    }
+    assert record["machine"]["load_average_before"] == 0.3 and record["config"]["repetitions"] == 3
+    assert paths[1].read_text(encoding="utf-8") == text == "\n".join(map(table, results))
+    assert paths[2].read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_plot_shows_every_system_under_the_roofline(tmp_path: Path) -> None:
-    drawn = []
-    for name, points in (("with", [result(1), result(64)]), ("without", [result(1, None), result(64, None)])):
-        figure = draw_curve(points)
-        _, labels = figure.axes[0].get_legend_handles_labels()
-        assert {"temper", "tunix"} <= set(labels)
-        assert ("roofline, measured limits" in labels) == (name == "with")
-        drawn.append(save(figure, tmp_path / f"{name}.png").read_bytes())
-    assert all(png.startswith(b"\x89PNG") for png in drawn) and drawn[0] != drawn[1]
-
-
-def test_a_ratio_of_medians_differs_from_the_median_over_rounds() -> None:
-    """Noise that meets both systems of a round cancels in the latter."""
-    one = result()
-    noisy = Series("temper", (0.05, 0.2, 0.2), (100.0,) * 3, 5.0, 1.0, 1.0, 7, {})
-    both = Result(one.workload, {**one.series, "temper": noisy}, None, {}).ratios("tunix")
-    assert both == pytest.approx((500 / 1250, np.median([1.6, 0.4, 1.6])))
+@pytest.mark.parametrize("limits", [LIMITS, None])
+def test_the_plot_shows_every_system_under_the_roofline(limits: Limits | None) -> None:
+    figure = draw_curve([result(1, limits), result(64, limits)])
+    _, labels = figure.axes[0].get_legend_handles_labels()
+    assert {"temper", "tunix"} <= set(labels)
+    assert ("roofline, measured limits" in labels) == (limits is not None)

@@ -8,17 +8,16 @@ import pytest
 from models.config import ModelConfig
 from models.logprobs import token_logps
 from models.transformer import init_params
-from research.benchmarks.work import (
+from research.comparisons.roofline import (
     Limits,
     Phase,
-    bandwidth_share,
     cache_bytes,
     decode_step_bytes,
-    flop_share,
     grpo_phases,
     limit_rate,
     parameter_bytes,
     rollout_phases,
+    shares,
     train_phases,
 )
 
@@ -44,7 +43,7 @@ def test_bytes() -> None:
 
 def test_a_rollout_by_hand() -> None:
     lengths, prompt = np.array([1, 3, 4]), 5
-    prefill, decode = rollout_phases(MODEL, prompt, lengths, slots=3)
+    prefill, decode = rollout_phases(MODEL, prompt, lengths, rows=3)
     attention = 4 * 2 * 4 * 8  # FLOPs a query and a slot: both products, layers, heads, head_dim
     norms = 2 * (MODEL.num_params() - MATRICES)
     read_out = 2 * 64 * 32
@@ -101,5 +100,4 @@ def test_grpo_is_a_rollout_a_scoring_and_an_update() -> None:
 def test_the_roofline_takes_the_slower_limit_of_each_phase() -> None:
     phases, limits = (Phase("a", 100.0, 0.0), Phase("b", 50.0, 30.0)), Limits(flops=1000.0, bandwidth=100.0)
     assert limit_rate(phases, limits) == pytest.approx(1 / (0.1 + 0.3))
-    assert flop_share(phases, 2.0, limits) == pytest.approx(0.3)
-    assert bandwidth_share(phases, 2.0, limits) == pytest.approx(0.6)
+    assert shares(phases, 2.0, limits) == pytest.approx({"limit": 0.8, "flops": 0.3, "bandwidth": 0.6})

@@ -1,6 +1,5 @@
 """The harness with systems that only sleep: whose turn it is, what a failure does, what the ratios say."""
 
-import dataclasses
 import io
 import re
 import sys
@@ -9,96 +8,89 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments.benchmarks import rollout as rollout_config
-from research.benchmarks.results import Result
-from research.benchmarks.runner import count_laps, run_benchmark
-from research.benchmarks.spec import Benchmark, read_benchmark
-from research.benchmarks.work import Limits, Phase
-from research.benchmarks.workers import System
-from research.benchmarks.workloads import Workload
+from experiments.comparisons import speed
+from research.comparisons.roofline import Limits, Phase
+from research.comparisons.runner import Result, Series, run_workload, taking_part
+from research.comparisons.sections import Comparison, read_comparison
+from research.comparisons.workers import System
+from research.comparisons.workloads import Workload
 from research.core.progress import Progress
 
 FAKE = Path(__file__).with_name("fake.py")
 SECONDS = {"temper": 0.02, "transformers": 0.04, "tunix": 0.03, "machine": 0.01}
+COMPARISON = read_comparison(speed.get_config("toy"), ["repetitions=3", "timeout=20"])
+PHASES = (Phase("decode", flops=1e5, read_bytes=1e4),)
+WORK = Workload("fixed", ("transformers", "tunix"), 4, {"tokens": 60}, PHASES, 1e6, "pass", 60.0)
 
 
-@pytest.fixture
-def benchmark() -> Benchmark:
-    config = rollout_config.get_config("toy").unlock()
-    config.repetitions = 3
-    config.timeout_seconds = 20.0
-    return read_benchmark(config.lock())
-
-
-def workload(benchmark: Benchmark, peers: tuple[str, ...] = ("transformers", "tunix")) -> Workload:
-    phases = (Phase("decode", flops=1e5, read_bytes=1e4),)
-    message = {"kind": "rollout", "threads": 2, "tokens": 60, "parameters": benchmark.model.num_params()}
-    return Workload("fixed", "fixed", peers, 4, message, phases, 1e6, "pass", 60.0)
-
-
-def systems(benchmark: Benchmark, folder: Path, **modes: str) -> dict[str, System]:
+def systems(folder: Path, **modes: str) -> dict[str, System]:
     found = {}
     for name, seconds in SECONDS.items():
-        parameters = 0 if name == "machine" else benchmark.model.num_params()
+        parameters = 0 if name == "machine" else COMPARISON.model.num_params()
         if modes.get(name) == "other":
             parameters = 2 * parameters
         arguments = (name, str(seconds), str(folder / "diary"), modes.get(name, "well"), str(parameters))
-        found[name] = System(name, (sys.executable, str(FAKE), *arguments), folder)
+        found[name] = System(name, (sys.executable, str(FAKE), *arguments))
     return found
 
 
-def run(benchmark: Benchmark, folder: Path, **modes: str) -> tuple[Result, list[str], str]:
+def run(folder: Path, comparison: Comparison = COMPARISON, **modes: str) -> tuple[Result, list[str], str]:
     """The result, the diary's lines, what was said on the way."""
-    said = io.StringIO()
-    work, chosen = [workload(benchmark)], systems(benchmark, folder, **modes)
-    total = count_laps(benchmark, work, chosen)
-    with Progress("rollout", total, unit="runs", console=Console(file=said, width=200)) as progress:
-        (result,) = run_benchmark(benchmark, work, chosen, progress)
+    said, chosen = io.StringIO(), taking_part(WORK, systems(folder, **modes))
+    total = len(chosen) * (1 + comparison.settings.repetitions)
+    with Progress("speed", total, unit="runs", console=Console(file=said, width=200)) as progress:
+        result = run_workload(comparison, WORK, chosen, progress, folder)
         if not modes:
             assert progress.done == total
     return result, (folder / "diary").read_text(encoding="utf-8").splitlines(), said.getvalue()
 
 
-def test_systems_take_turns_and_only_one_works_at_a_time(benchmark: Benchmark, tmp_path: Path) -> None:
-    _, diary, _ = run(benchmark, tmp_path)
+def test_systems_take_turns_and_only_one_works_at_a_time(tmp_path: Path) -> None:
+    result, diary, _ = run(tmp_path)
     names = ["temper", "transformers", "tunix", "machine"]
-    assert diary[:4] == [f"{name} warm" for name in names]
-    turns = diary[4 : 4 + 2 * 3 * len(names)]
+    assert diary[:12] == [f"{name} {what}" for name in names for what in ("built", "warm", "warm")]
+    turns = diary[12 : 12 + 2 * 3 * len(names)]
     starts, ends = turns[::2], turns[1::2]
-    assert [
-        line.replace("end", "start") for line in ends
-    ] == starts  # nobody starts before the last has ended
+    assert [line.replace("end", "start") for line in ends] == starts  # one ends before the next starts
     rounds = [[line.split()[0] for line in starts[i : i + 4]] for i in range(0, 12, 4)]
     assert all(sorted(each) == sorted(names) for each in rounds)
     assert len({each[0] for each in rounds}) == 3  # nobody always goes first
     assert sorted(diary[-4:]) == sorted(f"{name} bye" for name in names)  # and all were asked to end
+    assert list(result.series) == ["temper", "transformers", "tunix"] and result.limits == Limits(1e9, 1e8)
+    for name, series in result.series.items():
+        assert len(series.seconds) == 3 and min(series.seconds) >= SECONDS[name]
+        assert series.tokens == (60,) * 3 and series.peak_bytes == 3 * 1024 and len(series.warm_up) == 2
+        assert series.parameters == COMPARISON.model.num_params()
 
 
-def test_medians_ratios_limits_and_memory(benchmark: Benchmark, tmp_path: Path) -> None:
-    result, _, _ = run(benchmark, tmp_path)
-    own, peer = result.series["temper"], result.series["transformers"]
-    assert own.seconds == pytest.approx((0.02, 0.04, 0.06))
-    assert own.rate == pytest.approx(60 / 0.04)
-    assert own.compile_seconds == pytest.approx(0.04) and own.peak_bytes == 3 * 1024
-    assert result.ratios("transformers") == pytest.approx((2.0, 2.0))
+def series(*seconds: float) -> Series:
+    return Series(seconds, (60.0,) * len(seconds), (0.5, 0.1), 1.0, 7, {})
+
+
+def test_medians_ratios_and_shares() -> None:
+    """Noise that meets both systems of a round cancels in the median over rounds."""
+    found = {"temper": series(0.02, 0.04, 0.06), "tunix": series(0.03, 0.06, 0.09)}
+    result = Result(WORK, found, Limits(1e9, 1e8), {})
+    own = result.series["temper"]
+    assert own.rate == pytest.approx(60 / 0.04) and own.compile_seconds == pytest.approx(0.4)
     assert result.ratios("tunix") == pytest.approx((1.5, 1.5))
-    assert result.ratios("temper") is None
-    assert result.limits == Limits(1e9, 1e8)
+    assert result.ratios("temper") is None and result.ratios("trl") is None
     assert result.limit == pytest.approx(1e4)  # 1e4 tokens/s by FLOPs and by bytes
     assert result.shares("temper") == pytest.approx({"flops": 0.15, "bandwidth": 0.15, "limit": 0.15})
-    assert peer.parameters == benchmark.model.num_params()
+    noisy = Result(WORK, {**found, "temper": series(0.02, 0.2, 0.2)}, None, {})
+    assert noisy.ratios("tunix") == pytest.approx((0.3, 0.45))
+    assert noisy.limit is None and noisy.shares("temper") == {}
 
 
-def test_a_crash_is_one_sentence_with_what_the_peer_wrote_and_the_others_go_on(
-    benchmark: Benchmark, tmp_path: Path
-) -> None:
-    result, diary, said = run(benchmark, tmp_path, transformers="crash")
-    sentence = "fixed: transformers: ended with exit status 3: RuntimeError: the wheel came off"
-    assert result.failures == {"transformers": sentence}
-    assert sentence in said and "loading shards" in said
+def test_a_crash_is_one_sentence_with_what_the_peer_wrote_and_the_others_go_on(tmp_path: Path) -> None:
+    result, diary, said = run(tmp_path, transformers="crash")
+    sentence = "fixed: transformers: ended with exit status 3: RuntimeError: the wheel came off (more in "
+    assert list(result.failures) == ["transformers"] and result.failures["transformers"].startswith(sentence)
+    assert result.failures["transformers"] in said
+    log = Path(result.failures["transformers"].removeprefix(sentence).removesuffix(")"))
+    assert log.read_text(encoding="utf-8").startswith("loading shards")
     assert set(result.series) == {"temper", "tunix"}
-    assert len(result.series["tunix"].seconds) == benchmark.repetitions
-    assert diary.count("transformers start") == 2
+    assert len(result.series["tunix"].seconds) == 3 and diary.count("transformers start") == 2
 
 
 @pytest.mark.parametrize(
@@ -106,16 +98,16 @@ def test_a_crash_is_one_sentence_with_what_the_peer_wrote_and_the_others_go_on(
     [
         ("hang", r"did not answer within 1 seconds"),
         ("chatter", r"answered 'Loading checkpoint shards: 100%', expected JSON"),
-        ("other", r"its model has [\d,]+ parameters, expected [\d,]+ as Temper's"),
+        ("other", r"its model has [\d,]+ parameters, expected Temper's [\d,]+"),
     ],
 )
-def test_other_failures_are_named_too(benchmark: Benchmark, tmp_path: Path, mode: str, message: str) -> None:
-    result, _, _ = run(dataclasses.replace(benchmark, timeout_seconds=1.0), tmp_path, tunix=mode)
+def test_other_failures_are_named_too(tmp_path: Path, mode: str, message: str) -> None:
+    quick = read_comparison(speed.get_config("toy"), ["repetitions=1", "timeout=1"])
+    result, _, _ = run(tmp_path, quick, tunix=mode)
     assert re.search(message, result.failures["tunix"])
     assert "temper" in result.series and "tunix" not in result.series
 
 
-def test_without_limits_there_are_no_shares(benchmark: Benchmark, tmp_path: Path) -> None:
-    result, _, _ = run(benchmark, tmp_path, machine="crash")
-    assert result.limits is None and result.limit is None and result.shares("temper") == {}
-    assert result.ratios("tunix") is not None
+def test_without_limits_there_are_no_shares(tmp_path: Path) -> None:
+    result, _, _ = run(tmp_path, machine="crash")
+    assert result.limits is None and result.shares("temper") == {} and result.ratios("tunix") is not None

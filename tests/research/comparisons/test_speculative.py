@@ -5,7 +5,7 @@ import string
 import numpy as np
 import pytest
 
-from research.benchmarks.speculative import PLAIN, Timing, compare, problem_prompts, speed_up, text_prompts
+from research.comparisons.speculative import PLAIN, Timing, compare, problem_prompts, records, speed_up, table
 from research.core.errors import DataError
 from research.data.chat import normalize_record, render_prompt
 from research.data.tokenizer import Tokenizer, train_tokenizer
@@ -21,18 +21,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     corpus = string.ascii_letters + string.digits + string.punctuation + " \n"
     path = tmp_path_factory.mktemp("tokenizer") / "characters.model"
     return train_tokenizer([corpus], vocab_size=None, path=path, model_type="char", byte_fallback=False)
-
-
-def test_a_prompt_is_the_beginning_of_a_text_that_goes_on(tokenizer: Tokenizer) -> None:
-    texts = [
-        {"text": text} for text in ("ten tokens", "twelve token", "a", "at least twelve", "twelve again")
-    ]
-    prompts = text_prompts(texts, tokenizer, count=2, length=6, longest=12)
-    assert [tokenizer.decode(prompt.tokens[0].tolist()) for prompt in prompts] == ["twelve", "at lea"]
-    assert all(prompt.mask.all() and prompt.mask.shape == (1, 6) for prompt in prompts)
-    assert [prompt.prompt_ids.tolist() for prompt in prompts] == [[0], [1]]
-    with pytest.raises(DataError, match="held-out texts: 3 have 12 tokens or more, expected at least 4"):
-        text_prompts(texts, tokenizer, count=4, length=6, longest=12)
 
 
 def test_a_prompt_is_a_whole_problem_with_a_long_answer(tokenizer: Tokenizer) -> None:
@@ -90,3 +78,14 @@ def test_a_speed_up_is_a_ratio_of_rates() -> None:
     assert speed_up(timings[PLAIN], timings["other"]) == (pytest.approx(8.0 / 4.0), pytest.approx(2.0))
     timings["other"] = Timing((0.25, 2.0, 1.0), (8, 8, 8), {})
     assert speed_up(timings[PLAIN], timings["other"]) == (pytest.approx(8.0 / 4.0), pytest.approx(4.0))
+
+
+def test_the_table_says_what_was_accepted_and_the_speed_up() -> None:
+    metrics = {"sampler/acceptance_rate": 0.5, "sampler/tokens_per_forward": 2.25}
+    timings = {PLAIN: Timing((1.0,), (8,), {}), "ngram, 2": Timing((0.5,), (8,), metrics)}
+    found = records(timings, 0.0)
+    assert [each["speed_up"] for each in found] == [(1.0, 1.0), (2.0, 2.0)]
+    assert table(found).splitlines()[2:] == [
+        "| 0 | plain |  |  | 8 |  |",
+        "| 0 | ngram, 2 | 50% | 2.25 | 16 | 2.00x |",
+    ]

@@ -1,87 +1,57 @@
-"""Peers see the programs of `systems/` alone; the channel tells warm-up from timed repetitions."""
+"""Drivers speak the protocol: what libraries print does not mix with answers, and peers see nothing of Temper."""
 
-import json
-import subprocess
 import sys
+import time
 from pathlib import Path
 
-import pytest
+from research.comparisons.workers import System, Worker
+from tests.launch.forks import ROOT
 
-from research.benchmarks.workers import PEERS, SYSTEMS, Worker, environment, own_system, peer_systems
-from research.core.errors import ConfigError
+DRIVER = """
+import os, time
 
-SYSTEM = """
-import time
-from research.benchmarks.systems.channel import Channel
+def main(work, say):
+    print("libraries print this", flush=True)
+    say(parameters=7, versions={"a": "1"})
+    for number in range(10):
+        time.sleep(0.2 if number == 0 else 0.01)
+        say(tokens=number, threads=int(os.environ["OMP_NUM_THREADS"]), cores=len(os.sched_getaffinity(0)))
+"""
+ALONE = """
+import importlib.util
 
-channel = Channel()
-print("libraries print this", flush=True)
-time.sleep(0.1)  # building is not timed
-channel.describe(parameters=7, versions={"a": "1"})
-for number in range(10):
-    time.sleep(0.2 if number == 0 else 0.01)
-    channel.lap(tokens=number)
+def main(work, say):
+    rooms = [name for name in ("research", "models", "launch") if importlib.util.find_spec(name)]
+    say(parameters=0, versions={name: "found" for name in rooms})
+    while True:
+        say(tokens=0)
 """
 
 
-def test_a_peer_imports_the_systems_and_nothing_else_of_temper(tmp_path: Path) -> None:
-    (peer,) = peer_systems([f"trl={sys.executable}"], tmp_path).values()
-    assert peer.command[1:] == ("-m", "research.benchmarks.systems.trl")
-    code = (
-        "import research.benchmarks.systems.channel\n"
-        "import importlib.util as u\n"
-        "print(u.find_spec('research.config.experiment'), u.find_spec('research.benchmarks.runner'))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, '.')\n{code}"],
-        cwd=peer.folder,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.split() == ["None", "None"], done.stderr
+def worker(driver: str, folder: Path, *flags: str) -> Worker:
+    (folder / "driver.py").write_text(driver, encoding="utf-8")
+    command = (sys.executable, *flags, str(ROOT / "experiments/comparisons/protocol.py"), "driver")
+    return Worker(System("fake", command, path=str(folder)), 1, 30.0, folder / "log")
 
 
-def test_every_peer_has_its_program() -> None:
-    assert all((SYSTEMS / f"{name}.py").exists() for name in (*PEERS, "temper", "machine"))
+def test_warm_up_is_apart_from_repetitions(tmp_path: Path) -> None:
+    with worker(DRIVER, tmp_path) as fake:
+        fake.start({"kind": "rollout"}, 7)
+        assert fake.facts["parameters"] == 7 and fake.facts["versions"] == {"a": "1"}
+        first, second = fake.warm_up
+        assert first >= 0.2 and second >= 0.01 and first > second
+        began = time.perf_counter()
+        laps = [fake.run() for _ in range(2)]
+        assert sum(lap.seconds for lap in laps) <= time.perf_counter() - began
+    assert [lap.counts["tokens"] for lap in laps] == [2, 3]
+    for lap in laps:
+        assert lap.seconds >= 0.01 and lap.counts["peak_bytes"] > 1e6
+        assert lap.counts["threads"] == lap.counts["cores"] == 1
+    assert "libraries print this" in (tmp_path / "log").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_a_peers_program_loads_without_its_packages(name: str) -> None:
-    """Only `main` imports them: what is missing is said by the peer's own Python."""
-    code = f"import research.benchmarks.systems.{name}, sys; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=SYSTEMS.parents[2], check=True)
-
-
-@pytest.mark.parametrize(
-    ("item", "message"),
-    [
-        ("vllm=/bin/sh", "expected NAME=PYTHON with one of transformers, trl, tunix"),
-        ("trl", "trl: 'nothing' is no program, expected a venv's bin/python"),
-        ("trl=/nowhere/python", "trl: '/nowhere/python' is no program"),
-        ("trl=/", "trl: '/' is no program"),
-    ],
-)
-def test_a_bad_peer_is_one_sentence(item: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=message):
-        peer_systems([item], tmp_path)
-
-
-def test_the_channel_tells_warm_up_from_repetitions(tmp_path: Path) -> None:
-    program = tmp_path / "system.py"
-    program.write_text(SYSTEM, encoding="utf-8")
-    system = own_system("temper")._replace(command=(sys.executable, "-c", SYSTEM))
-    with Worker(system, environment(2), timeout=30.0) as worker:
-        ready = worker.warm_up({"threads": 1, "kind": "rollout"})
-        assert ready["parameters"] == 7 and ready["versions"] == {"a": "1"}
-        assert 0.2 <= ready["first_seconds"] < 0.3 < 3 * ready["first_seconds"]
-        assert 0.01 <= ready["second_seconds"] < 0.2
-        laps = [worker.run() for _ in range(2)]
-    assert [lap["tokens"] for lap in laps] == [2, 3]
-    assert all(0.01 <= lap["seconds"] < 0.2 and lap["peak_bytes"] > 1e6 for lap in laps)
-
-
-def test_all_systems_have_the_same_number_of_threads() -> None:
-    env = environment(3)
-    assert {env[key] for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")} == {"3"}
-    assert "PYTHONPATH" not in env
-    assert json.dumps(env)
+def test_a_peer_sees_nothing_of_temper(tmp_path: Path) -> None:
+    """-S: without the site-packages in which the tests' Python has Temper."""
+    with worker(ALONE, tmp_path, "-S") as fake:
+        fake.start({}, 0)
+        assert fake.facts["versions"] == {}
