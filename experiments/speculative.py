@@ -3,7 +3,7 @@
 Varies: who proposes (nobody, the draft model, a look-up in the text), how many tokens, the temperature.
 Command: python -m launch.train --config=experiments/speculative.py --workdir=runs/speculative
   python -m launch.speculate --stage=runs/speculative/stages/target-... --draft=runs/speculative/stages/draft-...,ngram
-  --draft_tokens=8,12,16 --prompts=problems --prompt_length=48 --max_new_tokens=80 --output=runs/speculative/figures
+  --draft_tokens=8,12,16 --prompt_length=48 --max_new_tokens=80 --output=runs/speculative/figures
 Hardware: 2 CPU cores.
 Time: 18 minutes to train both models (JAX_NUM_CPU_DEVICES=2), 3 to measure (without it).
 Result: with 16 proposals 1.7x to 2.3x greedy (96% accepted) and 1.9x to 2.1x at temperature 1 (85%), the less the

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import count, islice
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +29,7 @@ from research.core.network import Network
 from research.core.optim import OptimizerScalars
 from research.core.state import TrainState, init_state
 from research.data.examples import Examples
+from research.data.pipelines import batched
 from research.data.report import DataReport
 from research.data.streams import PackedStream
 from research.sampling.engine import Engine
@@ -37,6 +39,7 @@ from research.sampling.rows import Request
 from research.sampling.sampler import sample
 from research.sampling.types import EngineSpec, Prompts, SamplerSpec, make_scalars
 from research.train.build import float32
+from research.train.offline import row_batch
 from research.train.step import StepScalars, prepare_step, train_step
 
 Work = Mapping[str, Any]
@@ -128,13 +131,11 @@ def train(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Run
 
 def full(work: Work) -> Iterator[SequenceBatch]:
     """Rows of random tokens without end, each row one sequence."""
-    rng = np.random.default_rng(work["seed"])
-    shape = (work["batch_size"], work["length"])
+    rng, shape = np.random.default_rng(work["seed"]), (work["batch_size"], work["length"])
     positions = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
-    ones, weights = np.ones(shape, np.int32), np.ones(shape[0], np.float32)
+    fixed = {"loss_mask": positions > 0, "segment_ids": np.ones(shape, np.int32), "positions": positions}
     while True:
-        tokens = rng.integers(0, work["vocab_size"], shape, np.int32)
-        yield SequenceBatch(tokens, positions > 0, ones, positions, weights)
+        yield row_batch({"tokens": rng.integers(0, work["vocab_size"], shape, np.int32), **fixed})
 
 
 def packed(work: Work) -> tuple[Iterator[SequenceBatch], int]:
@@ -143,15 +144,8 @@ def packed(work: Work) -> tuple[Iterator[SequenceBatch], int]:
     masks = [np.array(each["loss_mask"], bool) for each in work["examples"]]
     n, size, length = len(tokens), work["batch_size"], work["length"]
     examples = Examples(tokens, masks, np.arange(n), DataReport("examples", n, n))
-    stream, weights = PackedStream(examples, length, work["seed"], PAD), np.ones(size, np.float32)
-
-    def batches() -> Iterator[SequenceBatch]:
-        for start in count(0, size):
-            rows = [stream[start + i] for i in range(size)]
-            columns = ("tokens", "loss_mask", "segment_ids", "positions")
-            yield SequenceBatch(*(np.stack([row[key] for row in rows]) for key in columns), weights)
-
-    return batches(), -(-int(examples.lengths.sum()) // (size * length))
+    rows = grain.MapDataset.source(PackedStream(examples, length, work["seed"], PAD))
+    return map(row_batch, batched(rows, size)), -(-int(examples.lengths.sum()) // (size * length))
 
 
 def grpo(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Run:

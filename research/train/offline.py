@@ -115,18 +115,19 @@ def as_batch(stage: Stage, algorithm: Algorithm, arrays: Mapping[str, np.ndarray
     """A pipeline's arrays as the algorithm's batch; rows that only fill it (no target at all) get weight 0."""
     kind = stage.objective.given
     if kind == "preferences":
-        pair = {side: _rows(arrays, f"{side}_") for side in ("chosen", "rejected")}
+        pair = {side: row_batch(arrays, f"{side}_") for side in ("chosen", "rejected")}
         return PreferenceBatch(margins=arrays["margins"], soft_labels=arrays["soft_labels"], **pair)
     if kind == "unpaired":
-        return UnpairedBatch(_rows(arrays), _rows(arrays, "kl_"), desirable=arrays["desirable"])
+        return UnpairedBatch(row_batch(arrays), row_batch(arrays, "kl_"), desirable=arrays["desirable"])
     if kind == "steps":
-        return StepBatch(_rows(arrays), step_labels=arrays["step_labels"])
+        return StepBatch(row_batch(arrays), step_labels=arrays["step_labels"])
     if kind == "rankings":
-        return RankingBatch(_rows(arrays), ranks=arrays["ranks"])
-    return algorithm.from_rows(_rows(arrays))
+        return RankingBatch(row_batch(arrays), ranks=arrays["ranks"])
+    return algorithm.from_rows(row_batch(arrays))
 
 
-def _rows(arrays: Mapping[str, np.ndarray], prefix: str = "") -> SequenceBatch:
+def row_batch(arrays: Mapping[str, np.ndarray], prefix: str = "") -> SequenceBatch:
+    """Rows of a pipeline as a batch; one without any target has weight 0."""
     loss_mask = arrays[f"{prefix}loss_mask"]
     return SequenceBatch(
         tokens=arrays[f"{prefix}tokens"],
