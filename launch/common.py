@@ -18,8 +18,6 @@ from research.config.files import load_config
 from research.config.resolve import resolve_tree
 from research.core.errors import ConfigError, TemperError, WorkdirError
 from research.core.files import explain_os_error
-from research.data.examples import Records
-from research.data.jsonl import read_records
 from research.sampling.drafts import NGramDraft
 from research.sampling.speculative import Draft, SpeculativeSpec
 from research.tasks.sources import Sources
@@ -72,13 +70,6 @@ def workdir() -> Path:
     if "\0" in given:
         raise ConfigError(f"--workdir: got {given!r}, expected a path without NUL")
     return Path(given)
-
-
-def held_out_problems(path: str | None, policy: Policy, folder: Path) -> Records:
-    """The problems of a JSONL file; without one, those held out from the training of the policy's own stage."""
-    if path:
-        return [record for _, record in read_records(path)]
-    return sources_of(policy, folder).held_out
 
 
 def sources_of(policy: Policy, folder: Path) -> Sources:

@@ -13,11 +13,10 @@ from absl import flags
 from launch import common
 from research.core.errors import ConfigError, DataError
 from research.data.tokenizer import Tokenizer
-from research.environments.registry import NAMES
-from research.environments.tool_use import ToolUse, tools_of
+from research.environments.interaction import Interaction
 from research.sampling.limits import DRAFT_TOKENS, check_count
 from research.sampling.streaming import GenerationSettings, TextGenerator
-from research.train.chain import Policy, load_policy
+from research.train.chain import Policy, interaction_of, load_policy
 
 _STAGE = flags.DEFINE_string(
     "stage", None, "folder of a stage: <workdir>/stages/<name>-<hash>", required=True
@@ -40,7 +39,8 @@ _STOP = flags.DEFINE_multi_string("stop", [], "a text that ends a completion and
 _TOOLS = flags.DEFINE_list(
     "tools",
     None,
-    f"tools that the model may call: some of {','.join(NAMES)}; default: those of the stage's config; --tools= is none",
+    "tools that the model may call: calculator, python, search, or references; default: those of the stage's config; "
+    "--tools= is none",
 )
 _CORPUS = flags.DEFINE_string("corpus", None, "JSONL or text file that the tool 'search' searches")
 _TURNS = flags.DEFINE_integer("max_turns", 4, "turns with tool calls that are answered; then the row ends")
@@ -114,23 +114,23 @@ def load() -> Policy:
     return load_policy(Path(_STAGE.value))
 
 
-def load_tools(policy: Policy) -> ToolUse | None:
+def load_tools(policy: Policy) -> Interaction | None:
     """The tools of the flags, or else those of the stage's config, which one line on standard error names."""
-    changes: dict[str, Any] = {}
+    section, changes = policy.experiment["tools"], dict[str, Any]()
     if _TOOLS.value is not None:
-        changes = {"names": tuple(_TOOLS.value), "corpus": _CORPUS.value or ""}
-    elif _CORPUS.value:
-        changes["corpus"] = _CORPUS.value
+        changes["names"] = tuple(_TOOLS.value)
+    if _CORPUS.value:
+        changes["search"] = {**section.get("search", {}), "corpus": _CORPUS.value}
     changes |= {name: flags.FLAGS[name].value for name in ("max_turns", "max_result_tokens")
                 if _TOOLS.value is not None or flags.FLAGS[name].present}  # fmt: skip
     if "max_result_tokens" in changes:
         changes["max_result_tokens"] = min(changes["max_result_tokens"], _TOKENS.value)
-    tools = tools_of(policy.experiment, policy.tokenizer, changes)
+    tools = interaction_of({**section, **changes}, policy.tokenizer)
     if tools is None:
         idle = given("corpus", "max_turns", "max_result_tokens")
         refuse([(idle, f"{''.join(idle[:1])}: has no effect without --tools")])
     elif _TOOLS.value is None:
-        names = ", ".join(tools.version["names"])
+        names = ", ".join(section["names"])
         print(f"tools of the stage's config: {names} (--tools= offers none)", file=sys.stderr)
     return tools
 
@@ -145,7 +145,7 @@ def make_generator(policy: Policy, settings: GenerationSettings) -> TextGenerato
         policy.tokenizer,
         max_length=policy.max_length,
         settings=dataclasses.replace(settings, logit_bias=logit_bias(policy.tokenizer)),
-        tools=load_tools(policy) if free else None,
+        interaction=load_tools(policy) if free else None,
         draft=common.load_draft(_DRAFT.value, policy, _DRAFT_TOKENS.value) if _DRAFT.value else None,
     )
 

@@ -25,8 +25,7 @@ from absl import flags
 from launch import common, generation
 from objectives.prm import StepReduction
 from research.core.errors import ConfigError
-from research.evals.best_of import sample_scores
-from research.evals.scorers import Scorer, make_scorers
+from research.evals.scorers import Scorer, make_scorers, score_samples
 from research.sampling.constraints import Constraint, choice, json_schema, regex
 from research.sampling.limits import SAMPLES
 from research.sampling.rows import Row
@@ -125,13 +124,15 @@ def _print_best(
         if delta.ended:
             rows[delta.sample] = delta.row
     samples = [rows[sample] for sample in range(_BEST_OF.value)]
-    scores = sample_scores(
+    scores = score_samples(
         scorer,
-        prompt,
-        samples,
+        [prompt],
+        [[(row.tokens[: row.length], row.mask[: row.length]) for row in samples]],
+        max_prompt_length=len(prompt),
         max_new_tokens=generator.settings.max_new_tokens,
         pad_id=generator.tokenizer.pad_id,
-    )
+        mesh=scorer.mesh,
+    )[0, 0]
     for place, sample in enumerate(np.argsort(-scores, kind="stable")[: _N.value]):
         print(
             f"--- {place + 1} of {_BEST_OF.value}: {scorer.scores[0]} {scores[sample]:.4f} (sample {sample + 1}) ---"

@@ -1,6 +1,6 @@
 """Test-time compute: accuracy against samples and tokens, by vote, by a scorer's choice, and at best (pass@N).
 
-Example:
+Examples:
   python -m launch.scale --stage=runs/ttc/stages/sft-0123456789ab --samples=64 --output=runs/ttc/scaling \
       --scorers=runs/ttc/stages/reward-0123456789ab,runs/ttc/stages/prm-0123456789ab
   python -m launch.scale --stage=... --problems=gsm8k_test.jsonl --samples=16 --n=1,4,16 --output=...
@@ -14,28 +14,26 @@ from pathlib import Path
 from typing import get_args
 
 import jax
+import numpy as np
 from absl import flags
 from rich import print as show
 from rich.markdown import Markdown
 
-from launch import common
+from launch import common, policies
 from objectives.prm import StepReduction
 from research.core.errors import ConfigError
-from research.core.files import make_folder, write_json_atomic, write_text_atomic
-from research.core.mesh import check_rows
+from research.core.files import check_writable, make_folder, write_json_atomic, write_text_atomic
 from research.core.metrics import encode_numbers
+from research.evals.accuracy import judge
+from research.evals.results import completions
 from research.evals.scaling import BEST, STRATEGIES, WEIGHTED, powers_of_two, scaling_curves
 from research.evals.scaling_plot import write_scaling_plot
 from research.evals.scaling_report import to_json, to_markdown
-from research.evals.scored_samples import sample_and_score
 from research.evals.scorers import make_scorers
-from research.sampling.limits import SAMPLES, check_temperature
-from research.tasks.sources import View
-from research.train.chain import load_policy, load_stage
+from research.sampling.limits import check_temperature
+from research.train.chain import load_stage
 
-_STAGE = flags.DEFINE_string(
-    "stage", None, "folder of the policy's stage: <workdir>/stages/<name>-<hash>", required=True
-)
+policies.define_flags(samples=16)
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)
 _SCORERS = flags.DEFINE_list("scorers", [], "folders of stages of reward models, outcome and process scorers")
 _REDUCTIONS = flags.DEFINE_list(
@@ -46,83 +44,71 @@ _REDUCTIONS = flags.DEFINE_list(
 _STRATEGIES = flags.DEFINE_list(
     "strategies", [], f"of {', '.join(STRATEGIES)}; without it, all that the scorers allow"
 )
-_SAMPLES = flags.DEFINE_integer("samples", 16, "completions a problem", lower_bound=2, upper_bound=SAMPLES)
 _N = flags.DEFINE_list("n", [], "samples to answer from, each at most --samples; without it, powers of two")
 _TRIALS = flags.DEFINE_integer(
     "trials", 400, "draws of N samples a problem, for votes and bands", lower_bound=2, upper_bound=10**6
 )
-_PROBLEMS = flags.DEFINE_string("problems", None, "JSONL of problems (prompt/completion, messages, GSM8K)")
-_LIMIT = flags.DEFINE_integer("limit", 256, "only the first so many problems; 0 is all", lower_bound=0)
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "of the samples, > 0")
-_PROMPT_TOKENS = flags.DEFINE_integer("max_prompt_length", 256, "longest prompt, tokens", lower_bound=1)
-_TOKENS = flags.DEFINE_integer("max_new_tokens", 256, "longest completion, tokens", lower_bound=1)
-_BATCH = flags.DEFINE_integer(
-    "batch_problems", 32, "problems sampled, and completions scored, at a time", lower_bound=1
-)
-_SEED = flags.DEFINE_integer("seed", 0, "of the sampler and the draws", lower_bound=0, upper_bound=2**31 - 1)
 
 
 def main() -> None:
     """Prints the tables; the rest is in --output."""
+    given = flags.FLAGS
     ns, reductions = _check_flags()
-    folder, output = Path(_STAGE.value).resolve(), Path(_OUTPUT.value)
-    policy = load_policy(folder)
-    check_rows(policy.mesh, "--batch_problems", _BATCH.value)
-    length = _PROMPT_TOKENS.value + _TOKENS.value
-    limit = policy.max_length
-    if length > limit:
-        raise ConfigError(
-            f"--max_new_tokens: got {_TOKENS.value} after prompts of up to {_PROMPT_TOKENS.value} tokens, "
-            f"expected a sum of at most {limit}, the model's context"
-        )
+    folder = policies.stage_folder()
+    policy = policies.load((1,))
+    output = make_folder(_OUTPUT.value)
+    check_writable(output / "samples.json")  # samples are what costs
     with jax.set_mesh(policy.mesh):
         scorers = make_scorers(
             [load_stage(Path(path).resolve()) for path in _SCORERS.value],
             tokenizer=policy.tokenizer,
             mesh=policy.mesh,
-            length=length,
+            length=given.max_prompt_length + given.max_new_tokens,
             reductions=reductions,
         )
-        make_folder(output)
-        drawn = sample_and_score(
-            policy,
-            View(common.held_out_problems(_PROBLEMS.value, policy, folder), _LIMIT.value),
-            scorers,
-            samples=_SAMPLES.value,
-            max_prompt_length=_PROMPT_TOKENS.value,
-            max_new_tokens=_TOKENS.value,
-            temperature=_TEMPERATURE.value,
-            batch_problems=_BATCH.value,
-            seed=_SEED.value,
-        )
-    # Before anything can refuse them: samples are what costs.
-    write_json_atomic(output / "samples.json", encode_numbers(drawn.records()))
+        groups = policy.generate(policy.records, seed=given.seed)
+        judged = judge(policy, policy.records, groups)
+        scores = {
+            name: found
+            for s in scorers
+            for name, found in zip(s.scores, policy.scored(s, groups), strict=True)
+        }
+        problems = completions(policy, len(groups), given.samples)
+    weights = {name: scorer.weights(scores[name]) for scorer in scorers for name in scorer.scores}
+    lengths = np.array([[sample.length for sample in group] for group in groups])
+    prompt_lengths = np.array([len(group[0].prompt) for group in groups])
+    for place, problem in enumerate(problems):
+        problem |= {"prompt_length": prompt_lengths[place], "lengths": lengths[place]}
+        problem |= {"answers": judged.votes[place]}
+        problem |= {"scores": {name: table[place] for name, table in scores.items()}}
+    write_json_atomic(output / "samples.json", encode_numbers(problems))
     scaling = scaling_curves(
-        correct=[problem.correct for problem in drawn.found.problems],
-        answers=[problem.extracted for problem in drawn.found.problems],
-        lengths=drawn.lengths,
-        prompt_lengths=drawn.prompt_lengths,
-        scores=drawn.scores,
-        weights=drawn.weights,
+        correct=judged.right,
+        answers=judged.votes,
+        lengths=lengths,
+        prompt_lengths=prompt_lengths,
+        scores=scores,
+        weights=weights,
         ns=ns,
         strategies=_STRATEGIES.value,
         trials=_TRIALS.value,
-        seed=_SEED.value,
+        seed=given.seed,
     )
-    context = float(drawn.prompt_lengths.mean() + drawn.lengths.mean() / 2)
+    context = float(prompt_lengths.mean() + lengths.mean() / 2)
     run = {
         "stage": str(folder),
-        "temperature": _TEMPERATURE.value,
-        "max_new_tokens": _TOKENS.value,
-        "truncated_fraction": drawn.found.metrics["eval/truncated_fraction"],
+        "temperature": given.temperature,
+        "max_new_tokens": given.max_new_tokens,
+        "truncated_fraction": np.mean([[not sample.stopped for sample in group] for group in groups]),
+        "unknown_fraction": judged.unknown.mean(),
         "forward_flops_per_token": {
             "policy": policy.model.flops_per_token(context),
-            **{scorer.name: scorer.network.config.flops_per_token(context) for scorer in scorers},
+            **{s.name: s.network.config.flops_per_token(context) for s in scorers},
         },
     }
-    title = f"Test-time compute of {folder.name.rpartition('-')[0]}, temperature {_TEMPERATURE.value:g}"
+    title = f"Test-time compute of {folder.name.rpartition('-')[0]}, temperature {given.temperature:g}"
     text = to_markdown(scaling, title=title)
-    write_json_atomic(output / "scaling.json", {"run": run, **to_json(scaling)})
+    write_json_atomic(output / "scaling.json", encode_numbers({"run": run, **to_json(scaling)}))
     write_scaling_plot(scaling, output / "scaling.png", title=title)
     write_text_atomic(output / "scaling.md", text)
     show(Markdown(text))
@@ -131,12 +117,17 @@ def main() -> None:
 
 def _check_flags() -> tuple[tuple[int, ...], tuple[StepReduction, ...]]:
     """The Ns and the reductions; what does not fit together ends before anything is loaded."""
-    ns = powers_of_two(_SAMPLES.value)
-    if _N.value:
-        ns = common.integers("n", high=_SAMPLES.value, because=f"--samples={_SAMPLES.value}")
-    if _TEMPERATURE.value == 0:
+    samples = flags.FLAGS.samples
+    if samples < 2:
+        raise ConfigError(f"--samples: got {samples}, expected at least 2 to choose from")
+    ns = (
+        common.integers("n", high=samples, because=f"--samples={samples}")
+        if _N.value
+        else powers_of_two(samples)
+    )
+    if flags.FLAGS.temperature == 0:
         raise ConfigError("--temperature: got 0, expected > 0: greedy samples are equal")
-    check_temperature(_TEMPERATURE.value)
+    check_temperature(flags.FLAGS.temperature)
     for name in _STRATEGIES.value:
         if name not in STRATEGIES:
             raise ConfigError(f"--strategies: got {name}, expected some of {','.join(STRATEGIES)}")

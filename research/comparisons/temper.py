@@ -39,7 +39,6 @@ from research.sampling.rows import Request
 from research.sampling.sampler import sample
 from research.sampling.types import EngineSpec, Prompts, SamplerSpec, make_scalars
 from research.train.build import float32
-from research.train.offline import row_batch
 from research.train.step import StepScalars, prepare_step, train_step
 
 Work = Mapping[str, Any]
@@ -135,7 +134,9 @@ def full(work: Work) -> Iterator[SequenceBatch]:
     positions = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
     fixed = {"loss_mask": positions > 0, "segment_ids": np.ones(shape, np.int32), "positions": positions}
     while True:
-        yield row_batch({"tokens": rng.integers(0, work["vocab_size"], shape, np.int32), **fixed})
+        yield SequenceBatch.from_arrays(
+            {"tokens": rng.integers(0, work["vocab_size"], shape, np.int32), **fixed}
+        )
 
 
 def packed(work: Work) -> tuple[Iterator[SequenceBatch], int]:
@@ -145,7 +146,9 @@ def packed(work: Work) -> tuple[Iterator[SequenceBatch], int]:
     n, size, length = len(tokens), work["batch_size"], work["length"]
     examples = Examples(tokens, masks, np.arange(n), DataReport("examples", n, n))
     rows = grain.MapDataset.source(PackedStream(examples, length, work["seed"], PAD))
-    return map(row_batch, batched(rows, size)), -(-int(examples.lengths.sum()) // (size * length))
+    return map(SequenceBatch.from_arrays, batched(rows, size)), -(
+        -int(examples.lengths.sum()) // (size * length)
+    )
 
 
 def grpo(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Run:

@@ -17,7 +17,7 @@ def check_experiment(experiment: Experiment) -> None:
         _check_context("evaluation", experiment.evaluation, name, model.max_length)
     _check_evaluation(experiment.evaluation)
     _check_mesh(experiment)
-    if experiment.tools.names and not experiment.sampler.slots:
+    if experiment.tools.any and not experiment.sampler.slots:
         raise ConfigError(
             "sampler.slots: got 0, expected > 0 with tools because only refilled slots stop a row for its result while "
             "the others go on"

@@ -211,10 +211,18 @@ class Tools:
     """What a policy may call while it is sampled; prompts list them in the system turn. Needs sampler.slots."""
 
     names: tuple[str, ...] = key((), "Tools; () is none.", component="tool")
-    max_turns: int = key(4, "Turns with calls that are answered; a completion that calls again ends.", low=1,
-                         used=lambda s, _: bool(s.names))  # fmt: skip
+    environment: str = key(
+        "", "What answers the policy's turns instead of tools; '' is nothing.", component="environment"
+    )
+    max_turns: int = key(4, "Turns that are answered; a completion that needs another answer ends.", low=1,
+                         used=lambda s, _: bool(s.names or s.environment))  # fmt: skip
     max_result_tokens: int = key(128, "Of one result; results count towards max_new_tokens.", unit="tokens", low=1,
                                  used=lambda s, _: bool(s.names))  # fmt: skip
+
+    @property
+    def any(self) -> bool:
+        """Whether anything answers."""
+        return bool(self.names or self.environment)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,10 +3,12 @@
 Shapes: B rows, T tokens, P prompts, K candidates.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from models.groups import Group, groups_split
@@ -32,6 +34,14 @@ class SequenceBatch(flax.struct.PyTreeNode):
     weights: Float[Any, " B"]
     first_target: int = flax.struct.field(pytree_node=False, default=0)
     group_size: int = flax.struct.field(pytree_node=False, default=1)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], prefix: str = "") -> "SequenceBatch":
+        """Rows of a data pipeline; those that only fill it (no target at all) get weight 0."""
+        names = ("tokens", "loss_mask", "segment_ids", "positions")
+        found = {name: arrays[f"{prefix}{name}"] for name in names}
+        weights = found["loss_mask"].any(axis=-1).astype(np.float32)
+        return cls(found["tokens"], found["loss_mask"], found["segment_ids"], found["positions"], weights)
 
     @property
     def group(self) -> Group | None:

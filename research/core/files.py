@@ -111,6 +111,21 @@ def make_folder(path: Path | str) -> Path:
     return path
 
 
+def check_writable(path: Path | str) -> None:
+    """Makes sure that a file can be written later: creates its folder and, for a moment, a file beside it.
+
+    Raises:
+      WorkdirError: its folder cannot be created or written, or `path` is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise WorkdirError(f"{path}: expected a file, found a folder.")
+    make_folder(path.parent)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    write_bytes_atomic(beside, b"")
+    os.unlink(beside)
+
+
 def to_plain_json(obj: Any, where: str = "", *, finite: bool = True) -> Any:
     """A deep copy of `obj` in JSON's own types (tuples become lists), which reads back equal to itself.
 

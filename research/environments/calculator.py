@@ -165,3 +165,5 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "round": _round,
     "sqrt": _sqrt,
 }
+
+PROVIDES = {"tool": {"calculator": calculator}}

@@ -1,10 +1,12 @@
 """A tool that runs a Python program and answers with what it prints."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_args
 
+from research.config.schema import key
 from research.environments.base import Tool, ToolError, ToolTimeout
-from research.rewards.sandbox.sandbox import Sandbox
+from research.rewards.sandbox.sandbox import Isolation, Sandbox, make_sandbox
 
 
 def python(sandbox: Sandbox) -> Tool:
@@ -44,3 +46,21 @@ def python(sandbox: Sandbox) -> Tool:
         },
         run=run,
     )
+
+
+@dataclass(frozen=True)
+class Python:
+    """The tool "python"."""
+
+    isolation: Isolation = key(
+        "required",
+        "best_effort runs programs where namespaces are not permitted: see `make_sandbox`.",
+        choices=get_args(Isolation),
+    )
+
+    def __call__(self) -> Tool:
+        """Tries the sandbox; ConfigError where it cannot be closed here."""
+        return python(make_sandbox(isolation=self.isolation))
+
+
+PROVIDES = {"tool": {"python": Python}}

@@ -1,16 +1,17 @@
 """Search in a local corpus by BM25."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
+from research.config.schema import key
 from research.core.errors import ConfigError, DataError
 from research.data.jsonl import read_records
+from research.data.store import file_hash
 from research.environments.base import Tool
 
 _WORD = r"(?u)\b\w+\b"
@@ -108,33 +109,42 @@ class Index:
         return [(self.documents[i], float(scores[i])) for i in order if scores[i] > 0]
 
 
-def search(index: Index, *, results: int = 3, max_characters: int = 500) -> Tool:
-    """The tool "search".
+@dataclass(frozen=True)
+class Search:
+    """The tool "search"."""
 
-    Args:
-      index: what is searched.
-      results: documents of one answer.
-      max_characters: characters of each document's text; the rest is cut.
-    """
-    for name, value in (("results", results), ("max_characters", max_characters)):
-        if value < 1:
-            raise ConfigError(f"search: {name}: got {value}, expected >= 1.")
+    corpus: str = key("", "File that is searched: JSONL with `text` (`id`, `title`), or text with blank lines between "
+                          "documents.")  # fmt: skip
+    results: int = key(3, "Documents of one answer.", low=1)
+    max_characters: int = key(500, "Of each document's text; the rest is cut.", unit="characters", low=1)
 
-    def run(arguments: Mapping[str, Any]) -> str:
-        found = index.top(arguments["query"], results)
-        return "\n\n".join(_shown(each, max_characters) for each, _ in found) or "no document matches"
+    def __call__(self) -> Tool:
+        """Reads and indexes the corpus.
 
-    return Tool(
-        name="search",
-        description=f"Searches documents by words; gives the {results} that match best.",
-        parameters={
-            "type": "object",
-            "properties": {"query": {"type": "string", "description": "words to look for"}},
-            "required": ["query"],
-            "additionalProperties": False,
-        },
-        run=run,
-    )
+        Raises:
+          ConfigError: there is no corpus, or bm25s is not installed.
+          DataError: the corpus cannot be used.
+        """
+        if not self.corpus:
+            raise ConfigError("tools.search.corpus: got '', expected a JSONL or text file to search")
+        index = Index(read_corpus(self.corpus))
+        return Tool(
+            name="search",
+            description=f"Searches documents by words; gives the {self.results} that match best.",
+            parameters={
+                "type": "object",
+                "properties": {"query": {"type": "string", "description": "words to look for"}},
+                "required": ["query"],
+                "additionalProperties": False,
+            },
+            run=lambda arguments: self.answer(index, arguments["query"]),
+            version={"corpus": file_hash(Path(self.corpus))},
+        )
+
+    def answer(self, index: Index, query: str) -> str:
+        """The documents that match best, as the model reads them."""
+        found = index.top(query, self.results)
+        return "\n\n".join(_shown(each, self.max_characters) for each, _ in found) or "no document matches"
 
 
 def _shown(document: Document, most: int) -> str:
@@ -149,3 +159,6 @@ def _bm25s() -> ModuleType:
     except ModuleNotFoundError as error:
         raise ConfigError("search: the package bm25s is missing; pip install 'temper[tools]'.") from error
     return bm25s
+
+
+PROVIDES = {"tool": {"search": Search}}

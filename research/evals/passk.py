@@ -64,7 +64,7 @@ def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> Values:
 
 def majority_at_k(
     answers: Sequence[Sequence[str | None]],
-    correct: Sequence[Sequence[bool]],
+    correct: Sequence[Sequence[bool]] | NDArray[Any],
     k: int,
     *,
     trials: int = 400,

@@ -1,18 +1,19 @@
 """Trained scorers by name, to choose among a policy's samples and to weigh votes."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from models.axes import batch_ways
 from models.config import ModelConfig
 from models.transformer import Params
 from objectives.prm import StepReduction
-from research.algorithms.base import Algorithm
+from research.algorithms.base import Algorithm, completion_rows
 from research.algorithms.prm import StepScorer
 from research.core.batch import SequenceBatch
 from research.core.errors import ConfigError, WorkdirError
@@ -21,6 +22,9 @@ from research.data.tokenizer import Tokenizer
 from research.evals.draws import Values
 from research.evals.scaling import vote_weights
 from research.rewards.learned import ProcessScorer, RewardScorer
+
+_AT_ONCE = 32
+"""Rows that a scorer reads at a time, where the mesh splits them evenly."""
 
 Kind = Literal["reward", "outcome", "process"]
 
@@ -52,29 +56,16 @@ class Scorer:
             return tuple(f"{self.name}-{how}" for how in self.reductions)
         return (self.name,)
 
-    def __call__(self, rows: SequenceBatch, *, at_once: int) -> Values:
-        """`[len(scores), B]` scores of rows on the host; -inf for a solution without a step.
-
-        Args:
-          rows: prompt + completion.
-          at_once: rows read at a time; B is a multiple of it.
-        """
-        B = len(rows.tokens)
-        parts = [
-            self._score(jax.tree.map(lambda x: x[start : start + at_once], rows))  # noqa: B023 - called at once
-            for start in range(0, B, at_once)
-        ]
-        return np.concatenate(parts, axis=1).astype(np.float64)
-
-    def weights(self, scores: Values) -> Values:
-        """Votes of one kind of score, `[P, M]`: a reward's as `vote_weights` says; probabilities as they are."""
-        return vote_weights(scores) if self.kind == "reward" else np.where(np.isfinite(scores), scores, 0.0)
-
-    def _score(self, rows: SequenceBatch) -> np.ndarray:
+    def __call__(self, rows: SequenceBatch) -> np.ndarray:
+        """`[len(scores), B]` scores of rows on the host; -inf for a solution without a step."""
         if self.kind == "reward":
             return RewardScorer((self.network,), self.mesh)(rows)[None]
         process = ProcessScorer(self.network, self.mesh, self.tokenizer)
         return process.solutions(rows, self.reductions if self.kind == "process" else ("last",))
+
+    def weights(self, scores: Values) -> Values:
+        """Votes of one kind of score, `[P, M]`: a reward's as `vote_weights` says; probabilities as they are."""
+        return vote_weights(scores) if self.kind == "reward" else np.where(np.isfinite(scores), scores, 0.0)
 
 
 class TrainedStage(Protocol):
@@ -144,3 +135,60 @@ def _scorer(
         )
     kind: Kind = algorithm.supervision if isinstance(algorithm, StepScorer) else "reward"
     return Scorer(stage.name, kind, Network(stage.params(mesh), stage.model), tokenizer, mesh, reductions)
+
+
+Drawn = tuple[np.ndarray, np.ndarray]
+"""A completion's token ids [T], and [T] whether the model drew them (or was given them)."""
+
+
+def score_samples(
+    score: Callable[[SequenceBatch], np.ndarray],
+    prompts: Sequence[np.ndarray],
+    groups: Sequence[Sequence[Drawn]],
+    *,
+    max_prompt_length: int,
+    max_new_tokens: int,
+    pad_id: int,
+    mesh: Mesh,
+) -> Values:
+    """Scores of completions; must run inside `jax.set_mesh(mesh)`.
+
+    Args:
+      score: from rows of prompt + completion on the host to scores [..., B]; it reads every completion once.
+      prompts: P prompts' token ids.
+      groups: [P][n] completions; n at least 1.
+      max_prompt_length, max_new_tokens: width of the rows, so that few programs are compiled.
+      pad_id: fills rows.
+      mesh: the devices that the scorer lies on.
+
+    Returns:
+      `[..., P, n]`.
+    """
+    n = len(groups[0])
+    flat = [(prompt, sample) for prompt, group in zip(prompts, groups, strict=True) for sample in group]
+    ways = batch_ways(mesh)
+    at_once = -(-min(len(flat), _AT_ONCE) // ways) * ways
+    filled = [*flat, *flat[:1] * (-len(flat) % at_once)]
+    parts = []
+    for start in range(0, len(filled), at_once):
+        chunk = filled[start : start + at_once]
+        prompt_tokens = np.full((at_once, max_prompt_length), pad_id, np.int32)
+        prompt_mask = np.zeros(prompt_tokens.shape, bool)
+        tokens = np.full((at_once, max_new_tokens), pad_id, np.int32)
+        drawn, given = np.zeros((2, *tokens.shape), bool)
+        for row, (prompt, (ids, own)) in enumerate(chunk):
+            prompt_tokens[row, max_prompt_length - len(prompt) :] = prompt
+            prompt_mask[row, max_prompt_length - len(prompt) :] = True
+            tokens[row, : len(ids)], drawn[row, : len(ids)], given[row, : len(ids)] = ids, own, ~own
+        rows = completion_rows(
+            prompt_tokens,
+            prompt_mask,
+            tokens,
+            drawn,
+            np.ones(at_once),
+            given,
+            group_size=math.gcd(n, at_once),
+        )
+        parts.append(score(rows).astype(np.float64))
+    scores = np.concatenate(parts, axis=-1)[..., : len(flat)]
+    return scores.reshape(*scores.shape[:-1], len(groups), n)

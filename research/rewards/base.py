@@ -22,10 +22,12 @@ class Dialogue(NamedTuple):
     Attributes:
       text: the whole completion with its markup: every turn, call and result.
       calls: of each tool call, the tool ("" for none that exists), and "ok" or what went wrong.
+      reward: sum of the environment's rewards for the turns.
     """
 
     text: str
     calls: tuple[tuple[str, str], ...] = ()
+    reward: float = 0.0
 
 
 class RewardContext(NamedTuple):

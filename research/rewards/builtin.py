@@ -44,6 +44,11 @@ def one_final_line(completion: str, record: Record, context: RewardContext) -> f
     return float(context.stopped and has_one_final_line(completion))
 
 
+def environment(completion: str, record: Record, context: RewardContext) -> float | None:  # noqa: ARG001
+    """The sum of the environment's rewards for the turns; None without an environment."""
+    return None if context.turns is None else context.turns.reward
+
+
 def has_final_line(text: str) -> bool:
     """Whether the last line is "#### " and an answer."""
     last = text.rstrip().rpartition("\n")[2]
@@ -67,6 +72,7 @@ PROVIDES = {
         "normalized": normalized,
         "final_line": final_line,
         "one_final_line": one_final_line,
+        "environment": environment,
     }
 }
 

@@ -10,11 +10,11 @@ from models.config import ModelConfig
 from models.transformer import Params
 from research.config.sections import Rollout
 from research.data.examples import Records
-from research.evals.problems import Decoded
 from research.rollouts.curriculum import CurriculumSampler, PromptIterator
 from research.rollouts.dynamic import replace_equal_groups
 from research.rollouts.rewards import RolloutRewards
 from research.rollouts.samples import Collected
+from research.sampling.decoded import Decoded
 
 Sampler = Callable[[Params, Mapping[str, np.ndarray], int], Decoded]
 """(policy, batch of prompts, number of the batch) -> completions; the number keys the random draws."""

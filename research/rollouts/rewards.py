@@ -9,7 +9,6 @@ import numpy as np
 from models.config import ModelConfig
 from research.algorithms.base import Rollouts
 from research.config.sections import Reward
-from research.evals.problems import Decoded, decoded_rows
 from research.rewards.base import (
     Dialogue,
     RewardContext,
@@ -24,6 +23,7 @@ from research.rewards.learned import ProcessScorer, RewardScorer
 from research.rewards.normalization import RunningNorm
 from research.rewards.shaping import shape
 from research.rollouts.samples import Collected
+from research.sampling.decoded import Decoded, decoded_rows
 from research.tasks.base import Task
 
 
@@ -148,7 +148,9 @@ class RolloutRewards:
             prompt, number = divmod(row, self.group_size)
             prompt_id = int(prompt_ids[prompt])
             seed = np.random.SeedSequence((self.seed, step, prompt_id, number)).generate_state(1)[0]
-            turns = Dialogue(out.shown[row], out.turns[row].calls) if out.turns else None
+            turns = (
+                Dialogue(out.shown[row], out.turns[row].calls, out.turns[row].reward) if out.turns else None
+            )
             context = RewardContext(
                 self.task, asked[prompt], int(out.lengths[row]), bool(out.stopped[row]), int(seed), turns
             )

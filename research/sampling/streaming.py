@@ -17,7 +17,7 @@ from models.transformer import Params
 from research.core.errors import ConfigError
 from research.data.chat import Message, render_prompt
 from research.data.tokenizer import IM_END, Tokenizer
-from research.environments.tool_use import ToolUse
+from research.environments.interaction import Interaction
 from research.sampling.constraints import Constraint, Grammars
 from research.sampling.controls import make_controls
 from research.sampling.engine import Engine
@@ -34,7 +34,7 @@ from research.sampling.methods import SamplingMethod
 from research.sampling.rows import Request, Row, RowCallback
 from research.sampling.speculative import Draft, SpeculativeStats, sample_speculative
 from research.sampling.stop_strings import StopStrings
-from research.sampling.tool_turns import ToolCallback, most_forced
+from research.sampling.tool_turns import ToolCallback
 from research.sampling.types import STOPPED, EngineSpec, Prompts, SamplerSpec, make_scalars
 
 
@@ -118,7 +118,7 @@ class TextGenerator:
         *,
         max_length: int,
         settings: GenerationSettings,
-        tools: ToolUse | None = None,
+        interaction: Interaction | None = None,
         draft: Draft | None = None,
     ) -> None:
         """Lays the parameters out for decoding, once for all prompts.
@@ -129,21 +129,20 @@ class TextGenerator:
           tokenizer: the one it was trained with.
           max_length: tokens that it can read, prompt and completion together.
           settings: how to draw.
-          tools: that it may call; they are described in the system turn.
+          interaction: answers its turns; tools are described in the system turn.
           draft: proposes tokens; samples then come whole, and only `stops` may control them.
 
         Raises:
           ConfigError: a setting is out of range, or a constraint cannot be met.
         """
         self.params, self.model, self.tokenizer = params, model, tokenizer
-        self.max_length, self.settings, self.tools = max_length, settings, tools
+        self.max_length, self.settings, self.interaction = max_length, settings, interaction
         how = settings
         if how.max_new_tokens >= max_length:
             raise ConfigError(
                 f"max_new_tokens: got {how.max_new_tokens}, expected at most {max_length - 1} because the context is "
                 f"{max_length} tokens, the prompt's included"
             )
-        self.turns = None if tools is None else tools.turns(how.max_new_tokens)
         ends = (tokenizer.eos_id,) if how.raw else (tokenizer.im_end_id, tokenizer.eos_id)
         grammars = None
         if how.constraint is not None:
@@ -177,7 +176,7 @@ class TextGenerator:
                     slots=how.slots or how.samples,
                     chunk=how.chunk,
                     admit=1,
-                    max_forced=0 if self.turns is None else most_forced(self.turns),
+                    max_forced=0 if interaction is None else how.max_new_tokens,
                 ),
             ),
             controls=controls if spec.any else None,
@@ -203,7 +202,7 @@ class TextGenerator:
         else:
             tokens = render_prompt(self.described([Message("user", text)]), self.tokenizer)
         if len(tokens) > self.prompt_limit:
-            described = "" if self.tools is None else " with the description of the tools"
+            described = "" if self.interaction is None else " with the description of the tools"
             raise ConfigError(
                 f"--prompt: has {len(tokens)} tokens{described}, expected at most {self.prompt_limit} because the "
                 f"context is {self.max_length} and --max_new_tokens={self.settings.max_new_tokens}"
@@ -212,7 +211,8 @@ class TextGenerator:
 
     def described(self, messages: Sequence[Message]) -> list[Message]:
         """The messages, the tools described in the system turn."""
-        return list(messages) if self.tools is None else self.tools.described(messages)
+        tools = None if self.interaction is None else self.interaction.tools
+        return list(messages) if tools is None else tools.described(messages)
 
     def stream(self, prompt: np.ndarray, prompt_id: int) -> Iterator[TextDelta]:
         """All samples of a prompt as they are drawn, in any order of the samples.
@@ -230,7 +230,10 @@ class TextGenerator:
             for sample in range(how.samples)
         ]
         texts = self._stop_strings()
-        callback: RowCallback = texts if self.turns is None else ToolCallback(self.turns, texts)
+        callback: RowCallback = texts
+        if self.interaction is not None:
+            make = self.interaction.make
+            callback = ToolCallback(self.interaction.turns(how.max_new_tokens), lambda _: make(), texts)
         for rows, ended in self.engine.chunks(requests, callback):
             done = {row.number for row in ended}
             for row in rows:
@@ -277,7 +280,7 @@ class TextGenerator:
 
     def _stop_strings(self) -> StopStrings:
         """With tools, markup is part of the text, so that calls and their results can be seen."""
-        if self.turns is None:
+        if self.interaction is None:
             return StopStrings(self.tokenizer.token_bytes, self.settings.stops)
         table = list(self.tokenizer.markup_bytes)
         table[self.tokenizer.im_end_id] = f"{IM_END}\n".encode()

@@ -1,47 +1,55 @@
-"""Tool turns in the engine: a row pauses at `<|im_end|>`, is fed the results of its calls, and goes on.
+"""Environments in the engine: a row pauses at `<|im_end|>`, is fed its environment's answer, and goes on.
 
-Host side. `research/environments/turns.py` decides which results a row gets; here they become `ForceTokens`.
+Host side. `research/environments/turns.py` decides what a row gets; here it becomes `ForceTokens`.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from research.data.chat import Message, render_continuation
+from research.environments.base import Environment
 from research.environments.turns import RowTurns, Turns
 from research.sampling.rows import ForceTokens, Row, RowCallback, StopRow
 
 
 class ToolCallback:
-    """A `RowCallback` that runs the calls of rows which have ended a turn.
+    """A `RowCallback` that lets environments answer the rows which have ended a turn.
 
     Attributes:
       states: each row's turns so far, by its number.
     """
 
-    def __init__(self, turns: Turns, first: RowCallback = lambda _rows: {}) -> None:
-        """Binds the tools.
+    def __init__(
+        self, turns: Turns, begin: Callable[[int], Environment], first: RowCallback = lambda _rows: {}
+    ) -> None:
+        """Binds the episodes.
 
         Args:
-          turns: runs the calls.
-          first: another callback, such as stop strings; the calls of rows that it acts on are not run.
+          turns: advances them.
+          begin: a new one for the row of a number.
+          first: another callback, such as stop strings; rows that it acts on are not answered.
         """
-        self.turns, self.first = turns, first
+        self.turns, self.begin, self.first = turns, begin, first
         self.states: defaultdict[int, RowTurns] = defaultdict(RowTurns)
+        self._environments: dict[int, Environment] = {}
 
     def __call__(self, rows: Sequence[Row]) -> Mapping[int, ForceTokens | StopRow]:
-        """Runs the calls of all rows that have drawn their end-of-turn token, together."""
+        """Answers all rows that have drawn their end-of-turn token, together."""
         actions = dict(self.first(rows))
-        paused = [row for row in rows if row.stopped and row.number not in actions]
-        asked = [(self.states[row.number], row.tokens[: row.length].tolist()) for row in paused]
-        for row, advance in zip(paused, self.turns.step(asked), strict=True):
+        # A row that stopped at another token than the end of a turn has left the conversation.
+        ended = [
+            row
+            for row in rows
+            if row.stopped and row.number not in actions and row.tokens[row.length - 1] == self.turns.stop_id
+        ]
+        for row in ended:
+            if row.number not in self._environments:
+                self._environments[row.number] = self.begin(row.number)
+        episodes = [
+            (self._environments[row.number], self.states[row.number], row.tokens[: row.length].tolist())
+            for row in ended
+        ]
+        for row, advance in zip(ended, self.turns.step(episodes), strict=True):
             self.states[row.number] = advance.state
             if advance.forced:
                 actions[row.number] = ForceTokens(advance.forced)
         return actions
-
-
-def most_forced(turns: Turns) -> int:
-    """Tokens that the results of one turn have at most: `EngineSpec.max_forced`."""
-    calls, box = turns.limits.max_calls_per_turn, turns.toolbox
-    frame = len(render_continuation([Message("tool", "")] * calls, box.tokenizer))
-    return min(frame + calls * box.max_result_tokens, turns.limits.max_new_tokens)

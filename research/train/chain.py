@@ -24,7 +24,7 @@ from research.core.network import Network
 from research.core.stages import StageDir
 from research.core.state import abstract_params, policy_of
 from research.data.tokenizer import Tokenizer, load_tokenizer
-from research.environments.tool_use import ToolUse
+from research.environments.interaction import Interaction, make_interaction
 from research.rewards.base import RewardFunction
 from research.rewards.builtin import correct
 from research.tasks.sources import Sources
@@ -63,14 +63,14 @@ class Ground:
       mesh: the devices.
       models: static model descriptions by section, vocabulary included.
       yardstick: what says whether a completion is right: `evaluation.correct`, or the task's own.
-      tools: what policies may call while they are sampled, if anything.
+      interaction: what answers policies while they are sampled, if anything.
     """
 
     sources: Sources
     mesh: Mesh
     models: Mapping[str, ModelConfig]
     yardstick: RewardFunction
-    tools: ToolUse | None = None
+    interaction: Interaction | None = None
 
 
 def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
@@ -103,10 +103,22 @@ def lay_ground(experiment: Experiment, workdir: Path) -> Ground:
         except ValueError as error:
             raise ConfigError(f"{stage.name}.objective.{stage.objective.name}.{error}") from error
         _check_context(experiment, stage, sources.tokenizer)
-    tools = ToolUse(experiment.tree["tools"], sources.tokenizer) if experiment.tools.names else None
-    check_data(experiment, sources, tools)
+    interaction = interaction_of(experiment.tree["tools"], sources.tokenizer)
+    check_data(experiment, sources, interaction)
     yardstick = experiment.parsed["evaluation"].chosen["correct"]
-    return Ground(sources, mesh, models, yardstick[0].make() if yardstick else correct, tools)
+    return Ground(sources, mesh, models, yardstick[0].make() if yardstick else correct, interaction)
+
+
+def interaction_of(section: Tree, tokenizer: Tokenizer) -> Interaction | None:
+    """What the `tools` section of a config names."""
+    return make_interaction(
+        section["names"],
+        {name: options for name, options in section.items() if isinstance(options, Mapping)},
+        tokenizer,
+        max_turns=section["max_turns"],
+        max_result_tokens=section["max_result_tokens"],
+        environment=section["environment"],
+    )
 
 
 def _check_context(experiment: Experiment, stage: Stage, tokenizer: Tokenizer) -> None:
@@ -160,7 +172,7 @@ def run_chain(
                     result_of=partial(_load_result, dict(finished), ground),
                     label=f"{label}{stage.name} ({stage.objective.name})",
                     yardstick=ground.yardstick,
-                    tools=ground.tools,
+                    interaction=ground.interaction,
                 )
                 with folder.running():
                     ground.sources.tokenizer.save(folder.path / TOKENIZER)
@@ -274,8 +286,8 @@ def _open_folder(
 ) -> StageDir:
     """The stage's folder: named by what its result is made of, and nothing else."""
     identity: Tree = {**stage_identity(experiment, stage), "data": ground.sources.versions(_kinds(stage))}
-    if ground.tools is not None and "tools" in identity:
-        identity["tools"] = ground.tools.version
+    if ground.interaction is not None and "tools" in identity:
+        identity["tools"] = ground.interaction.version
     if stage.samples:
         identity["evaluation"] = evaluation_identity(experiment, stage)
         identity["problems"] = ground.sources.problems.version

@@ -4,12 +4,12 @@ from research.config.experiment import Experiment
 from research.data.judged import check_lengths
 from research.data.records import View
 from research.data.report import DataReport
-from research.environments.tool_use import ToolUse
+from research.environments.interaction import Interaction
 from research.tasks.sources import Sources
 from research.train.offline import training_batches, validation_batches
 
 
-def check_data(experiment: Experiment, sources: Sources, tools: ToolUse | None) -> list[DataReport]:
+def check_data(experiment: Experiment, sources: Sources, interaction: Interaction | None) -> list[DataReport]:
     """What will become of the records of every stage, training and held out, and of the evaluation's prompts.
 
     Texts for pretraining fit any length: they are cut into rows.
@@ -17,11 +17,8 @@ def check_data(experiment: Experiment, sources: Sources, tools: ToolUse | None) 
     Raises:
       DataError: names the file and record that does not fit, or says how many do not.
     """
-    reports, limits, told = (
-        [],
-        sources.limits,
-        tools.prompts if tools is not None else lambda records: records,
-    )
+    reports, limits = [], sources.limits
+    told = interaction.prompts if interaction is not None else lambda records: records
     for stage in experiment.stages:
         if stage.online:
             reports.append(

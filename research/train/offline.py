@@ -22,8 +22,8 @@ from research.core.batch import (
 from research.data.judged import JudgedKind, judged_batches
 from research.data.pipelines import Pipeline, sft_batches, sft_eval_batches, text_batches, text_eval_batches
 from research.data.records import Records
-from research.evals.problems import problem_metrics
 from research.tasks.sources import Sources, View, worked_text
+from research.train.measure import problem_metrics
 from research.train.session import Session, StageRun, due
 
 
@@ -113,29 +113,17 @@ def _transform(stage: Stage) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 def as_batch(stage: Stage, algorithm: Algorithm, arrays: Mapping[str, np.ndarray]) -> Batch:
     """A pipeline's arrays as the algorithm's batch; rows that only fill it (no target at all) get weight 0."""
-    kind = stage.objective.given
+    kind, read = stage.objective.given, partial(SequenceBatch.from_arrays, arrays)
     if kind == "preferences":
-        pair = {side: row_batch(arrays, f"{side}_") for side in ("chosen", "rejected")}
+        pair = {side: read(f"{side}_") for side in ("chosen", "rejected")}
         return PreferenceBatch(margins=arrays["margins"], soft_labels=arrays["soft_labels"], **pair)
     if kind == "unpaired":
-        return UnpairedBatch(row_batch(arrays), row_batch(arrays, "kl_"), desirable=arrays["desirable"])
+        return UnpairedBatch(read(), read("kl_"), desirable=arrays["desirable"])
     if kind == "steps":
-        return StepBatch(row_batch(arrays), step_labels=arrays["step_labels"])
+        return StepBatch(read(), step_labels=arrays["step_labels"])
     if kind == "rankings":
-        return RankingBatch(row_batch(arrays), ranks=arrays["ranks"])
-    return algorithm.from_rows(row_batch(arrays))
-
-
-def row_batch(arrays: Mapping[str, np.ndarray], prefix: str = "") -> SequenceBatch:
-    """Rows of a pipeline as a batch; one without any target has weight 0."""
-    loss_mask = arrays[f"{prefix}loss_mask"]
-    return SequenceBatch(
-        tokens=arrays[f"{prefix}tokens"],
-        loss_mask=loss_mask,
-        segment_ids=arrays[f"{prefix}segment_ids"],
-        positions=arrays[f"{prefix}positions"],
-        weights=loss_mask.any(axis=-1).astype(np.float32),
-    )
+        return RankingBatch(read(), ranks=arrays["ranks"])
+    return algorithm.from_rows(read())
 
 
 def count_tokens(batch: Batch) -> dict[str, Any]:

@@ -19,21 +19,17 @@ from research.core.mesh import to_device
 from research.core.metrics import METRICS, load_metrics
 from research.core.network import Network, batch_logps
 from research.data.pipelines import Pipeline, prompt_batches
-from research.evals.problems import (
-    Decoded,
-    problem_metrics,
-    sample_prompts,
-    sampler_spec,
-)
 from research.rewards.base import RewardError, WeightedReward
 from research.rewards.learned import ProcessScorer, RewardScorer
 from research.rollouts.collect import RolloutCollector, Sampler
 from research.rollouts.curriculum import Curriculum, CurriculumSampler
 from research.rollouts.rewards import RolloutRewards
 from research.rollouts.samples import rollout_metrics, shown_samples
+from research.sampling.decoded import Decoded, sample_prompts, sampler_spec
 from research.sampling.methods import SamplingMethod
 from research.sampling.types import make_scalars
 from research.tasks.sources import View
+from research.train.measure import problem_metrics
 from research.train.minibatches import mini_batches
 from research.train.monitors import MonitorBounds, Monitors, reading_of
 from research.train.offline import count_tokens
@@ -54,7 +50,7 @@ def run_online(run: StageRun) -> dict[str, Any]:
     """
     stage = run.stage
     problems = View(run.sources.problems.train, stage.data.limit)
-    keeper = Keeper(RolloutCollector(_sampler(run), _rewards(run), problems, run.stage.rollout))
+    keeper = Keeper(RolloutCollector(_sampler(run, problems), _rewards(run), problems, run.stage.rollout))
     pipeline = _prompts(run, problems)
     with Session(run, _filtered(run, pipeline, len(problems)), keeper) as session:
         session.tell(pipeline.report)
@@ -104,7 +100,7 @@ class Keeper:
         return self._reference
 
 
-def _sampler(run: StageRun) -> Sampler:
+def _sampler(run: StageRun, problems: View) -> Sampler:
     """Draws completions as the stage says."""
     how, tokenizer = run.stage.rollout, run.sources.tokenizer
     spec = sampler_spec(
@@ -113,13 +109,14 @@ def _sampler(run: StageRun) -> Sampler:
         samples=how.group_size,
         max_new_tokens=how.max_new_tokens,
         method=SamplingMethod(top_k=how.top_k, nucleus=how.top_p < 1.0),
-        tools=run.tools,
+        interactive=run.interaction is not None,
     )
 
     def sample(policy: Params, prompts: Mapping[str, np.ndarray], number: int) -> Decoded:
         scalars = make_scalars(seed=run.stage.seed, step=number, temperature=how.temperature, top_p=how.top_p)
         return sample_prompts(
-            policy, prompts, scalars, model=run.model, spec=spec, mesh=run.mesh, tokenizer=tokenizer, tools=run.tools
+            policy, prompts, scalars, model=run.model, spec=spec, mesh=run.mesh, tokenizer=tokenizer,
+            interaction=run.interaction, records=problems,
         )  # fmt: skip
 
     return sample
@@ -168,7 +165,7 @@ def _prompts(run: StageRun, problems: View) -> Pipeline:
     """Endless batches of prompts."""
     stage, how = run.stage, run.stage.rollout
     return prompt_batches(
-        problems if run.tools is None else run.tools.prompts(problems),
+        problems if run.interaction is None else run.interaction.prompts(problems),
         run.sources.tokenizer,
         prompts_per_batch=how.prompts_per_step,
         max_prompt_length=how.max_prompt_length,

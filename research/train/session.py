@@ -34,7 +34,7 @@ from research.core.state import (
     state_from_params,
 )
 from research.data.report import DataReport
-from research.environments.tool_use import ToolUse
+from research.environments.interaction import Interaction
 from research.rewards.base import RewardFunction
 from research.tasks.sources import Sources
 from research.train.budget import Spending
@@ -58,7 +58,7 @@ class StageRun:
       result_of: loads what another stage has trained, by name: fresh buffers at every call.
       label: what the progress bar says.
       yardstick: what says whether a completion is right, whatever is optimised.
-      tools: what the policy may call while it is sampled, if anything.
+      interaction: what answers the policy while it is sampled, if anything.
     """
 
     stage: Stage
@@ -71,7 +71,7 @@ class StageRun:
     result_of: Callable[[str], "StageResult"]
     label: str
     yardstick: RewardFunction
-    tools: ToolUse | None = None
+    interaction: Interaction | None = None
 
     def initial_params(self, layout: Layout) -> Params:
         """What training starts from: the result of another stage, with fresh heads where it has none."""

@@ -1,5 +1,6 @@
 """The commands as a user meets them: an example in the help, and one sentence for every mistake."""
 
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,16 @@ def get_config(arg=""):
     config.stages = ("sft", "rl")
     config.sft.checkpoint_every = 1e-9
     return config
+"""
+
+
+EVALUATOR = """
+import numpy as np
+
+class Length:
+    def run(self, policy, seed):
+        groups = policy.generate(policy.held_out(), seed=seed)
+        yield "eval/characters", np.array([np.mean([len(sample.text) for sample in group]) for group in groups])
 """
 
 
@@ -212,7 +223,7 @@ def test_sample_and_evaluate(forks: Forks, trained: Path, tmp_path: Path) -> Non
     assert outcome.status == 0, outcome.stderr
     outcome = forks.run("sample", f"--stage={stage}", f"--prompt={'1' * 80}", "--max_new_tokens=4")
     assert_one_sentence(outcome, r"--prompt: has \d+ tokens, expected at most 60 because the context is 64")
-    output = tmp_path / "found.json"
+    output = tmp_path / "missing" / "found.json"
     arguments = [
         "--limit=4",
         "--samples=2",
@@ -223,6 +234,19 @@ def test_sample_and_evaluate(forks: Forks, trained: Path, tmp_path: Path) -> Non
     outcome = forks.run("evaluate", f"--stage={stage}", "--k=1,2", *arguments)
     assert outcome.status == 0, outcome.stderr
     assert "4 problems, 2 samples each" in outcome.stdout and output.exists()
+    found = json.loads(output.read_text())
+    assert len(found["problems"]) == 4 and len(found["problems"][0]["completions"]) == 2
+    own = tmp_path / "own.py"
+    own.write_text(EVALUATOR, encoding="utf-8")
+    evaluators = f"--evaluators=validation_loss,{own}:Length"
+    outcome = forks.run("evaluate", f"--stage={stage}", "--k=1", evaluators, *arguments)
+    assert outcome.status == 0, outcome.stderr
+    assert "eval/validation_loss: " in outcome.stdout and "eval/characters: " in outcome.stdout
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for place in (tmp_path / "file" / "found.json", tmp_path):
+        outcome = forks.run("evaluate", f"--stage={stage}", "--k=1", *arguments[:-1], f"--output={place}")
+        assert_one_sentence(outcome, "expected a folder, found a file|expected a file, found a folder")
+        assert "sampling" not in outcome.stdout, "refused before anything is sampled"
     outcome = forks.run("evaluate", f"--stage={stage}", "--k=1,4", *arguments)
     assert_one_sentence(outcome, "--k: got 1,4, expected integers from 1 to --samples=2")
 

@@ -364,7 +364,7 @@ def test_what_does_not_fit_together_is_one_sentence(run: Run, mistake: str) -> N
             "max_new_tokens: got 5000, expected at most 1023 because the context is 1024",
         ),
         (("--max_new_tokens=1022",), "--prompt: has .* expected at most 2 because the context is 1024"),
-        (("--tools=hammer",), "tools: got 'hammer', expected one of"),
+        (("--tools=hammer",), r"tools\.names: got 'hammer', expected one of"),
     ],
 )
 def test_mistakes_that_only_the_stage_shows(

@@ -4,9 +4,10 @@ import time
 
 import pytest
 
-from research.environments.base import Toolbox, ToolError
+from research.environments.base import ToolError
 from research.environments.calculator import calculate, calculator
 from research.environments.calls import Call
+from research.environments.toolbox import Toolbox
 
 
 @pytest.mark.parametrize(

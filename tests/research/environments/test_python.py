@@ -2,9 +2,9 @@
 
 import pytest
 
-from research.environments.base import Toolbox
 from research.environments.calls import Call
 from research.environments.python import python
+from research.environments.toolbox import Toolbox
 from research.rewards.sandbox.process import SandboxLimits
 from research.rewards.sandbox.sandbox import Sandbox, make_sandbox
 

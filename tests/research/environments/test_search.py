@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from research.core.errors import ConfigError, DataError
-from research.environments.base import Toolbox
 from research.environments.calls import Call
-from research.environments.search import Document, Index, read_corpus, search
+from research.environments.search import Document, Index, Search, read_corpus
+from research.environments.toolbox import Toolbox
 
 DOCUMENTS = (
     Document("fox", "The quick brown fox jumps over the lazy dog.", "Animals"),
@@ -64,8 +64,11 @@ def test_nothing_matches(index, query):
     assert index.top(query, 3) == []
 
 
-def test_as_a_tool(index, tokenizer):
-    box = Toolbox([search(index, results=2, max_characters=16)], tokenizer, max_result_tokens=100)
+def test_as_a_tool(tmp_path, tokenizer):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("\n".join(json.dumps(vars(document)) for document in DOCUMENTS))
+    tool = Search(str(corpus), results=2, max_characters=16)()
+    box = Toolbox([tool], tokenizer, max_result_tokens=100)
     result = box.run(Call("search", {"query": "quick fox"}))
     assert result.ok
     assert result.text == "[fox] Animals\nThe quick brown ...\n\n[cats]\nA cat sleeps. A ..."
@@ -106,11 +109,11 @@ def test_bad_corpora_are_named(tmp_path, name, content, message):
         read_corpus(tmp_path / name)
 
 
-def test_refusals(index, monkeypatch):
+def test_refusals(monkeypatch):
     with pytest.raises(DataError, match="the 1 documents have no words"):
         Index([Document("a", "?!")])
-    with pytest.raises(ConfigError, match="search: results: got 0, expected >= 1"):
-        search(index, results=0)
+    with pytest.raises(ConfigError, match=r"tools\.search\.corpus: got '', expected a JSONL or text file"):
+        Search()()
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(ConfigError, match=r"bm25s is missing; pip install 'temper\[tools\]'"):
         Index(DOCUMENTS)

@@ -1,6 +1,5 @@
 """Rows with tools are the very tokens of training data; limits end them; threads change no order."""
 
-import json
 import threading
 import time
 from dataclasses import replace
@@ -11,12 +10,14 @@ import pytest
 from research.core.errors import ConfigError, DataError
 from research.data.chat import Message, render_messages, render_prompt
 from research.data.tokenizer import MARKUP
-from research.environments.base import TRUNCATED, Toolbox
+from research.environments.base import Completion, Turn
 from research.environments.calculator import calculator
 from research.environments.calls import Call, call_text
+from research.environments.tool_use import ToolUse
+from research.environments.toolbox import TRUNCATED, Toolbox
 from research.environments.turns import Advance, RowTurns, TurnLimits, Turns, turn_metrics
 
-LIMITS = TurnLimits(max_turns=3, max_calls_per_turn=2, max_new_tokens=1000, min_answer_tokens=4)
+LIMITS = TurnLimits(max_turns=3, max_new_tokens=1000, min_answer_tokens=4)
 USER = Message("user", "six by seven")
 
 
@@ -25,9 +26,20 @@ def box(echo, tokenizer) -> Toolbox:
     return Toolbox([echo, calculator()], tokenizer, max_result_tokens=60)
 
 
+class Episodes:
+    """The tools of one box, for every row."""
+
+    def __init__(self, box, limits=LIMITS, **how):
+        self.tools, self.turns = ToolUse(box, max_calls=2), Turns(limits, box.tokenizer, **how)
+        self.stop_id = self.turns.stop_id
+
+    def step(self, rows):
+        return self.turns.step([(self.tools, state, tokens) for state, tokens in rows])
+
+
 @pytest.fixture
-def turns(box) -> Turns:
-    return Turns(box, LIMITS)
+def turns(box) -> Episodes:
+    return Episodes(box)
 
 
 def said(tokenizer, *calls, content="", thinking="", end=True):
@@ -56,7 +68,7 @@ def results(forced, tokenizer):
 @pytest.mark.parametrize("vocabulary", ["tokenizer", "characters"])
 def test_a_whole_dialogue_is_the_training_data(vocabulary, echo, request):
     tokenizer = request.getfixturevalue(vocabulary)
-    turns = Turns(Toolbox([echo], tokenizer, max_result_tokens=100), LIMITS)
+    turns = Episodes(Toolbox([echo], tokenizer, max_result_tokens=100))
     first = [Call("echo", {"word": "fox"}), Call("echo", {"word": "dog"})]
     second = [Call("echo", {"word": "no"})]
     dialogue = (
@@ -81,7 +93,7 @@ def test_a_whole_dialogue_is_the_training_data(vocabulary, echo, request):
         row += advance.forced
         mask += [False] * len(advance.forced)
         state = advance.state
-    assert advance.finish == state.finish == "answered" and advance.forced == ()
+    assert state.finish == "answered" and advance.forced == ()
     prompt = render_prompt(dialogue[:2], tokenizer)
     rendered = render_messages(dialogue, tokenizer, where="r")
     np.testing.assert_array_equal([*prompt, *row], rendered.tokens)
@@ -95,11 +107,11 @@ def test_a_row_that_has_not_ended_its_turn_goes_on(turns, tokenizer):
     for end in range(len(row)):
         assert one(turns, RowTurns(), row[:end]) == Advance(RowTurns())
     advance = one(turns, RowTurns(), row)
-    assert results(advance.forced, tokenizer) == ["42"] and advance.finish is None
+    assert results(advance.forced, tokenizer) == ["42"] and advance.state.finish is None
     fed = row + list(advance.forced)
     for end in range(len(row), len(fed) + 1):  # while it is fed what it was handed
         assert one(turns, advance.state, fed[:end]) == Advance(advance.state)
-    assert one(turns, advance.state, [*fed, turns.stop_id]).finish == "answered"
+    assert one(turns, advance.state, [*fed, turns.stop_id]).state.finish == "answered"
 
 
 def test_the_sampler_stops_where_a_turn_ends(turns, tokenizer):
@@ -116,7 +128,6 @@ def test_numpy_tokens_and_lists_are_one(turns, tokenizer):
     row = said(tokenizer, times(6, 7))
     advance = one(turns, RowTurns(), np.asarray(row, np.int32))
     assert advance == one(turns, RowTurns(), row)
-    json.dumps([advance.state.record(), advance.forced])
 
 
 def test_errors_are_fed_back(turns, tokenizer):
@@ -125,7 +136,7 @@ def test_errors_are_fed_back(turns, tokenizer):
     texts = results(advance.forced, tokenizer)
     assert texts[0].startswith("error: the call is not valid JSON")
     assert texts[1].startswith("error: no tool 'eval'")
-    assert advance.finish is None and advance.state.calls == (("", "malformed"), ("", "unknown_tool"))
+    assert advance.state.finish is None and advance.state.calls == (("", "malformed"), ("", "unknown_tool"))
 
 
 def test_calls_beyond_the_limit_of_a_turn_are_not_run(turns, tokenizer):
@@ -139,16 +150,16 @@ def test_calls_beyond_the_limit_of_a_turn_are_not_run(turns, tokenizer):
 
 
 def test_turn_limit(box, tokenizer):
-    turns = Turns(box, replace(LIMITS, max_turns=2))
+    turns = Episodes(box, replace(LIMITS, max_turns=2))
     state, row = RowTurns(), []
     for _ in range(2):
         row += said(tokenizer, times(6, 7))
         advance = one(turns, state, row)
-        assert advance.forced and advance.finish is None
+        assert advance.forced and advance.state.finish is None
         row, state = row + list(advance.forced), advance.state
     advance = one(turns, state, row + said(tokenizer, times(6, 7)))
-    assert advance == Advance(replace(state, finish="turn_limit"), (), "turn_limit")
-    assert one(turns, state, row + said(tokenizer, content="42")).finish == "answered"
+    assert advance == Advance(replace(state, finish="turn_limit"))
+    assert one(turns, state, row + said(tokenizer, content="42")).state.finish == "answered"
 
 
 def test_the_budget_shortens_results_and_then_ends_the_row(echo, tokenizer):
@@ -159,16 +170,16 @@ def test_the_budget_shortens_results_and_then_ends_the_row(echo, tokenizer):
     seen = set()
     for budget in range(len(row) + 1, len(row) + 250):
         runs.clear()
-        advance = one(Turns(box, replace(LIMITS, max_new_tokens=budget)), RowTurns(), row)
+        advance = one(Episodes(box, replace(LIMITS, max_new_tokens=budget)), RowTurns(), row)
         left = budget - len(row) - len(advance.forced)
-        if advance.finish:
-            assert advance.finish == "no_room" and not runs, "no tool runs for nothing"
+        if advance.state.finish:
+            assert advance.state.finish == "no_room" and not runs, "no tool runs for nothing"
             assert advance.forced == () and advance.state.calls == ()
         else:
             texts = results(advance.forced, tokenizer)
             assert left >= LIMITS.min_answer_tokens and len(runs) == 2
             assert all(text.endswith(TRUNCATED) and len(tokenizer.encode(text)) <= 60 for text in texts)
-        seen.add((advance.finish, len(advance.forced)))
+        seen.add((advance.state.finish, len(advance.forced)))
     lengths = sorted(length for finish, length in seen if finish is None)
     assert ("no_room", 0) in seen and len(lengths) > 20, "from barely a mark up to the limit of a result"
     assert lengths[-1] - lengths[0] > 60
@@ -185,15 +196,15 @@ def test_results_of_many_rows_are_in_order_whoever_is_first(echo, tokenizer):
     for n in range(12):
         calls = [Call("echo", {"word": word, "times": n}) for word in ("a", "b")[: 1 + n % 2]]
         rows.append((RowTurns(), said(tokenizer, *calls) if n % 3 else plain))
-    serial = Turns(box, LIMITS, workers=1).step(rows)
-    assert Turns(box, LIMITS, workers=8).step(rows) == serial
+    serial = Episodes(box, workers=1).step(rows)
+    assert Episodes(box, workers=8).step(rows) == serial
     assert [len(advance.state.calls) for advance in serial] == [
         0 if n % 3 == 0 else 1 + n % 2 for n in range(12)
     ]
     assert results(serial[7].forced, tokenizer) == ["a 7", "b 7"]
     # Nor does a row's answer depend on who is asked with it.
-    assert [one(Turns(box, LIMITS), *row) for row in rows] == serial
-    assert Turns(box, LIMITS).step([]) == []
+    assert [one(Episodes(box), *row) for row in rows] == serial
+    assert Episodes(box).step([]) == []
 
 
 def test_workers_run_at_once(echo, tokenizer):
@@ -205,18 +216,7 @@ def test_workers_run_at_once(echo, tokenizer):
 
     box = Toolbox([replace(echo, run=wait)], tokenizer, max_result_tokens=60, timeout_s=90)
     rows = [(RowTurns(), said(tokenizer, Call("echo", {"word": "a"})))] * 4
-    assert all(
-        advance.state.calls == (("echo", "ok"),) for advance in Turns(box, LIMITS, workers=4).step(rows)
-    )
-
-
-def test_state_survives_json(turns, tokenizer):
-    row = said(tokenizer, times(6, 7), "odd")
-    state = one(turns, RowTurns(), row).state
-    ended = one(turns, RowTurns(), said(tokenizer, content="hi")).state
-    for each in (RowTurns(), state, ended):
-        assert RowTurns.restored(json.loads(json.dumps(each.record()))) == each
-    assert state.turns == 1 and state.calls and state.forced_tokens and state.turn_start > len(row)
+    assert all(advance.state.calls == (("echo", "ok"),) for advance in Episodes(box, workers=4).step(rows))
 
 
 def test_random_tokens_never_raise(turns, tokenizer):
@@ -237,9 +237,65 @@ def test_random_tokens_never_raise(turns, tokenizer):
             RowTurns(),
             [*row, int(rng.integers(turns.stop_id + 1, tokenizer.vocab_size)), turns.stop_id],
         )
-        finishes.add(advance.finish)
-        assert (advance.finish is None) == bool(advance.forced)
+        finishes.add(advance.state.finish)
+        assert (advance.state.finish is None) == bool(advance.forced)
     assert finishes == {None, "answered"}
+
+
+def test_the_budget_is_of_the_whole_row_not_of_its_last_turn(echo, tokenizer):
+    box = Toolbox([echo], tokenizer, max_result_tokens=60)
+    turn = said(tokenizer, Call("echo", {"word": "fox", "times": 500}))
+    first = one(Episodes(box), RowTurns(), turn)
+    row = [*turn, *first.forced, *turn]
+    for left in (0, 5, 20, 40, 200):  # after two turns and the first result
+        limits = replace(LIMITS, max_new_tokens=len(row) + LIMITS.min_answer_tokens + left)
+        second = one(Episodes(box, limits), first.state, row)
+        assert len(second.forced) <= left
+        assert (second.state.finish is None) == bool(second.forced)
+    assert len(second.forced) > 60
+
+
+class Guess:
+    """Says higher or lower until its number is found; remembers what it was asked."""
+
+    def reset(self, record, seed):
+        self.number, self.asked = record["number"] + seed, []
+        return [Message("user", "guess")]
+
+    def step(self, completion: Completion) -> Turn:
+        self.asked.append((completion.text, completion.room))
+        if completion.text == str(self.number):
+            return Turn(done=True, reward=1.0, info={"guesses": 1})
+        hint = "higher" if int(completion.text) < self.number else "lower"
+        return Turn([Message("user", hint)], reward=-0.25, info={"guesses": 1})
+
+
+def test_an_environment_of_ones_own_answers_in_turn_and_gives_rewards(tokenizer):
+    games = [Guess(), Guess()]
+    for game in games:
+        game.reset({"number": 2}, 3)
+    turns = Turns(replace(LIMITS, max_turns=1, max_new_tokens=100), tokenizer)
+    row = said(tokenizer, content="4")
+    first = turns.step([(game, RowTurns(), row) for game in games])[0]
+    assert tokenizer.decode(first.forced, show_markup=True) == (
+        "<|im_start|>user<|im_sep|>higher<|im_end|><|im_start|>assistant<|im_sep|>"
+    )
+    row = [*row, *first.forced]
+    right, wrong = turns.step(
+        [
+            (game, first.state, row + said(tokenizer, content=text))
+            for game, text in zip(games, "56", strict=True)
+        ]
+    )
+    assert (right.state.finish, right.state.reward) == ("answered", 0.75)
+    assert (wrong.state.finish, wrong.state.reward, wrong.forced) == ("turn_limit", -0.5, ())
+    assert not right.state.cut and wrong.state.cut
+    assert games[0].asked == [("4", 100 - len(said(tokenizer, content="4")) - 4), ("5", 0)]
+    metrics = turn_metrics([right.state, wrong.state])
+    assert metrics["environment/reward"] == 0.125 and metrics["environment/guesses"] == 2.0
+    tight = Turns(replace(LIMITS, max_new_tokens=len(first.forced) + 5), tokenizer)
+    (cut,) = tight.step([(games[0], RowTurns(), said(tokenizer, content="4"))])
+    assert cut.state.finish == "no_room" and cut.forced == ()
 
 
 def test_metrics():
@@ -279,8 +335,8 @@ def test_metrics():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_turns": 0}, "tools: max_turns: got 0, expected >= 1"),
-        ({"max_calls_per_turn": 0}, "max_calls_per_turn: got 0"),
+        ({"max_turns": 0}, r"tools\.max_turns: got 0, expected >= 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
         ({"min_answer_tokens": 0}, "min_answer_tokens: got 0"),
         (
             {"min_answer_tokens": 1000},
@@ -291,5 +347,7 @@ def test_metrics():
 def test_limits_out_of_range(changes, message, box):
     with pytest.raises(ConfigError, match=message):
         replace(LIMITS, **changes)
+    with pytest.raises(ConfigError, match="max_calls: got 0"):
+        ToolUse(box, max_calls=0)
     with pytest.raises(ConfigError, match="workers: got 0"):
-        Turns(box, LIMITS, workers=0)
+        Episodes(box, workers=0)

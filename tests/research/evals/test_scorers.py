@@ -12,7 +12,7 @@ from research.core.network import Network
 from research.data.steps import step_end_mask
 from research.data.tokenizer import Tokenizer
 from research.evals.scaling import vote_weights
-from research.evals.scorers import Scorer
+from research.evals.scorers import Scorer, score_samples
 from tests.research.algorithms import hand
 from tests.research.algorithms.toy import MODEL, host_params, one_device, quick_compilation, rollouts
 
@@ -52,8 +52,37 @@ def test_a_reward_model_is_read_at_the_last_token(rows: Any, tokenizer: Tokenize
     assert found.scores == ("prm",)
     outputs = hand.outputs(found.network.params, rows)
     expected = [[outputs[b, 3 + n - 1, 0] for b, n in enumerate(LENGTHS)]]
-    for at_once in (2, 6):
-        np.testing.assert_allclose(found(rows, at_once=at_once), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found(rows), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("problems", "n"), [(2, 3), (3, 20), (1, 33)])
+def test_samples_are_scored_in_parts_as_each_would_be_alone(problems: int, n: int) -> None:
+    """By a scorer that tells what it reads: the prompt's, the drawn and the given tokens."""
+    rng = np.random.default_rng(problems)
+    prompts = [rng.integers(1, 9, length) for length in rng.integers(1, 5, problems)]
+    groups = [
+        [(rng.integers(1, 9, k), rng.random(k) < 0.7) for k in rng.integers(0, 7, n)] for _ in range(problems)
+    ]
+
+    def tell(rows: Any) -> np.ndarray:
+        seen = rows.tokens * (rows.segment_ids > 0)
+        return np.stack(
+            [seen[:, :5].sum(1), (seen * rows.loss_mask).sum(1), seen.sum(1), rows.positions.max(1)]
+        )
+
+    found = score_samples(
+        tell, prompts, groups, max_prompt_length=5, max_new_tokens=7, pad_id=9, mesh=one_device()
+    )
+    assert found.shape == (4, problems, n)
+    for p, prompt in enumerate(prompts):
+        for i, (tokens, drawn) in enumerate(groups[p]):
+            whole = [
+                prompt.sum(),
+                tokens[drawn].sum(),
+                prompt.sum() + tokens.sum(),
+                len(prompt) + len(tokens) - 1,
+            ]
+            assert found[:, p, i].tolist() == whole
 
 
 def test_steps_are_read_at_their_ends_and_reduced(rows: Any, tokenizer: Tokenizer) -> None:
@@ -68,17 +97,16 @@ def test_steps_are_read_at_their_ends_and_reduced(rows: Any, tokenizer: Tokenize
         steps = probs[row, ends[row]]
         if len(steps):
             expected[:, row] = steps.min(), steps.prod(), steps[-1], steps.mean()
-    for at_once in (3, 6):
-        np.testing.assert_allclose(found(rows, at_once=at_once), expected, rtol=1e-4)
+    np.testing.assert_allclose(found(rows), expected, rtol=1e-4)
     outcome = scorer("outcome", tokenizer)
     assert outcome.scores == ("prm",)
-    np.testing.assert_allclose(outcome(rows, at_once=6), expected[2:3], rtol=1e-4)
+    np.testing.assert_allclose(outcome(rows), expected[2:3], rtol=1e-4)
 
 
 def test_a_solution_without_a_step_comes_last_and_does_not_vote(rows: Any, tokenizer: Tokenizer) -> None:
     found = scorer("process", tokenizer, ("last",))
     empty = rows.replace(tokens=np.where(rows.loss_mask, 0, rows.tokens))
-    scores = found(empty, at_once=6)
+    scores = found(empty)
     np.testing.assert_array_equal(scores, np.full((1, 6), -np.inf))
     np.testing.assert_array_equal(found.weights(scores), np.zeros((1, 6)))
 

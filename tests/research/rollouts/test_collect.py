@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from research.config.sections import Reward, Rollout
-from research.evals.problems import Decoded
 from research.rewards.base import RewardContext, RewardFunction, WeightedReward
 from research.rewards.builtin import correct
 from research.rollouts.collect import RolloutCollector
 from research.rollouts.curriculum import Curriculum, CurriculumSampler
 from research.rollouts.rewards import RolloutRewards
+from research.sampling.decoded import Decoded
 from research.tasks.jsonl import Jsonl
 
 G, P, N = 4, 2, 6

@@ -11,11 +11,11 @@ from research.config.sections import Reward
 from research.core.errors import DataError
 from research.data.chat import Message
 from research.environments.turns import RowTurns
-from research.evals.problems import Decoded
 from research.rewards.base import Dialogue, RewardContext, RewardError, WeightedReward
 from research.rewards.builtin import correct
 from research.rollouts.rewards import RolloutRewards
 from research.rollouts.samples import Collected, rollout_metrics
+from research.sampling.decoded import Decoded
 from research.tasks.jsonl import Jsonl
 
 G = 4

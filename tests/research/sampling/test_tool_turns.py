@@ -1,17 +1,21 @@
 """Rows that pause for tools: what they are given, who is asked, and that it fits what the engine keeps room for."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from research.data.chat import Message, render_messages, render_prompt
 from research.data.tokenizer import Tokenizer, train_tokenizer
-from research.environments.base import Toolbox
+from research.environments.base import Environment
 from research.environments.calculator import calculator
 from research.environments.calls import Call, call_text
+from research.environments.tool_use import ToolUse
+from research.environments.toolbox import Toolbox
 from research.environments.turns import TurnLimits, Turns
 from research.sampling.rows import ForceTokens, Request, Row, StopRow
 from research.sampling.stop_strings import StopStrings
-from research.sampling.tool_turns import ToolCallback, most_forced
+from research.sampling.tool_turns import ToolCallback
 
 USER = (Message("user", "six by seven"),)
 N = 1200
@@ -26,8 +30,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture
 def turns(tokenizer: Tokenizer) -> Turns:
+    return Turns(TurnLimits(2, N), tokenizer)
+
+
+def begin(tokenizer: Tokenizer) -> Callable[[int], Environment]:
     pytest.importorskip("jsonschema", reason="pip install 'temper[tools]'")
-    return Turns(Toolbox([calculator()], tokenizer, max_result_tokens=30), TurnLimits(2, 3, N))
+    tools = ToolUse(Toolbox([calculator()], tokenizer, max_result_tokens=30))
+    return lambda _: tools
 
 
 def row_of(number: int, tokens: list[int], *, stopped: bool) -> Row:
@@ -44,7 +53,7 @@ def said(tokenizer: Tokenizer, *expressions: str, text: str = "") -> list[int]:
 
 
 def test_a_paused_row_is_given_its_result_and_the_next_turn(tokenizer: Tokenizer, turns: Turns) -> None:
-    callback = ToolCallback(turns)
+    callback = ToolCallback(turns, begin(tokenizer))
     first = said(tokenizer, "6*7")
     rows = [
         row_of(0, first, stopped=True),
@@ -67,14 +76,6 @@ def test_a_paused_row_is_given_its_result_and_the_next_turn(tokenizer: Tokenizer
 
 
 def test_a_row_that_a_stop_string_ends_is_not_asked(tokenizer: Tokenizer, turns: Turns) -> None:
-    callback = ToolCallback(turns, StopStrings(tokenizer.token_bytes, ("6*",)))
+    callback = ToolCallback(turns, begin(tokenizer), StopStrings(tokenizer.token_bytes, ("6*",)))
     found = callback([row_of(0, said(tokenizer, "6*7"), stopped=True)])
     assert isinstance(found[0], StopRow) and callback.states == {}
-
-
-def test_the_engine_keeps_room_for_the_longest_results(tokenizer: Tokenizer, turns: Turns) -> None:
-    long = "+".join(["1/7919"] * 3 + ["1/104729"] * 4)
-    found = ToolCallback(turns)([row_of(0, said(tokenizer, long, long, long), stopped=True)])[0]
-    assert isinstance(found, ForceTokens) and most_forced(turns) - 3 <= len(found.tokens) <= most_forced(
-        turns
-    )

@@ -3,16 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from research.evals import problems
 from research.rewards import verifiers
-from research.tasks.sources import View
 from research.train import online
 from research.train.session import Session
 from tests.research.train.chain import Shared
@@ -123,35 +120,6 @@ def test_reference_budget_and_errors_of_a_run(
         for record in map(json.loads, (done.folder.path / "samples.jsonl").read_text("utf-8").splitlines())
     }
     assert rewards <= {1.0, 0.0, -0.5} and sum(record["reward/fragile/unknown"] for record in metrics) > 0
-
-
-def test_a_verifier_that_raises_in_an_evaluation_costs_one_sample(
-    shared: Shared, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_verifier(monkeypatch, fail_on_odd)
-    sources = shared.ground.sources
-    spec: Any = SimpleNamespace(samples_per_prompt=2)
-
-    def sampled(_params: Any, prompts: Any, *_args: Any, **_how: Any) -> problems.Decoded:
-        B = 2 * len(prompts["prompt_id"])
-        arrays: Any = SimpleNamespace(lengths=np.full(B, 3), tokens=np.zeros((B, 3), np.int32))
-        return problems.Decoded(arrays, ["#### 7", "#### 8"] * (B // 2), np.ones(B, bool), {})
-
-    monkeypatch.setattr(problems, "sample_prompts", sampled)
-    found = problems.score_problems(
-        None,  # type: ignore[arg-type]
-        View(sources.held_out, 4),
-        spec,
-        None,  # type: ignore[arg-type]
-        model=None,  # type: ignore[arg-type]
-        mesh=None,
-        tokenizer=sources.tokenizer,
-        batch_problems=4,
-        max_prompt_length=32,
-        verifier="exact_answer",
-        ks=(1, 2),
-    )
-    assert not any(problem.correct[0] for problem in found.problems)
 
 
 @pytest.mark.parametrize("objective", ["grpo", pytest.param("dpo", marks=pytest.mark.slow)])

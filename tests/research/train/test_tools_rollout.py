@@ -1,10 +1,8 @@
 """Tools inside rollouts: calls are answered, results are read but never learned from, the last turn is the answer."""
 
 import dataclasses
-import json
 import string
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,21 +13,25 @@ import pytest
 from models.logprobs import token_logps
 from research.algorithms.base import Frozen, Rollouts, completion_rows, rollout_batch
 from research.algorithms.kto import KTO
-from research.config.sections import Reward, Rollout, Sampler
+from research.config.sections import Evaluation, Reward, Rollout, Sampler
 from research.core.batch import UnpairedBatch
-from research.core.errors import ConfigError, DataError
+from research.core.errors import ConfigError
 from research.core.network import batch_logps
 from research.data.chat import Message, render_messages, render_prompt
 from research.data.pipelines import prompt_eval_batches
 from research.data.tokenizer import Tokenizer, train_tokenizer
 from research.environments.calls import Call, call_text
+from research.environments.interaction import Interaction, make_interaction
 from research.environments.tool_use import ToolUse
-from research.evals import problems
+from research.evals.accuracy import Accuracy
+from research.evals.policy import TrainedPolicy
+from research.evals.results import evaluate
 from research.rewards.base import WeightedReward
 from research.rewards.builtin import correct
 from research.rollouts.collect import RolloutCollector
 from research.rollouts.rewards import RolloutRewards
 from research.rollouts.samples import Collected, rollout_metrics, shown_samples
+from research.sampling import decoded
 from research.sampling.engine import Stats, sample_refilled
 from research.sampling.methods import SamplingMethod
 from research.sampling.rows import ForceTokens, Request, Row
@@ -41,7 +43,6 @@ from tests.research.algorithms.toy import MODEL, grpo, host_params, objective_sc
 from tests.research.sampling.tiny import make_prompts, make_spec, scalars
 
 N, G = 200, 2
-SECTION = {"names": ("calculator",), "max_turns": 1, "max_result_tokens": 40}
 SAMPLER = Sampler(slots=4, chunk=8, admit=2, cache_bucket=8, int8_cache=False, weights="compute")
 RECORDS = [{"prompt": "3+4", "answer": "7"}, {"prompt": "2*5", "answer": "10"}]
 
@@ -54,8 +55,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def tools(tokenizer: Tokenizer) -> ToolUse:
-    return ToolUse(SECTION, tokenizer)
+def tools(tokenizer: Tokenizer) -> Interaction:
+    found = make_interaction(("calculator",), {}, tokenizer, max_turns=1, max_result_tokens=40)
+    assert found is not None
+    return found
 
 
 def turn(tokenizer: Tokenizer, content: str = "", expression: str = "") -> list[int]:
@@ -117,13 +120,18 @@ def scripts(tokenizer: Tokenizer) -> list[list[list[int]]]:
     ]
 
 
-def spec_of(tokenizer: Tokenizer, tools: ToolUse | None) -> SamplerSpec:
-    return problems.sampler_spec(
-        tokenizer, SAMPLER, samples=G, max_new_tokens=N, method=SamplingMethod(), tools=tools
+def spec_of(tokenizer: Tokenizer, tools: Interaction | None) -> SamplerSpec:
+    return decoded.sampler_spec(
+        tokenizer,
+        SAMPLER,
+        samples=G,
+        max_new_tokens=N,
+        method=SamplingMethod(),
+        interactive=tools is not None,
     )
 
 
-def batches(tools: ToolUse, tokenizer: Tokenizer, rows: int = 2) -> list[Mapping[str, np.ndarray]]:
+def batches(tools: Interaction, tokenizer: Tokenizer, rows: int = 2) -> list[Mapping[str, np.ndarray]]:
     return list(
         prompt_eval_batches(tools.prompts(RECORDS), tokenizer, prompts_per_batch=rows, max_prompt_length=900)
     )
@@ -131,10 +139,10 @@ def batches(tools: ToolUse, tokenizer: Tokenizer, rows: int = 2) -> list[Mapping
 
 @pytest.fixture
 def drawn(
-    tools: ToolUse, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    tools: Interaction, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Collected, Spending]:
     """One iteration of the scripts, rewarded; and what it spent."""
-    monkeypatch.setattr(problems, "sample_refilled", Engine(scripts(tokenizer)))
+    monkeypatch.setattr(decoded, "sample_refilled", Engine(scripts(tokenizer)))
     rewards = RolloutRewards(
         Reward(overlong_buffer=N),  # -tokens / N: shows which tokens it counts
         (WeightedReward("correct", correct),), correct, Jsonl(answer_format="mark"), group_size=G,
@@ -201,55 +209,65 @@ def test_only_drawn_tokens_are_paid_counted_and_learned_from(
 
 
 def test_a_reward_model_reads_the_results(
-    tools: ToolUse, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    tools: Interaction, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(problems, "sample_refilled", Engine(scripts(tokenizer)))
+    monkeypatch.setattr(decoded, "sample_refilled", Engine(scripts(tokenizer)))
     (prompts,) = batches(tools, tokenizer)
     out = sampled(prompts, tools, tokenizer)
-    rows = problems.decoded_rows(prompts, out, G)
+    rows = decoded.decoded_rows(prompts, out, G)
     seen = [tokenizer.decode(t[s > 0].tolist()) for t, s in zip(rows.tokens, rows.segment_ids, strict=True)]
     assert all(text.startswith("systemYou may call these tools:") for text in seen)
     assert "assistantso\n#### 7" in seen[0] and "tool7" in seen[0]
     assert not (rows.loss_mask[:, -N:] & ~out.arrays.mask).any()
 
 
-def sampled(prompts: Any, tools: ToolUse | None, tokenizer: Tokenizer) -> problems.Decoded:
-    return problems.sample_prompts(
-        None, prompts, None, model=None, spec=spec_of(tokenizer, tools), mesh=None, tokenizer=tokenizer, tools=tools,
+def sampled(prompts: Any, tools: Interaction | None, tokenizer: Tokenizer) -> decoded.Decoded:
+    return decoded.sample_prompts(
+        None, prompts, None, model=None, spec=spec_of(tokenizer, tools), mesh=None, tokenizer=tokenizer,
+        interaction=tools, records=RECORDS,
     )  # type: ignore[arg-type]  # fmt: skip
 
 
 def test_evaluation_answers_calls_and_rows_that_fill_a_batch_are_not_drawn(
-    tools: ToolUse, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    tools: Interaction, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(scripts(tokenizer))
-    monkeypatch.setattr(problems, "sample_refilled", engine)
-    found = problems.score_problems(
-        None, RECORDS, spec_of(tokenizer, tools), None, model=None, mesh=None, tokenizer=tokenizer,
-        batch_problems=5, max_prompt_length=900, verifier="exact_answer", ks=(1,), tools=tools,
-    )  # type: ignore[arg-type]  # fmt: skip
+    monkeypatch.setattr(decoded, "sample_refilled", engine)
+    how = Evaluation(
+        problems=2, samples=G, k=(1,), temperature=1.0, seed=0, batch_problems=5, max_prompt_length=900,
+        max_new_tokens=N,
+    )  # fmt: skip
+    policy = TrainedPolicy(
+        None, MODEL, None, tokenizer, SAMPLER, how, Jsonl(answer_format="mark"), RECORDS, tools  # type: ignore[arg-type]
+    )  # fmt: skip
+    results = evaluate(policy, {"accuracy": Accuracy()}, seed=0)
+    found = results.values
     assert len(engine.prompts) == 2
-    assert found.per_problem["eval/pass@1"].tolist() == [1.0, 0.0]
-    assert found.per_problem["eval/tool_calls"].tolist() == [0.5, 1.0]
-    assert found.per_problem["eval/tool_errors"].tolist() == [0.0, 0.5]
+    assert found["eval/pass@1"].tolist() == [1.0, 0.0]
+    assert found["eval/tool_calls"].tolist() == [0.5, 1.0]
+    assert found["eval/tool_errors"].tolist() == [0.0, 0.5]
+    assert found["eval/truncated_fraction"].tolist() == [0.0, 0.5]
     written = [sum(map(len, row)) for row in scripts(tokenizer)]
-    np.testing.assert_allclose(
-        found.per_problem["eval/mean_length"], np.reshape(written, (2, G)).mean(axis=1)
-    )
+    np.testing.assert_allclose(found["eval/mean_length"], np.reshape(written, (2, G)).mean(axis=1))
+    (first, second) = results.samples
+    assert first["prompt"] == "3+4" and first["answer"] == "7" and first["correct"] == [1.0]
+    assert first["completions"][0].endswith("so\n#### 7<|im_end|>") and second["correct"] == [0.0]
 
 
 def test_without_tools_nothing_is_answered(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(problems, "sample_refilled", Engine(scripts(tokenizer)))
+    monkeypatch.setattr(decoded, "sample_refilled", Engine(scripts(tokenizer)))
     (prompts,) = prompt_eval_batches(RECORDS, tokenizer, prompts_per_batch=2, max_prompt_length=40)
     out = sampled(prompts, None, tokenizer)
     assert out.given is None and out.turns == () and out.shown is out.texts
     assert out.lengths.tolist() == [len(row[0]) for row in scripts(tokenizer)]
 
 
-def test_prompts_list_the_tools_in_one_system_turn_once(tools: ToolUse) -> None:
+def test_prompts_list_the_tools_in_one_system_turn_once(tools: Interaction) -> None:
     system = {"role": "system", "content": "Be brief."}
     user = {"role": "user", "content": "3+4"}
-    known = {"role": "system", "content": f"Hi. {tools.system}"}
+    answers = tools.make()
+    assert isinstance(answers, ToolUse)
+    known = {"role": "system", "content": f"Hi. {answers.system}"}
     records: list[dict[str, Any]] = [
         {"prompt": "3+4", "answer": "7"},
         {"prompt": [system, user], "answer": "7"},
@@ -258,9 +276,9 @@ def test_prompts_list_the_tools_in_one_system_turn_once(tools: ToolUse) -> None:
         {"messages": [system, user, {"role": "assistant", "content": "7"}]},
     ]
     found = tools.prompts(records)
-    contents = [tools.system, f"Be brief.\n\n{tools.system}", known["content"], tools.system]
-    contents.append(f"Be brief.\n\n{tools.system}")
-    assert len(found) == 5 and '"name": "calculator"' in tools.system
+    contents = [answers.system, f"Be brief.\n\n{answers.system}", known["content"], answers.system]
+    contents.append(f"Be brief.\n\n{answers.system}")
+    assert len(found) == 5 and '"name": "calculator"' in answers.system
     for record, content, source in zip(found, contents, records, strict=True):
         assert [(m["role"], m["content"]) for m in record["prompt"]] == [("system", content), ("user", "3+4")]
         assert {key: record[key] for key in source if key != "prompt"} == {
@@ -268,36 +286,12 @@ def test_prompts_list_the_tools_in_one_system_turn_once(tools: ToolUse) -> None:
         }
 
 
-def test_the_version_is_that_of_the_corpus_content_not_of_its_place(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    pytest.importorskip("bm25s")
-
-    def version(name: str, text: str) -> Any:
-        path = tmp_path / name
-        path.write_text(text, encoding="utf-8")
-        section = {**SECTION, "names": ("search",), "search": {"corpus": str(path)}}
-        return json.loads(json.dumps(ToolUse(section, tokenizer).version))
-
-    first = version("a.txt", "one two")
-    assert first == version("b.txt", "one two") != version("a.txt", "one three")
-    assert {"names", "corpus", "max_turns", "max_result_tokens", "search_results"} <= first.keys()
-
-
-def test_bad_ground_is_one_sentence(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_tools_need_slots(tokenizer: Tokenizer) -> None:
     with pytest.raises(ConfigError, match=r"sampler\.slots: got 0, expected > 0 with tools"):
-        problems.sampler_spec(
+        decoded.sampler_spec(
             tokenizer, dataclasses.replace(SAMPLER, slots=0), samples=1, max_new_tokens=8, method=SamplingMethod(),
-            tools=ToolUse(SECTION, tokenizer),
+            interactive=True,
         )  # fmt: skip
-    letters = train_tokenizer(
-        ['{"name": "calculator", "arguments": {}} :[]._"'], vocab_size=None, path=tmp_path / "few.model",
-        model_type="char", byte_fallback=False,
-    )  # fmt: skip
-    with pytest.raises(ConfigError, match="vocabulary cannot spell their descriptions"):
-        ToolUse({**SECTION, "max_result_tokens": 200}, letters)
-    with pytest.raises((ConfigError, DataError), match="corpus"):
-        ToolUse({**SECTION, "names": ("search",)}, tokenizer)
 
 
 def test_the_trainer_scores_drawn_tokens_as_the_sampler_did() -> None:

@@ -7,16 +7,9 @@ from dataclasses import replace
 import pytest
 
 from research.core.errors import ConfigError
-from research.environments.base import (
-    EMPTY,
-    TRUNCATED,
-    Tool,
-    Toolbox,
-    ToolTimeout,
-    clip_text,
-    tool_schema_text,
-)
+from research.environments.base import Tool, ToolTimeout
 from research.environments.calls import Call, CallError
+from research.environments.toolbox import EMPTY, TRUNCATED, Toolbox, clip_text, tool_schema_text
 
 
 @pytest.fixture

@@ -1,0 +1,261 @@
+"""A trained policy as evaluators see it: in a stage's own run, in its final evaluation, and in the launchers."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+from rich import print as show
+
+from models.config import ModelConfig
+from models.transformer import Params
+from research.config.experiment import Evaluation, Sampler
+from research.core.batch import PreferenceBatch, SequenceBatch
+from research.core.errors import ConfigError
+from research.core.mesh import to_device
+from research.core.network import Network, batch_logps
+from research.core.progress import Progress
+from research.data.examples import prompt_examples
+from research.data.pipelines import prompt_eval_batches
+from research.data.records import Records, Selected, View
+from research.data.report import Limits
+from research.data.tokenizer import Tokenizer
+from research.environments.interaction import Interaction
+from research.evals.base import Record, Sample
+from research.evals.scorers import score_samples
+from research.rewards.base import Dialogue, RewardContext, RewardFunction, WeightedReward, score
+from research.rewards.base import Sample as Judged
+from research.rewards.builtin import correct as task_correct
+from research.sampling.decoded import Decoded, sample_prompts, sampler_spec
+from research.sampling.methods import SamplingMethod
+from research.sampling.types import make_scalars
+from research.tasks.base import Task
+
+Arrays = Mapping[str, np.ndarray]
+
+Score = Callable[[SequenceBatch], np.ndarray]
+
+Drawn = dict[str, list[list[Sample]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedPolicy:
+    """The one implementation of `Policy`; its methods must run inside `jax.set_mesh(mesh)`.
+
+    Attributes:
+      params: the policy's parameters.
+      model: static model description.
+      mesh: the devices.
+      tokenizer: the one that it was trained with.
+      sampler: how completions are computed.
+      settings: the `evaluation` section.
+      task: of the records.
+      records: held-out ones.
+      interaction: what answers it while it is sampled, if anything.
+      limits: what happens to records whose prompt is longer than `settings.max_prompt_length`.
+      yardstick: says whether a completion is right (1 or more); the default asks the task.
+      final_answer: how one answer is given to a problem.
+      scorer: chooses among samples, where `final_answer` says so: rows on the host -> [B] scores.
+      reference: what implicit rewards are relative to.
+      row_arrays, pair_arrays: pipelines of held-out rows and pairs, one ordered pass each.
+      drawn: the completions drawn so far, so that evaluators which ask for the same ones share them.
+      errors: what the yardstick raised; it could not tell then.
+    """
+
+    params: Params
+    model: ModelConfig
+    mesh: Mesh
+    tokenizer: Tokenizer
+    sampler: Sampler
+    settings: Evaluation
+    task: Task
+    records: Records
+    interaction: Interaction | None = None
+    limits: Limits = Limits()
+    yardstick: RewardFunction = task_correct
+    final_answer: str = "sample"
+    scorer: Score | None = None
+    reference: Callable[[], Network] | None = None
+    row_arrays: Callable[[], Iterable[Arrays]] | None = None
+    pair_arrays: Callable[[], Iterable[Arrays]] | None = None
+    drawn: Drawn = dataclasses.field(default_factory=dict)
+    errors: list[str] = dataclasses.field(default_factory=list)
+
+    def held_out(self, limit: int = 0) -> Records:
+        """See `Policy`."""
+        return View(self._fitting, limit)
+
+    @cached_property
+    def _fitting(self) -> Records:
+        """Those whose prompts are used; says how many are not."""
+        prompts = prompt_examples(
+            self._prompts(self.records),
+            self.tokenizer,
+            length=self.settings.max_prompt_length,
+            name="evaluation",
+            limits=self.limits,
+        )
+        if prompts.report.dropped or prompts.report.changed:
+            show(prompts.report.line())
+        if not prompts.report.dropped:
+            return self.records
+        return Selected(self.records, [int(index) for index in prompts.record_ids])
+
+    def _prompts(self, records: Records) -> Records:
+        return records if self.interaction is None else self.interaction.prompts(records)
+
+    def generate(
+        self,
+        records: Records,
+        *,
+        seed: int,
+        samples: int | None = None,
+        temperature: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> list[list[Sample]]:
+        """See `Policy`.
+
+        Raises:
+          ConfigError: there are no records.
+          DataError: a prompt is too long.
+        """
+        how = self.settings
+        n = how.samples if samples is None else samples
+        heat = how.temperature if temperature is None else temperature
+        longest = how.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if not len(records):
+            raise ConfigError("evaluation: there are no held-out problems, expected at least one")
+        content = json.dumps([list(records), seed, n, heat, longest], sort_keys=True, default=str)
+        key = hashlib.sha256(content.encode()).hexdigest()
+        if key not in self.drawn:
+            self.drawn[key] = self._generate(records, seed, n, heat, longest)
+        return self.drawn[key]
+
+    def _generate(
+        self, records: Records, seed: int, samples: int, temperature: float, max_new_tokens: int
+    ) -> list[list[Sample]]:
+        batches = prompt_eval_batches(
+            self._prompts(records),
+            self.tokenizer,
+            prompts_per_batch=self.settings.batch_problems,
+            max_prompt_length=self.settings.max_prompt_length,
+            limits=Limits("truncate" if self.limits.too_long == "truncate" else "error"),
+        )
+        spec = sampler_spec(
+            self.tokenizer,
+            self.sampler,
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            method=SamplingMethod(greedy=temperature == 0),
+            interactive=self.interaction is not None,
+        )
+        scalars = make_scalars(seed=seed, temperature=temperature)
+        groups: list[list[Sample]] = []
+        with Progress(f"sampling {samples} each", len(records), "problems") as progress:
+            for prompts in batches:
+                out = sample_prompts(
+                    self.params,
+                    prompts,
+                    scalars,
+                    model=self.model,
+                    spec=spec,
+                    mesh=self.mesh,
+                    tokenizer=self.tokenizer,
+                    interaction=self.interaction,
+                    records=records,
+                )
+                found = _samples(prompts, out, samples)
+                groups += found
+                progress.advance(len(found), tokens=int(out.arrays.lengths.sum()))
+        return groups
+
+    def correct(self, sample: Sample, record: Record) -> float | None:
+        """See `Policy`; a completion that was cut is wrong, whatever it says."""
+        if not sample.stopped:
+            return 0.0
+        turns = (
+            None if sample.turns is None else Dialogue(sample.shown, sample.turns.calls, sample.turns.reward)
+        )
+        prompt = self.task.prompt(record)
+        context = RewardContext(self.task, prompt, sample.length, sample.stopped, self.settings.seed, turns)
+        judged = score([Judged(sample.text, record, context, 0)], [WeightedReward("correct", self.yardstick)])
+        self.errors.extend(error.error for error in judged.errors)
+        verdict = float(judged.values["correct"][0])
+        return None if math.isnan(verdict) else verdict
+
+    def scores(self, groups: Sequence[Sequence[Sample]]) -> np.ndarray:
+        """See `Policy`."""
+        if self.scorer is None:
+            raise ConfigError(f"final_answer: got {self.final_answer}, expected a scorer for it")
+        return self.scored(self.scorer, groups)
+
+    def scored(self, score: Score, groups: Sequence[Sequence[Sample]]) -> np.ndarray:
+        """[..., P, n] scores by any scorer."""
+        return score_samples(
+            score,
+            [group[0].prompt for group in groups],
+            [[(sample.tokens, sample.drawn) for sample in group] for group in groups],
+            max_prompt_length=self.settings.max_prompt_length,
+            max_new_tokens=max(self.settings.max_new_tokens, *(len(s.tokens) for g in groups for s in g)),
+            pad_id=self.tokenizer.pad_id,
+            mesh=self.mesh,
+        )
+
+    def rows(self) -> Iterator[SequenceBatch]:
+        """See `Policy`."""
+        if self.row_arrays is None:
+            raise ConfigError("validation_loss: there are no held-out rows of text or chat")
+        return map(SequenceBatch.from_arrays, self.row_arrays())
+
+    def pairs(self) -> Iterator[PreferenceBatch]:
+        """See `Policy`."""
+        if self.pair_arrays is None:
+            raise ConfigError("preference_accuracy: there are no held-out pairs")
+        for arrays in self.pair_arrays():
+            sides = {side: SequenceBatch.from_arrays(arrays, f"{side}_") for side in ("chosen", "rejected")}
+            yield PreferenceBatch(**sides, margins=arrays["margins"], soft_labels=arrays["soft_labels"])
+
+    def logps(self, rows: SequenceBatch, *, reference: bool = False) -> np.ndarray:
+        """See `Policy`."""
+        if not reference:
+            network = Network(self.params, self.model)
+        elif self.reference is None:
+            raise ConfigError("preference_accuracy: there is no reference to compare with")
+        else:
+            network = self.reference()
+        return np.asarray(jax.device_get(_logps(network, to_device(self.mesh, rows))), np.float32)
+
+
+@jax.jit
+def _logps(network: Network, rows: SequenceBatch) -> Array:
+    return batch_logps(network.params, network.config, rows).logps
+
+
+def _samples(prompts: Arrays, out: Decoded, n: int) -> list[list[Sample]]:
+    """One group for each prompt of a batch; rows that only fill it are left out."""
+    groups = []
+    for place in np.flatnonzero(prompts["prompt_id"] >= 0):
+        prompt = prompts["prompt_tokens"][place][prompts["prompt_mask"][place]]
+        group = []
+        for row in range(place * n, (place + 1) * n):
+            length = int(out.arrays.lengths[row])
+            group.append(
+                Sample(
+                    text=out.texts[row],
+                    prompt=prompt,
+                    tokens=out.arrays.tokens[row, :length],
+                    drawn=out.arrays.mask[row, :length],
+                    logps=out.arrays.policy_logps[row, :length],
+                    stopped=bool(out.stopped[row]),
+                    shown=out.shown[row],
+                    turns=out.turns[row] if out.turns else None,
+                )
+            )
+        groups.append(group)
+    return groups
