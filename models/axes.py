@@ -33,7 +33,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Pins an array's logical axes, None for one that is not split; does nothing outside a mesh."""
+    """Constrains an array's sharding by logical axes, None for an unsharded one; does nothing outside a mesh."""
     return nn.with_logical_constraint(x, names, rules=RULES)
 
 
@@ -48,7 +48,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def batch_ways(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts the batch is split; 1 where a mesh has no axes."""
+    """Number of shards of the batch; 1 where a mesh has no axes."""
     (names,) = (names for name, names in RULES if name == "batch")
     return math.prod(mesh.shape.get(axis, 1) for axis in names or ())
 

@@ -1,9 +1,9 @@
-"""Rows in groups that share a prompt: position by position, the prompt is computed once a group.
+"""Groups of completions of one prompt, with the prompt's positions computed once a group.
 
-A group is laid out as one long row, its prompt and then what follows it in each of its rows. Only attention needs
-the rows themselves (`models.kernels.attention`).
+A group is folded into one long row: the prompt, then every completion. Only attention needs the separate rows
+(`models.kernels.attention`).
 
-Shapes: P groups of G adjacent rows, B = P * G rows, L prompt slots, N slots after them, T = L + N, U = L + G * N.
+Shapes: P groups of G adjacent rows, B = P * G rows, L prompt slots, N completion slots, T = L + N, U = L + G * N.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from models.axes import batch_ways
 
 
 class Group(NamedTuple):
-    """G rows that are equal, padding included, in their first L slots.
+    """G rows whose first L slots are equal, padding included.
 
     Attributes:
       size: G.
@@ -28,14 +28,14 @@ class Group(NamedTuple):
 
 
 def fold(rows: Shaped[Array, "B T ..."], group: Group) -> Shaped[Array, "P U ..."]:
-    """Each group as one row: the first one's prompt, then the rest of every row."""
+    """Each group as one row: the prompt of its first row, then every row's completion."""
     G, L = group
     first, rest = rows[::G, :L], rows[:, L:]
     return jnp.concatenate([first, rest.reshape(len(first), -1, *rows.shape[2:])], axis=1)
 
 
 def unfold(folded: Shaped[Array, "P U ..."], group: Group) -> Shaped[Array, "B T ..."]:
-    """The rows again; each has its group's prompt."""
+    """Undoes `fold`: each row with its group's prompt."""
     G, L = group
     P, tail = len(folded), folded.shape[2:]
     first = jnp.broadcast_to(folded[:, None, :L], (P, G, L, *tail))
@@ -44,5 +44,5 @@ def unfold(folded: Shaped[Array, "P U ..."], group: Group) -> Shaped[Array, "B T
 
 
 def groups_split(rows: int, size: int) -> bool:
-    """Whether `rows` are whole groups on every device of the mesh in use, so that no prompt is needed on two."""
+    """Whether each device of the mesh in use holds whole groups of the `rows`."""
     return rows % (size * batch_ways(jax.sharding.get_abstract_mesh())) == 0

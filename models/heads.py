@@ -1,7 +1,7 @@
 """Scorers: a transformer whose hidden states go to a small linear head instead of the vocabulary.
 
-Shapes: B batch, T time, D model, O outputs. A scorer's parameters are {"trunk": the transformer's, "head": the
-head's}, so that a policy's parameters become a trunk as they are.
+Shapes: B batch, T time, D model, O outputs. A scorer's parameters are {"trunk", "head"}; the trunk has the policy's
+parameter tree.
 """
 
 from collections.abc import Mapping
@@ -18,18 +18,18 @@ from models.groups import Group
 from models.transformer import Params, forward, init_params
 
 STEP_HEAD_STD = 0.02
-"""A step head starts as any new classification head of a transformer does."""
+"""The usual standard deviation of a new classification head."""
 
 VALUE_HEAD_STD = 0.0
-"""A value head starts at zero: every first value is 0, so the first advantages are the returns."""
+"""Zero: all values are 0 at first, so the first advantages are the returns."""
 
 
 class ScoreHead(nn.Module):
-    """`h W`, without a bias: a preference cannot see one, and a softmax over two outputs hardly needs it.
+    """`h W` without a bias, which cancels in a preference and is redundant in a softmax.
 
     Attributes:
       outputs: O, 1 for a reward or a value, 2 for the classes of a step.
-      std: standard deviation of W at the start; 0 starts at zero.
+      std: standard deviation of the initial W.
       param_dtype: dtype of the stored W.
     """
 
@@ -39,7 +39,7 @@ class ScoreHead(nn.Module):
 
     @nn.compact
     def __call__(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T O"]:
-        """Float32 outputs; the product is float32 whatever the compute dtype: scores are compared closely."""
+        """Float32 outputs of a float32 product, whatever the compute dtype: small differences of scores matter."""
         B, T, D = hidden_BTD.shape
         init = nn.with_logical_partitioning(nn.initializers.normal(self.std), ("embed", None))
         w_DO: Any = self.param("w", init, (D, self.outputs), jnp.dtype(self.param_dtype))
@@ -49,9 +49,9 @@ class ScoreHead(nn.Module):
 
 
 def reward_head_std(config: ModelConfig) -> float:
-    """`1 / sqrt(D + 1)`: first scores of about unit variance, since hidden states are normalised.
+    """`1 / sqrt(D + 1)`: initial scores of about unit variance, since hidden states are normalised.
 
-    Source: Stiennon et al. 2020; Huang et al. 2024, on how a reward head starts.
+    Source: Stiennon et al. 2020; Huang et al. 2024.
     """
     return float((config.d_model + 1) ** -0.5)
 
@@ -86,7 +86,7 @@ def init_scorer(config: ModelConfig, key: jax.Array, *, outputs: int, head_std: 
 def head_outputs(
     head: Mapping[str, Any], config: ModelConfig, hidden_BTD: Float[Array, "B T D"]
 ) -> Float[Array, "B T O"]:
-    """A head on hidden states that are there already (after the final norm)."""
+    """A head applied to hidden states after the final norm."""
     out: Any = ScoreHead(head["w"].shape[1], 0.0, config.param_dtype).apply({"params": head}, hidden_BTD)
     return out
 
@@ -134,6 +134,6 @@ def last_token_scores(outputs_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T
 def state_values(outputs_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
     """`v[b, t] = out[b, t - 1]`: the value of the state that token t is drawn from; 0 at t = 0.
 
-    Aligned with `TokenLogps.logps`: the value and the log-prob at t speak of the same decision.
+    Aligned with `TokenLogps.logps`: the value and the log-prob at t belong to the same action.
     """
     return jnp.pad(outputs_BT.astype(jnp.float32)[:, :-1], ((0, 0), (1, 0)))

@@ -17,14 +17,14 @@ from models.kernels.products import einsum, sum_last
 
 
 class TokenLogps(NamedTuple):
-    """Per-token quantities, float32, nats; `x[b, t]` speaks of `tokens[b, t]` given the tokens before it.
+    """Per-token quantities, float32, nats; `x[b, t]` is about `tokens[b, t]` given the tokens before it.
 
     Attributes:
       logps: `[B, T]` log-probability of the token; 0 at t = 0, which nothing predicts.
       entropy: `[B, T]` entropy of the distribution that the token was predicted from; 0 at t = 0.
       logsumexp: `[B, T]` log-normaliser (for the z-loss).
       mean_logps: `[B, T]` mean over the vocabulary of the log-probs (for label smoothing).
-      log_collision: `[B, T]` `log sum_v p_v^2`, the log-probability that two draws agree (for WPO).
+      log_collision: `[B, T]` `log sum_v p_v^2`, the log-probability that two samples are equal (for WPO).
     """
 
     logps: Float[Array, "B T"]
@@ -63,7 +63,7 @@ def score_chunk(
     config: ModelConfig,
     keep: bool,
 ) -> TokenLogps:
-    """`TokenLogps` of one chunk; the backward pass is one pass over the logits for all five cotangents.
+    """`TokenLogps` of one chunk; the backward pass is one pass over the logits, its products in the compute dtype.
 
     Args:
       hidden_BCD: states after the final norm.

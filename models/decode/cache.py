@@ -1,12 +1,11 @@
-"""The KV cache: an explicit pytree, laid out for the attention product and written in place.
+"""The KV cache: a pytree laid out for attention's products and updated in place.
 
-Shapes: B batch, T new tokens, R rows to insert, K kv heads, S slots, P prefixes of C slots, N head_dim, L layers. Keys
-and values are `[B, K, S, N]`, so that the products over slots are batched matrix products without a transpose; layers
-are separate arrays, because a stacked cache would be copied whole at every decode step.
+Shapes: B batch, T new tokens, K kv heads, S slots, P prefixes of C slots, N head_dim, L layers. Keys and values are
+`[B, K, S, N]`, so that the products over slots need no transpose; layers are separate arrays, because a stacked cache
+would be copied whole at every decode step.
 
-All rows write at one slot, the same for all, so that a write is one slice update; which slots of a row hold its
-tokens is said by `segment_ids`, and they need not be adjacent. A row that enters late is written to the slots
-just before the next one.
+All rows write to the same slot, so a write is one slice update. `segment_ids` marks the slots that hold a row's
+tokens; they need not be adjacent. A row admitted late is written to the slots just before the next one.
 """
 
 from collections.abc import Callable
@@ -30,8 +29,7 @@ class LayerCache(flax.struct.PyTreeNode):
       keys, values: in the compute dtype, or int8; a single row may be kept without its batch axis (`KVCache.squeezed`).
       key_scales, value_scales: of an int8 cache, `[B, K, S]` float32: the largest magnitude of each head's vector
         in a slot, divided by 127. None where the cache is not quantized.
-      prefix_keys, prefix_values: `[P, K, C, N]`, of tokens that adjacent B/P rows share and see before their own; or
-        None.
+      prefix_keys, prefix_values: `[P, K, C, N]`, of a prefix that B/P adjacent rows share; or None.
     """
 
     keys: Float[Array, "B K S N"]
@@ -61,7 +59,7 @@ class LayerCache(flax.struct.PyTreeNode):
         )
 
     def stored(self, keys: Float[Array, "B K T N"], values: Float[Array, "B K T N"]) -> "LayerCache":
-        """Keys and values as this cache keeps them."""
+        """Keys and values in this cache's dtype, quantised if it is int8."""
         if self.key_scales is None:
             return LayerCache(keys.astype(self.keys.dtype), values.astype(self.values.dtype))
         (keys, key_scales), (values, value_scales) = quantize(keys), quantize(values)
@@ -69,7 +67,7 @@ class LayerCache(flax.struct.PyTreeNode):
 
 
 class Reach(NamedTuple):
-    """Where the newest tokens go in a cache and what they see there; the same for all layers."""
+    """Where new tokens are written in a cache and which slots they attend to; the same for all layers."""
 
     write_at: Int[Array, ""]
     mask_BTS: Bool[Array, "B T S"]
@@ -81,7 +79,7 @@ class KVCache(flax.struct.PyTreeNode):
 
     Attributes:
       layers: one LayerCache per layer.
-      segment_ids: `[B, S]` int32, 0 where a slot is empty or holds nothing of this row.
+      segment_ids: `[B, S]` int32, 0 where a slot holds no token of this row.
       length: int32 scalar, the next slot to write, the same for every row.
       prefix: `[P, C]`, which slots of the layers' prefixes hold a real token; None without any.
     """
@@ -93,11 +91,11 @@ class KVCache(flax.struct.PyTreeNode):
 
     @property
     def slots(self) -> int:
-        """S, the tokens that a row has room for."""
+        """S, the capacity of a row in tokens."""
         return self.segment_ids.shape[1]
 
     def mask(self, num_queries: int, segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T S"]:
-        """Which slots each of the `num_queries` newest tokens may attend to, once they are written."""
+        """Which slots each of the `num_queries` new tokens attends to, once they are written."""
         slot = jnp.arange(self.slots)
         query = self.length + jnp.arange(num_queries)
         causal = slot[None, :] <= query[:, None]
@@ -105,7 +103,7 @@ class KVCache(flax.struct.PyTreeNode):
         return causal[None] & same
 
     def append(self, segment_ids: Int[Array, "B T"]) -> tuple["KVCache", "Reach"]:
-        """The cache once T slots are written, but for its layers; and where they are written and what they see."""
+        """The cache with T more slots, whose layers are still to be written, and where and what they attend to."""
         T = segment_ids.shape[1]
         seen = jax.lax.dynamic_update_slice(self.segment_ids, segment_ids, (0, self.length))
         cache = self.replace(segment_ids=seen)
@@ -115,8 +113,8 @@ class KVCache(flax.struct.PyTreeNode):
     def squeezed(self) -> "KVCache":
         """One row's keys and values without the batch axis; the same cache if there are more rows.
 
-        What a loop carries should have no axis of size one: XLA's CPU backend drops it for the product, takes the
-        result for another array, and copies the cache at every step. `write` and `attend` take both.
+        For what a loop carries: XLA's CPU backend drops an axis of size one for the product, and then copies the
+        cache at every step. `write` and `cached_attention` take both forms.
         """
         return self._reshaped(lambda x: x[0])
 
@@ -131,7 +129,7 @@ class KVCache(flax.struct.PyTreeNode):
 
 
 def quantize(x: Float[Array, "B K T N"]) -> tuple[Int[Array, "B K T N"], Float[Array, "B K T"]]:
-    """int8 with one scale a vector: the error of an entry is at most half of its vector's scale."""
+    """int8 with one scale for each vector; the error of an entry is at most half of it."""
     x = x.astype(jnp.float32)
     scales = jnp.max(jnp.abs(x), axis=-1) / 127.0
     steps = x / jnp.where(scales > 0, scales, 1.0)[..., None]

@@ -1,6 +1,6 @@
-"""Parameters laid out for decoding: one product gives queries, keys and values, one both halves of the gated block.
+"""The layout of weights for sampling: fused projections, layers apart, in a small dtype.
 
-Shapes: D model, H heads, K kv heads, G = H/K, N head_dim, F feed-forward, V vocabulary.
+Shapes: D model, H heads, K kv heads, G = H/K, N head_dim, F feed-forward.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int
 
 from models.axes import constrain
 from models.config import ModelConfig
-from models.kernels.products import transposes_slowly
+from models.kernels.dispatch import target_platform
 from models.transformer import Params, unembedding, unstack_layers
 
 Quantize = Callable[[Float[Array, "..."], tuple[int, ...]], tuple[Int[Array, "..."], Float[Array, "..."]]]
-"""From a matrix and the axes of its outputs to int8 values and a float32 scale of each output."""
+"""From a matrix and its output axes to int8 values and one float32 scale for each output."""
 
 
 def decode_params(
@@ -27,21 +27,20 @@ def decode_params(
     dtype: DTypeLike | None = None,
     quantize: Quantize | None = None,
 ) -> Params:
-    """The same model as the sampler runs it: matrices in a small dtype, projections fused, layers apart.
+    """The same model laid out for sampling; done once per update of the policy.
 
-    Done once per update of the policy. On a mesh the matrices are gathered over the axes that split the batch and
-    stay split over `tensor`. Of each layer, `attention` holds `wqkv` `[D, K, G + 2, N]` (of each kv head its
-    queries, its key, its value: it splits as the heads do) and `wo` `[H, N, D]`; `mlp` holds `gate_up` `[D, 2, F]`
-    and `down` `[F, D]`. Parameters that are laid out already are returned as they are.
+    On a mesh the matrices are gathered over the batch's axes and stay sharded over `tensor`. In each layer,
+    `attention` holds `wqkv` `[D, K, G + 2, N]` (per kv head its queries, key and value, so that it is sharded as heads
+    are) and `wo` `[H, N, D]`; `mlp` holds `gate_up` `[D, 2, F]` and `down` `[F, D]`. Parameters that are laid out
+    already are returned unchanged.
 
     Args:
       params: as trained.
-      config: of the model; the products run in its compute dtype, whatever the matrices are kept in.
-      dtype: what the matrices are kept in; None is the compute dtype.
-      quantize: of each matrix in a layer, from its trained values; beside `wqkv` there is then `wqkv_scale`
-        `[K, G + 2, N]`, one scale of each output, and so on. The embedding and the read-out are look-ups and
-        logits, where an error is not averaged over a layer: they stay in `dtype`, tied or not. On a CPU a tied model
-        has an `unembed` of its own too.
+      config: of the model; products run in its compute dtype.
+      dtype: of the stored matrices; None is the compute dtype.
+      quantize: int8 quantisation of the layers' matrices; adds `wqkv_scale` `[K, G + 2, N]`, one scale for each
+        output, and so on. Embedding and LM head stay unquantised, in `dtype`. On a CPU a tied model gets its own
+        `unembed`.
     """
     if isinstance(params["layers"], tuple) and "wqkv" in params["layers"][0]["attention"]:
         return params
@@ -51,7 +50,8 @@ def decode_params(
         "final_norm": params["final_norm"],
         "layers": tuple(_fused(layer, config, kept, quantize) for layer in params["layers"]),
     }
-    if not config.tie_embeddings or transposes_slowly():
+    # A CPU transposes a tied LM head at every call; accelerators read it as it lies.
+    if not config.tie_embeddings or target_platform() == "cpu":
         found["unembed"] = constrain(unembedding(params).astype(kept), None, "vocab")
     return found
 
@@ -86,7 +86,7 @@ def _kept(
     dtype: jnp.dtype,
     quantize: Quantize | None,
 ) -> Params:
-    """A matrix under its name, and its scales if it has any; its first `inputs` axes are summed over."""
+    """A matrix under its name, with its scales if it is quantised; its first `inputs` axes are summed over."""
     if quantize is None:
         return {name: constrain(w.astype(dtype), *axes)}
     values, scales = quantize(w, tuple(range(inputs, w.ndim)))

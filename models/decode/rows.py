@@ -1,4 +1,4 @@
-"""Rows of a KV cache: put in, taken out, behind a shared prefix, in more or fewer slots.
+"""Operations on the rows and slots of a KV cache: insert, select, resize, share a prefix.
 
 Shapes: B batch, R rows to insert, P prefixes of C slots.
 """
@@ -11,7 +11,7 @@ from models.decode.cache import KVCache
 
 
 def with_prefix(cache: KVCache, prefix: KVCache | None) -> KVCache:
-    """The cache with the tokens of P rows of a filled one, not quantized, each before those of B/P adjacent rows."""
+    """The cache with the P rows of a filled, unquantised one as prefixes of B/P adjacent rows each."""
     if prefix is None or not prefix.slots:
         return cache
     layers = tuple(
@@ -22,7 +22,7 @@ def with_prefix(cache: KVCache, prefix: KVCache | None) -> KVCache:
 
 
 def take_rows(cache: KVCache, rows: Int[Array, " R"]) -> KVCache:
-    """Only these rows, in this order; of a cache with one prefix at most: a row's place says which is its own."""
+    """These rows, in this order; the cache has at most one prefix, because a row's index says which is its own."""
     assert cache.prefix is None or len(cache.prefix) == 1
     take = lambda x: jnp.take(x, rows, axis=0)  # noqa: E731
     layers = tuple(layer.map_slots(take) for layer in cache.layers)
@@ -30,14 +30,11 @@ def take_rows(cache: KVCache, rows: Int[Array, " R"]) -> KVCache:
 
 
 def resize(cache: KVCache, slots: int, *, drop: int | Int[Array, ""] = 0) -> KVCache:
-    """The first `drop` slots left out of every row, and room for `slots` in all: a cache grows by buckets.
-
-    The `length - drop` slots that are left must fit.
-    """
+    """The cache without each row's first `drop` slots, padded or cut to `slots`, which hold `length - drop`."""
     kept = min(slots, cache.slots)
 
     def fit(x: Array, axis: int) -> Array:
-        # Behind the rows there is room to slice from, whatever is dropped.
+        # Padded, so that the slice stays inside whatever is dropped.
         room = [(0, 0)] * x.ndim
         if not isinstance(drop, int):
             room[axis] = (0, kept)
@@ -56,19 +53,19 @@ def resize(cache: KVCache, slots: int, *, drop: int | Int[Array, ""] = 0) -> KVC
 def insert_rows(
     cache: KVCache, filled: KVCache, rows: Int[Array, " R"], sources: Int[Array, " R"]
 ) -> KVCache:
-    """Rows `sources` of a filled cache become rows `rows`, their last token in the slot before the next one.
+    """Copies rows `sources` of a filled cache to rows `rows`, right-aligned before the next slot.
 
     Args:
       cache: its `length` is at least the filled one's number of slots.
       filled: prompts, padded on the left, in all its slots; not quantized.
-      rows: where they go; a number of B or more goes nowhere.
-      sources: which rows of `filled`.
+      rows: target rows; B or more drops the row.
+      sources: rows of `filled`.
     """
     width = filled.slots
     start = cache.length - width
 
     def put(x: Array, new: Array, axis: int) -> Array:
-        """One scatter of whole windows: in place, and split over a sharded batch."""
+        """One scatter of whole windows: in place, and partitioned over a sharded batch."""
         indices = jnp.stack([rows, jnp.full_like(rows, start)], axis=1)
         windows = tuple(range(1, x.ndim))
         numbers = jax.lax.ScatterDimensionNumbers(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from models.config import AttentionKernel
 from models.groups import Group, fold, unfold
 from models.kernels import cpu_blocks, cudnn, splash, xla
-from models.kernels.dispatch import Choice, Platform, log_choice, target_platform
+from models.kernels.dispatch import Platform, log_choice, target_platform
 
 Attend = Callable[[Array, Array, Array, Array], Array]
 
@@ -62,6 +62,7 @@ KERNELS: dict[str, Kernel] = {
     "xla": Kernel(xla.attention),
 }
 _FASTEST: dict[Platform, str] = {"tpu": "splash", "gpu": "cudnn", "cpu": "cpu_blocks"}
+_LOWERED_AS = {"tpu": "tpu", "gpu": "cuda", "cpu": "cpu"}
 
 
 def self_attention(
@@ -80,48 +81,47 @@ def self_attention(
     Args:
       q_BTHN, k_BTKN, v_BTKN: queries, keys and values.
       segment_ids_BT: int32.
-      kernel: a name forces that implementation; "auto" takes the platform's fastest, or plain XLA where that one
-        cannot serve. A program traced with "auto" may be lowered for any platform.
+      kernel: a name forces that kernel; "auto" takes the platform's fastest, or plain XLA where that one cannot
+        serve. A program traced with "auto" may be lowered for any platform.
       group: the rows are folded groups.
 
     Raises:
       ValueError: the forced kernel cannot serve.
     """
-    T = q_BTHN.shape[1]
+    T, N, dtype, target = q_BTHN.shape[1], q_BTHN.shape[3], q_BTHN.dtype, target_platform()
     if group is not None:
         T = group.prompt + (T - group.prompt) // group.size
-    choose = partial(choose_kernel, length=T, head_dim=q_BTHN.shape[3], dtype=q_BTHN.dtype)
     args = (q_BTHN, k_BTKN, v_BTKN, segment_ids_BT)
-    chosen = choose(kernel, target_platform())
-    log_choice(chosen)
+    name, refusal = choose_kernel(kernel, target, dtype=dtype, head_dim=N)
+    padded = T + -T % KERNELS[name].multiple
+    note = f", rows padded from {T} to {padded} slots" if padded > T else ""
+    note += f", because {refusal}" if refusal else ""
+    log_choice(f"attention: {name} on {target} for {dtype} and head_dim={N}{note}", fallback=bool(refusal))
     if kernel != "auto":
-        return KERNELS[chosen.kernel].run(*args, group)
-    kernels = {platform: KERNELS[choose("auto", platform).kernel] for platform in get_args(Platform)}
+        return KERNELS[name].run(*args, group)
+    names = {each: choose_kernel("auto", each, dtype=dtype, head_dim=N)[0] for each in _FASTEST}
     fastest = {
-        {"gpu": "cuda"}.get(platform, platform): partial(fast.run, group=group)
-        for platform, fast in kernels.items()
-        if fast is not KERNELS["xla"]
+        _LOWERED_AS[each]: partial(KERNELS[name].run, group=group)
+        for each, name in names.items()
+        if name != "xla"
     }
     return jax.lax.platform_dependent(*args, **fastest, default=partial(KERNELS["xla"].run, group=group))
 
 
 def choose_kernel(
-    wanted: AttentionKernel, platform: Platform, *, length: int, head_dim: int, dtype: jnp.dtype
-) -> Choice:
-    """The kernel for rows of `length` on a platform.
+    wanted: AttentionKernel, platform: Platform, *, dtype: jnp.dtype, head_dim: int
+) -> tuple[str, str]:
+    """The kernel for a platform, and why it is not the fastest one ("" where it is).
 
     Raises:
       ValueError: the wanted one cannot serve.
     """
     name = _FASTEST[platform] if wanted == "auto" else wanted
-    kernel, refusal = KERNELS[name], KERNELS[name].refusal(dtype, head_dim)
-    if platform not in kernel.platforms:
-        refusal = f"it runs on {', '.join(kernel.platforms)} and this program is for {platform}"
-    if refusal and wanted != "auto":
+    refusal = KERNELS[name].refusal(dtype, head_dim)
+    if platform not in KERNELS[name].platforms:
+        refusal = f"it runs on {', '.join(KERNELS[name].platforms)} and this program is for {platform}"
+    if not refusal:
+        return name, ""
+    if wanted != "auto":
         raise ValueError(f"attention_kernel: got {wanted!r}, expected another one or auto because {refusal}")
-    about = f"{dtype}, head_dim={head_dim}"
-    if refusal:
-        return Choice("attention", "xla", platform, about, refusal=f"not {name} because {refusal}")
-    padded = length + -length % kernel.multiple
-    note = f"rows of {length} slots are padded to {padded}" if padded > length else ""
-    return Choice("attention", name, platform, about, note)
+    return "xla", f"{name} cannot serve: {refusal}"

@@ -1,11 +1,8 @@
-"""What every choice between implementations rests on: the platform of a program, and one log line a choice.
-
-Choices are made while a program is traced, from the platform, shapes and dtypes.
-"""
+"""The platform that a program is traced for, and the log of what was chosen for it."""
 
 import functools
 import logging
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 
@@ -21,29 +18,7 @@ def target_platform() -> Platform:
     return "cpu" if name == "cpu" else "tpu" if name == "tpu" else "gpu"
 
 
-class Choice(NamedTuple):
-    """An implementation of an operation on a platform.
-
-    Attributes:
-      operation: what is computed.
-      kernel: the implementation's name.
-      platform: where.
-      about: the shapes and the dtype that decided.
-      note: what a user may want to know, such as padding.
-      refusal: why it is not the platform's fastest; "" where it is.
-    """
-
-    operation: str
-    kernel: str
-    platform: Platform
-    about: str = ""
-    note: str = ""
-    refusal: str = ""
-
-
 @functools.cache
-def log_choice(choice: Choice) -> None:
-    """Logs each distinct choice once, a fallback as a warning."""
-    level = logging.WARNING if choice.refusal else logging.INFO
-    parts = [f"{choice.kernel} on {choice.platform}", choice.about, choice.note, choice.refusal]
-    _LOG.log(level, "%s: %s", choice.operation, "; ".join(part for part in parts if part))
+def log_choice(choice: str, *, fallback: bool = False) -> None:
+    """Logs each distinct choice once, when a program is traced; a fallback is a warning."""
+    _LOG.log(logging.WARNING if fallback else logging.INFO, choice)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from models.kernels.dispatch import Choice, log_choice, target_platform
+from models.kernels.dispatch import log_choice, target_platform
 
 einsum_float32 = partial(jnp.einsum, preferred_element_type=jnp.float32)
 """Sums and result in float32, whatever the operands' dtype."""
@@ -47,7 +47,7 @@ def einsum(
         # and keep them in the large dtype beside the small one.
         x, w = jax.lax.optimization_barrier((x, w))
     product = _flat_einsum if target_platform() == "cpu" else jnp.einsum
-    log_choice(Choice("matrix products", product.__name__.strip("_"), target_platform()))
+    log_choice(f"matrix products: {product.__name__.strip('_')} on {target_platform()}")
     out = product(spec, x, w.astype(x.dtype), preferred_element_type=dtype if scale is None else jnp.float32)
     if scale is not None:
         out = out * scale.reshape((1,) * (out.ndim - scale.ndim) + scale.shape)
@@ -93,8 +93,3 @@ def computed_once(x: Float[Array, "... N"]) -> Float[Array, "... N"]:
     if target_platform() != "cpu":
         return x
     return jnp.matmul(x, jnp.eye(x.shape[-1], dtype=x.dtype), precision=jax.lax.Precision.HIGHEST)
-
-
-def transposes_slowly() -> bool:
-    """Whether a product with a transposed matrix is slow enough to store the matrix transposed as well: on a CPU."""
-    return target_platform() == "cpu"

@@ -1,6 +1,7 @@
 """The model description: its errors, its parameter count, its FLOPs."""
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
@@ -21,6 +22,34 @@ def test_heads_must_divide() -> None:
 def test_head_dim_must_be_even() -> None:
     with pytest.raises(ValueError, match=r"head_dim: got 7, expected an even number"):
         dataclasses.replace(CONFIG, head_dim=7)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["rope_theta", "norm_eps"])
+def test_numbers_must_be_finite_and_positive(name: str, value: float) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^{name}: got {value!r}, expected a finite number above 0 because"
+    ):
+        dataclasses.replace(CONFIG, **{name: value})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "logprob_chunk"],
+)
+def test_sizes_must_be_positive(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: got 0, expected at least 1"):
+        dataclasses.replace(CONFIG, **{name: 0})
+
+
+@pytest.mark.parametrize("name", ["remat", "param_dtype", "compute_dtype", "attention_kernel"])
+def test_names_must_be_known(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: got 'fast', expected one of \w+, "):
+        dataclasses.replace(CONFIG, **{name: "fast"})
+
+
+def test_layers_are_described_one_by_one() -> None:
+    assert [layer.rope_theta for layer in CONFIG.layers] == [CONFIG.rope_theta] * CONFIG.num_layers
 
 
 def test_is_hashable_and_compares_by_value() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from models.config import ModelConfig
 from models.layers import RMSNorm, apply_rope, rope_tables
-from models.transformer import init_params, unembedding
+from models.transformer import init_params, unembedding, unstack_layers
 from tests.models.reference import numpy_hidden, numpy_unembedding
 from tests.models.tiny import (
     CONFIG,
@@ -40,6 +41,27 @@ def test_matches_numpy(config: ModelConfig) -> None:
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(hidden, expected, atol=1e-5, rtol=1e-5)
     np.testing.assert_array_equal(unembedding(params), numpy_unembedding(params, config).astype(np.float32))
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scan"])
+def test_parameters_have_the_names_and_shapes_of_stored_checkpoints(scan: bool) -> None:
+    """A change here makes every checkpoint unreadable."""
+    V, L, D, H, K, N, F = 40, 2, 32, 4, 2, 8, 48
+    layer = {
+        "attention": {"wq": (D, H, N), "wk": (D, K, N), "wv": (D, K, N), "wo": (H, N, D)},
+        "attention_norm": {"scale": (D,)},
+        "mlp": {"gate": (D, F), "up": (D, F), "down": (F, D)},
+        "mlp_norm": {"scale": (D,)},
+    }
+    shape = lambda x: isinstance(x, tuple) and isinstance(x[0], int)  # noqa: E731
+    stacked = jax.tree.map(lambda x: (L, *x), layer, is_leaf=shape)
+    outside = {"embed": (V, D), "unembed": (D, V), "final_norm": {"scale": (D,)}}
+    config = dataclasses.replace(UNTIED, scan_layers=scan)
+    params = jax.eval_shape(lambda key: nn.meta.unbox(init_params(config, key)), jax.random.key(0))
+    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)  # noqa: E731
+    assert shapes(params) == {**outside, "layers": stacked}
+    apart = jax.eval_shape(lambda p: unstack_layers(p, config), params)
+    assert shapes(apart) == {**outside, "layers": (layer,) * L}
 
 
 def test_untied_read_out_is_a_parameter_of_its_own() -> None:
