@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-from research.rewards import verifiers
 from research.train import online
 from research.train.session import Session
 from tests.research.train.chain import Shared
@@ -43,16 +42,6 @@ def logged(folder: Any) -> list[dict[str, Any]]:
     """The metrics of each iteration."""
     lines = (folder.path / "metrics.jsonl").read_text("utf-8").splitlines()
     return [record for record in map(json.loads, lines) if "reward/mean" in record]
-
-
-def fail_on_odd(completion: str, answer: str) -> float:
-    if completion[-1:] in "13579":
-        raise RuntimeError("odd")
-    return verifiers.exact_answer(completion, answer)
-
-
-def with_verifier(monkeypatch: pytest.MonkeyPatch, verifier: Any) -> None:
-    monkeypatch.setattr(verifiers, "VERIFIERS", {**verifiers.VERIFIERS, "exact_answer": verifier})
 
 
 FRAGILE = """
