@@ -271,7 +271,7 @@ DETAILS: list[tuple[str, ...]] = [
         "a verifier that raises",
         "research/rollouts/test_rewards.py::test_a_function_that_raises_costs_one_sample_not_the_run",
         "research/train/test_session.py::test_reference_budget_and_errors_of_a_run",
-        "research/train/test_session.py::test_a_verifier_that_raises_in_an_evaluation_costs_one_sample",
+        "research/evals/test_accuracy.py::test_a_yardstick_that_raises_cannot_tell_and_says_so",
     ),
     (
         "B3",

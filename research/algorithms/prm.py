@@ -13,7 +13,7 @@ from objectives.prm import prm_loss
 from objectives.reduce import reduce_metrics, token_mean
 from research.algorithms.base import Algorithm, Batch, Frozen, Objective, Scalars, Setting, Summed, used_mask
 from research.core.batch import StepBatch
-from research.rewards.learned import step_logits
+from research.core.network import row_outputs
 
 Supervision = Literal["process", "outcome"]
 
@@ -43,7 +43,7 @@ class StepScorer(Algorithm):
         mask, labels = used_mask(batch.rows), batch.step_labels
         if self.supervision == "outcome":
             mask, labels = outcome(labels, mask)
-        out = prm_loss(step_logits=step_logits(params, config, batch.rows), labels=labels, label_mask=mask)
+        out = prm_loss(step_logits=row_outputs(params, config, batch.rows), labels=labels, label_mask=mask)
         weights = batch.rows.weights
         return (
             token_mean(out.losses, mask, weights=weights),

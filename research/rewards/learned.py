@@ -103,11 +103,6 @@ def ensemble_rows(
     return ensemble_score(scores=scores, reduction=reduction, variance_coef=variance_coef)
 
 
-def step_logits(params: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T 2"]:
-    """A process reward model's logits (wrong, right) after reading each token."""
-    return row_outputs(params, config, rows)
-
-
 def step_probabilities(
     params: Params, config: ModelConfig, rows: SequenceBatch, step_mask: Bool[Array, "B T"]
 ) -> Float[Array, "B T"]:
@@ -122,7 +117,7 @@ def step_probabilities(
     Returns:
       `[B, T]`, for `objectives.prm.solution_scores` and `step_reward_tokens`.
     """
-    logits = step_logits(params, config, rows)
+    logits = row_outputs(params, config, rows)  # wrong, right
     return masked(jax.nn.sigmoid(masked(logits[:, :, 1] - logits[:, :, 0], step_mask)), step_mask)
 
 
