@@ -11,7 +11,7 @@ an interruption.
 
 from rich import get_console
 
-from launch import common
+from launch import common, interrupts
 from research.ablation.runner import run_ablation
 from research.analysis.report import print_headline
 from research.core.errors import TemperError
@@ -21,7 +21,7 @@ common.define_config()
 
 def main() -> None:
     """Runs what is left of the ablation, prints the report; exit status 1 if a run failed."""
-    results, paths = run_ablation(common.config(), common.workdir(), common.overrides())
+    results, paths = run_ablation(common.config(), common.workdir(), common.overrides(), interrupts)
     print_headline(get_console(), paths)
     failed = [f"{result.arm} seed {result.seed}" for result in results if result.status == "failed"]
     if failed:
@@ -31,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, resumes=True)

@@ -14,14 +14,16 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from launch import interrupts
 from research.config.files import load_config
 from research.config.resolve import resolve_tree
 from research.core.errors import ConfigError, TemperError, WorkdirError
 from research.core.files import explain_os_error
+from research.core.interrupts import Interrupted, end
 from research.sampling.drafts import NGramDraft
 from research.sampling.speculative import Draft, SpeculativeSpec
 from research.tasks.sources import Sources
-from research.train.chain import Policy, load_policy
+from research.train.stored import Policy, load_policy
 
 _OVERRIDE = "--config."
 
@@ -117,12 +119,20 @@ def load_draft(name: str, policy: Policy, draft_tokens: int) -> Draft:
     return Draft(draft.params, SpeculativeSpec(draft.model, draft_tokens))
 
 
-def run(main: Callable[[], None], *, arguments: bool = False) -> None:
+def run(main: Callable[[], None], *, arguments: bool = False, resumes: bool = False) -> None:
     """Runs a command: `--help` shows the module's docstring; bad input is one sentence and exit status 1.
 
     Args:
-      main: the command; where it takes `arguments` besides flags, it reads them from `sys.argv`.
+      main: the command.
+      arguments: whether it takes some besides flags, which it reads from `sys.argv`.
+      resumes: whether the same command goes on where it was interrupted; signals then end it at once, but for the
+        stretches that `interrupts` defers.
     """
+    if resumes:
+        interrupts.advice = "interrupted; the same command goes on from what is saved"
+        interrupts.install()
+    else:
+        interrupts.release()
     # Orbax and JAX tell every checkpoint and compilation at INFO; ours are the lines a person wants. What goes
     # wrong in Orbax's threads is logged with a traceback there and raised here.
     _open_streams()
@@ -181,13 +191,8 @@ def _explained(main: Callable[[], None], arguments: bool) -> Callable[[list[str]
             main()
         except TemperError as error:
             _fail(error)
-        except KeyboardInterrupt:
-            print(
-                "interrupted: the same command goes on from the newest checkpoint",
-                file=sys.stderr,
-                flush=True,
-            )
-            os._exit(130)
+        except KeyboardInterrupt as stop:
+            end(stop.number if isinstance(stop, Interrupted) else signal.SIGINT, str(stop) or "interrupted")
         except BrokenPipeError:  # whoever read the output has ended
             os._exit(128 + signal.SIGPIPE)
         except Exception as error:

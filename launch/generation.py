@@ -16,7 +16,8 @@ from research.data.tokenizer import Tokenizer
 from research.environments.interaction import Interaction
 from research.sampling.limits import DRAFT_TOKENS, check_count
 from research.sampling.streaming import GenerationSettings, TextGenerator
-from research.train.chain import Policy, interaction_of, load_policy
+from research.train.setup import interaction_of
+from research.train.stored import Policy, load_policy
 
 _STAGE = flags.DEFINE_string(
     "stage", None, "folder of a stage: <workdir>/stages/<name>-<hash>", required=True

@@ -21,7 +21,8 @@ from research.rewards.builtin import correct
 from research.sampling.limits import SAMPLES
 from research.tasks.base import Task
 from research.tasks.jsonl import Jsonl
-from research.train.chain import interaction_of, load_policy
+from research.train.setup import interaction_of
+from research.train.stored import load_policy
 
 
 def define_flags(*, samples: int) -> None:

@@ -30,7 +30,7 @@ from research.sampling.constraints import Constraint, choice, json_schema, regex
 from research.sampling.limits import SAMPLES
 from research.sampling.rows import Row
 from research.sampling.streaming import TextDelta, TextGenerator, in_order
-from research.train.chain import Policy, load_stage
+from research.train.stored import Policy, load_stage
 
 _PROMPT = flags.DEFINE_string("prompt", None, "what to ask; default: lines of standard input")
 _RAW = flags.DEFINE_bool("raw", False, "continue the text as it is, without chat markup: for a base model")

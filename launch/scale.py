@@ -31,7 +31,7 @@ from research.evals.scaling_plot import write_scaling_plot
 from research.evals.scaling_report import to_json, to_markdown
 from research.evals.scorers import make_scorers
 from research.sampling.limits import check_temperature
-from research.train.chain import load_stage
+from research.train.stored import load_stage
 
 policies.define_flags(samples=16)
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)

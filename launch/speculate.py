@@ -31,7 +31,7 @@ from research.sampling.limits import DRAFT_TOKENS
 from research.sampling.methods import SamplingMethod
 from research.sampling.speculative import Draft
 from research.sampling.types import SamplerSpec, make_scalars
-from research.train.chain import load_policy
+from research.train.stored import load_policy
 
 _STAGE = flags.DEFINE_string(
     "stage", None, "folder of the target's stage: <workdir>/stages/<name>-<hash>", required=True

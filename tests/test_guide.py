@@ -27,7 +27,8 @@ import numpy as np
 from experiments import slic
 from research.ablation.arms import plan
 from research.core.checkpoint import restore_subtree
-from research.train.chain import lay_ground, run_chain
+from research.train.chain import run_chain
+from research.train.setup import set_up
 from research.config.resolve import resolve
 from research.core.state import abstract_params
 from tests.experiments.toy import shrink
@@ -42,11 +43,11 @@ config.rl.checkpoint_every = 1e-9
 config.evaluation.update({"problems": 2, "samples": 1, "k": (1,), "batch_problems": 8})
 config.rl.eval_problems = 2
 experiment = resolve(config, ["rl.objective.slic.nll_coef=0.2"])
-ground = lay_ground(experiment, folder)
-(done,) = run_chain(experiment, folder, ground=ground)
+setup = set_up(experiment, folder)
+(done,) = run_chain(experiment, folder, setup=setup)
 assert done.stage.objective.name == "slic" and not done.stage.online
 assert math.isfinite(done.result["metrics"]["eval/loss"]), done.result["metrics"]
-params = abstract_params(ground.models["model"], ground.mesh)
+params = abstract_params(setup.models["model"], setup.mesh)
 first, second = (
     jax.device_get(restore_subtree(done.folder.checkpoints, params, step=step).arrays) for step in (1, 2)
 )

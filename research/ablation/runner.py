@@ -15,14 +15,19 @@ from research.config.experiment import Experiment
 from research.config.tree import to_json
 from research.core.errors import ConfigError
 from research.core.files import write_text_atomic
+from research.core.interrupts import Interrupts
 from research.core.progress import Progress
 from research.core.stages import hold_workdir
 from research.core.versions import collect_versions
-from research.train.chain import Finished, Ground, lay_ground, run_chain
+from research.train.chain import Finished, run_chain
+from research.train.setup import Setup, set_up
 
 
 def run_ablation(
-    config: ConfigDict, workdir: Path, overrides: Iterable[str] = ()
+    config: ConfigDict,
+    workdir: Path,
+    overrides: Iterable[str] = (),
+    interrupts: Interrupts | None = None,
 ) -> tuple[list[RunResult], ReportPaths]:
     """Runs what is not finished, notes the results after every run and writes the report after every seed.
 
@@ -34,6 +39,7 @@ def run_ablation(
       config: with an `ablation` section.
       workdir: stages in it that this ablation shares are read.
       overrides: "dotted.key=value" from the command line; one that no arm reads is refused.
+      interrupts: says when to save and to stop.
 
     Returns:
       One result an (arm, seed), and the report's files.
@@ -41,24 +47,32 @@ def run_ablation(
     Raises:
       ConfigError: before anything runs, where arms or their overrides make no sense.
       WorkdirError: another process works in the workdir.
+      Interrupted: a signal asked to stop; the run under way is saved and not recorded.
     """
     planned = plan(config, overrides)
     first = planned.experiments[planned.arms[0].name]
     seeds = planned.base.ablation.seeds
     results: dict[tuple[str, int], RunResult] = {}
     with hold_workdir(workdir, planned.base.tree):
-        grounds = {_ground_key(first): lay_ground(first, workdir)}
+        setups = {_setup_key(first): set_up(first, workdir)}
         with Progress("ablation", len(planned.arms) * len(seeds), unit="runs") as overall:
             for seed in seeds:
                 for arm in planned.arms:
-                    results[arm.name, seed] = _run(planned, arm, seed, workdir, grounds)
+                    results[arm.name, seed] = _run(planned, arm, seed, workdir, setups, interrupts)
                     overall.advance(1)
                     save_results(workdir / "results.json", _ordered(planned, results))
                 paths = _report(planned, _ordered(planned, results), workdir)
     return list(results.values()), paths
 
 
-def _run(planned: Plan, arm: Arm, seed: int, workdir: Path, grounds: dict[str, Ground]) -> RunResult:
+def _run(
+    planned: Plan,
+    arm: Arm,
+    seed: int,
+    workdir: Path,
+    setups: dict[str, Setup],
+    interrupts: Interrupts | None,
+) -> RunResult:
     """One run; whatever stops it is recorded, so that the other arms are not lost."""
     experiment, section = planned.run(arm, seed), planned.base.ablation
     place = workdir / "failures" / f"{arm.name}-seed{seed}.txt"
@@ -76,13 +90,19 @@ def _run(planned: Plan, arm: Arm, seed: int, workdir: Path, grounds: dict[str, G
         grid=dict(arm.grid),
     )
     try:
-        key = _ground_key(experiment)
-        if key not in grounds:
-            grounds[key] = lay_ground(experiment, workdir)
-        label = f"{arm.name}, seed {seed}: "
-        chain = run_chain(experiment, workdir, until=section.stage, ground=grounds[key], label=label)
+        key = _setup_key(experiment)
+        if key not in setups:
+            setups[key] = set_up(experiment, workdir)
+        chain = run_chain(
+            experiment,
+            workdir,
+            until=section.stage,
+            setup=setups[key],
+            run_name=f"{arm.name[:50]}-s{seed}",
+            interrupts=interrupts,
+        )
         done = next(f for f in chain if f.stage.name == section.stage)
-        metrics = done.result["metrics"]
+        metrics = done.metrics
         if section.metric not in metrics:
             raise ConfigError(
                 f"ablation.metric: got {section.metric!r}, expected one of {', '.join(sorted(metrics))}"
@@ -98,9 +118,11 @@ def _run(planned: Plan, arm: Arm, seed: int, workdir: Path, grounds: dict[str, G
         status="finished",
         metrics=metrics,
         budget=Budget(**done.result["budget"]),
-        curve=done.result["curve"],
+        curve=done.curve,
         run_dir=str(done.folder.path.relative_to(workdir)),
         stages=tuple(_use(each, workdir) for each in chain),
+        evaluation=done.evaluated_by,
+        curve_evaluation=done.result["curve_evaluation"],
     )
 
 
@@ -129,7 +151,7 @@ def _report(planned: Plan, results: list[RunResult], workdir: Path) -> ReportPat
     return write_report(results, spec, workdir)
 
 
-def _ground_key(experiment: Experiment) -> str:
+def _setup_key(experiment: Experiment) -> str:
     """Equal for experiments that share data, mesh and model."""
     tree = experiment.tree
     parts = [tree[name] for name in ("data", "mesh", "model", "teacher_model", "evaluation", "tools")]

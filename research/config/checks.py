@@ -1,7 +1,6 @@
 """Keys that do not fit each other: refused before anything runs."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from research.config.experiment import Experiment, Stage, make_model
 from research.config.sections import Evaluation, Reward, Rollout
@@ -77,12 +76,6 @@ def _check_stage(stage: Stage, experiment: Experiment) -> None:
         raise ConfigError(
             f"{name}.micro_batches: got {stage.micro_batches}, expected a divisor of the {rows} rows of an update"
         )
-    for key in ("start_from", "extend"):
-        given = getattr(stage, key)
-        if "/" in given and not (Path(given) / "done.json").exists():
-            raise ConfigError(
-                f"{name}.{key}: got {given!r}, expected the folder of a finished stage (with done.json)"
-            )
 
 
 def _check_online(stage: Stage) -> None:
@@ -174,7 +167,7 @@ def _check_unread(stage: Stage) -> None:
             )
 
 
-_PLAYERS: Mapping[str, tuple[str, ...]] = {
+PLAYERS: Mapping[str, tuple[str, ...]] = {
     "reference": ("policy", "actor_critic"),
     "teacher": ("policy", "actor_critic"),
     "reward": ("scorer",),
@@ -196,9 +189,14 @@ def _check_roles(stage: Stage, known: Mapping[str, Stage]) -> None:
             continue
         if role == "reward" and not name:
             raise ConfigError(f"{key}: got none, expected at least one stage that trains a reward model")
+        if "/" in name:  # a folder, which is read when data and models are prepared
+            continue
         if name not in known:
-            raise ConfigError(f"{key}: got {name!r}, expected an earlier stage: {', '.join(known) or 'none'}")
-        layouts = _PLAYERS[role]
+            raise ConfigError(
+                f"{key}: got {name!r}, expected an earlier stage: {', '.join(known) or 'none'}; or the folder of a "
+                "finished one"
+            )
+        layouts = PLAYERS[role]
         if known[name].facts.trains not in layouts:
             raise ConfigError(
                 f"{key}: got {name!r}, which trains a {known[name].facts.trains}, expected a stage that trains a "

@@ -84,10 +84,15 @@ class Stage(StageSection):
         return tuple(found)
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the stages whose results it reads, the one it starts from first."""
-        used = [self.extend or self.start, *(name for _, name in self.played)]
+    def training_inputs(self) -> tuple[str, ...]:
+        """Names, or folders, of the stages whose results its training reads, the one it starts from first."""
+        used = [self.start, *(name for role, name in self.played if role in self.facts.roles)]
         return tuple(dict.fromkeys(name for name in used if name))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Those, and the ones that its evaluation reads."""
+        return tuple(dict.fromkeys([*self.training_inputs, *(name for _, name in self.played if name)]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +120,11 @@ class Experiment:
     ablation: Ablation
     parsed: Mapping[str, Section]
     tree: Tree
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The stages' names."""
+        return tuple(stage.name for stage in self.stages)
 
     def stage(self, name: str) -> Stage:
         """The stage of this name."""

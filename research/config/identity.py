@@ -12,13 +12,18 @@ _INPUTS = ("model", "start_from", "extend", "roles")
 """Keys that name other stages and sections: what they stand for counts, not its name."""
 
 
+def model_identity(experiment: Experiment, section: str) -> Tree:
+    """What a model computes, whatever its speed."""
+    return experiment.parsed[section].effective(None, _RESULT)
+
+
 def stage_identity(experiment: Experiment, stage: Stage) -> Tree:
     """What training a stage depends on, besides its data and the stages that it reads."""
     facts = stage.facts._replace(answer_roles=frozenset())
     section = stage.parsed.effective(facts, _RESULT)
     found: Tree = {
         "stage": {key: value for key, value in section.items() if key not in _INPUTS},
-        "model": experiment.parsed[stage.model].effective(None, _RESULT),
+        "model": model_identity(experiment, stage.model),
     }
     if stage.online:
         found |= _sampling(experiment)

@@ -37,8 +37,13 @@ PyTree = Any
 _MANIFEST = "manifest.json"
 _DELETED = ".deleted"
 _ARRAYS, _RECORD = "arrays", "record"
-# Orbax rewrites these two after the manifest is written; nothing is restored from them.
-_UNLISTED = frozenset({_MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt"})
+_METADATA, _COMMITTED = (
+    "_CHECKPOINT_METADATA",
+    "commit_timestamp_nsecs",
+)  # Orbax adds that time after the manifest
+_UNLISTED = frozenset(
+    {_MANIFEST, "commit_success.txt"}
+)  # the latter comes after the manifest too, and is never read
 
 
 class Restored(NamedTuple):
@@ -189,7 +194,7 @@ def restore_subtree(
     directory: str | os.PathLike[str],
     abstract_arrays: PyTree,
     *,
-    key: str = "params",
+    key: str | None = "params",
     step: int | None = None,
 ) -> Restored:
     """Reads one top-level entry of a finished run's checkpoint, for a stage that starts from its parameters.
@@ -199,7 +204,7 @@ def restore_subtree(
     Args:
       directory: the checkpoint directory of the earlier stage.
       abstract_arrays: the tree under `key`, as in `Checkpointer.restore`.
-      key: the top-level entry.
+      key: the top-level entry; None is all of them.
       step: which checkpoint; the newest by default.
 
     Raises:
@@ -243,10 +248,12 @@ class _WithManifest:
 
     get: Callable[[], epath.Path]
     get_final: Callable[[], epath.Path]
+    _checkpoint_metadata_store: Any
 
     async def finalize(self) -> None:
         whole = self.get_final().name not in (_ARRAYS, _RECORD)  # Orbax also finalizes each item by itself
         if whole:
+            await asyncio.to_thread(self._checkpoint_metadata_store.wait_until_finished)
             await asyncio.to_thread(_write_manifest, self.get())
         await super().finalize()  # type: ignore[misc]
         if whole and not _is_remote(self.get_final()):
@@ -263,7 +270,17 @@ def _write_manifest(folder: epath.Path) -> None:
 
 
 def _fingerprint(path: epath.Path, *, sync: bool) -> dict[str, int | str]:
-    """Size and digest; the size alone in an object store, which checks its own contents."""
+    """Size and digest; the size alone in an object store, which checks its own contents.
+
+    Of Orbax's metadata, which are completed later, the digest of what is there from the beginning.
+    """
+    if path.name == _METADATA:
+        try:
+            found = json.loads(path.read_bytes())
+            text = json.dumps({**found, _COMMITTED: None}, sort_keys=True)
+        except (ValueError, TypeError):
+            return {"sha256": "no JSON object"}
+        return {"sha256": hashlib.sha256(text.encode()).hexdigest()}
     if _is_remote(path):
         return {"bytes": path.stat().length}
     with open(path, "rb") as handle:
@@ -301,17 +318,23 @@ def _damage_in_share(folder: epath.Path, index: int, count: int) -> str | None:
     if not (folder / _MANIFEST).exists():
         return f"{_MANIFEST} is missing"
     try:
-        files = json.loads((folder / _MANIFEST).read_bytes())["files"].items()
+        files = json.loads((folder / _MANIFEST).read_bytes())["files"]
+        expected = {
+            name: {key: mark[key] for key in ("bytes", "sha256") if key in mark}
+            for name, mark in files.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{_MANIFEST} is not what was written there ({error})"
-    for name, expected in sorted(files)[index::count]:
-        path = folder / name
+    unlisted = [name for name in (_METADATA, f"{_RECORD}/metadata") if not expected.get(name)]
+    if unlisted or not all(expected.values()):
+        return f"{_MANIFEST} is not what was written there ({(unlisted or ['a file'])[0]} is not in it)"
+    for name in sorted(expected)[index::count]:
+        path, size = folder / name, expected[name].get("bytes")
         if not path.exists():
             return f"{name} is missing"
-        size = path.stat().length
-        if size != expected["bytes"]:
-            return f"{name} has {size} bytes, expected {expected['bytes']}"
-        if not _is_remote(path) and _fingerprint(path, sync=False)["sha256"] != expected["sha256"]:
+        if size is not None and path.stat().length != size:
+            return f"{name} has {path.stat().length} bytes, expected {size}"
+        if _fingerprint(path, sync=False).get("sha256") != expected[name].get("sha256"):
             return f"{name} has changed since it was written (its SHA-256 differs)"
     return None
 

@@ -19,3 +19,7 @@ class CheckpointError(TemperError):
 
 class WorkdirError(TemperError):
     """A working directory holds another config's run, or cannot be written."""
+
+
+class DivergedError(TemperError):
+    """Training cannot go on because its numbers are not finite; the message names the step."""

@@ -2,10 +2,13 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
+import re
 import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,16 +54,34 @@ def write_bytes_atomic(path: Path | str, data: bytes) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with open(beside, "xb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # says that its writer lives, see `remove_leftovers`
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
-        os.replace(beside, path)
+            os.replace(beside, path)
         sync_directory(path.parent)
     except OSError as error:
         raise WorkdirError(explain_os_error(error, path)) from error
     finally:
         with contextlib.suppress(FileNotFoundError):  # gone already where the rename took place
             os.unlink(beside)
+
+
+def remove_leftovers(folder: Path | str) -> list[Path]:
+    """Removes what killed writers of this module have left under `folder`, but for folders of checkpoints.
+
+    A living writer holds its file locked, from the moment after it made it.
+    """
+    removed = []
+    for where, inner, names in os.walk(folder):
+        inner[:] = [name for name in inner if name != "checkpoints"]
+        for path in (Path(where, name) for name in names if name.startswith(".") and name.endswith(".tmp")):
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(handle.fileno()).st_mtime > 1.0:
+                    path.unlink()
+                    removed.append(path)
+    return removed
 
 
 def write_text_atomic(path: Path | str, text: str) -> None:
@@ -109,6 +130,11 @@ def make_folder(path: Path | str) -> Path:
     except OSError as error:
         raise WorkdirError(explain_os_error(error, path)) from error
     return path
+
+
+def fit_for_path(text: str) -> str:
+    """A part of a folder's name: letters, digits and `_.=+-`, at most 60 of them."""
+    return re.sub(r"[^\w.=+]+", "-", text).strip("-.")[:60] or "run"
 
 
 def check_writable(path: Path | str) -> None:

@@ -25,6 +25,11 @@ WINDOW_SECONDS = 60.0  # rates are those of the last minute, so that compilation
 LINE_SECONDS = 20.0  # a plain line at most this often
 
 
+def say(line: str) -> None:
+    """Prints one line on the console as it is."""
+    get_console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 class Progress:
     """Shows how far one piece of work has come. Use as a context manager."""
 
@@ -84,7 +89,7 @@ class Progress:
     def advance(
         self, amount: int = 1, *, tokens: int = 0, metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Counts finished work.
+        """Counts finished work; of work that a device does meanwhile, only what it is known to have finished.
 
         Args:
           amount: units of work done since the last call.
@@ -103,6 +108,10 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=self.done, note=self.summary())
         elif self._line_at is None or now - self._line_at >= LINE_SECONDS:
             self._print_line()
+
+    def exclude(self, seconds: float) -> None:
+        """Leaves the last `seconds`, which went into something else, out of the rates."""
+        self._marks = deque((then + seconds, done, tokens) for then, done, tokens in self._marks)
 
     def summary(self) -> str:
         """The state in words: "120/200 steps (60%), 3.2 steps/s, 12,345 tokens/s, 0:25 left, loss 1.23"."""

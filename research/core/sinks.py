@@ -10,7 +10,6 @@ sinks are for watching it.
 import hashlib
 import importlib.util
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from research.core.errors import ConfigError, WorkdirError
-from research.core.files import explain_os_error, make_folder
+from research.core.files import explain_os_error, fit_for_path, make_folder
 
 SINKS = ("tensorboard", "wandb")
 
@@ -78,7 +77,7 @@ def make_sinks(
       WorkdirError: a folder cannot be written.
     """
     check_sinks(names)
-    name = re.sub(r"[^\w.=+]+", "-", run_name).strip("-.")[:60] or "run"
+    name = fit_for_path(run_name)
     made: list[Sink] = []
     for kind in names:
         if kind == "tensorboard":

@@ -1,13 +1,15 @@
 """Stages addressed by content: a stage's folder is named by a hash of its resolved config and of its inputs.
 
-    <workdir>/config.json                        the experiment that owns the working directory
+    <workdir>/config.json                        the experiment that was run last
     <workdir>/stages/<name>-<hash>/config.json   the stage's resolved config
                                    inputs.json   hashes and versions of what it was made from
                                    versions.json one entry per environment that ran it
                                    checkpoints/
                                    done.json     the result; written last, so a stage with it is finished
+                                   evaluations/  of its result
 
-Arms and seeds that share a stage therefore share its folder and its result.
+Arms and seeds that share a stage therefore share its folder and its result. A folder is found by its hash; a label of
+the run that made it may stand before that: `<name>-<label>-<hash>`.
 """
 
 import dataclasses
@@ -22,7 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from research.core.errors import WorkdirError
-from research.core.files import explain_os_error, make_folder, read_json, to_plain_json, write_json_atomic
+from research.core.files import (
+    explain_os_error,
+    fit_for_path,
+    make_folder,
+    read_json,
+    remove_leftovers,
+    to_plain_json,
+    write_json_atomic,
+)
 from research.core.metrics import decode_numbers, encode_numbers
 from research.core.versions import collect_versions
 
@@ -51,12 +61,10 @@ class StageDir:
     Attributes:
       path: `<workdir>/stages/<name>-<hash>`.
       hash: what a stage that starts from this one passes among its `inputs`.
-      primary: whether this process writes; with several hosts, only process 0 does.
     """
 
     path: Path
     hash: str
-    primary: bool = True
 
     @classmethod
     def open(
@@ -66,17 +74,25 @@ class StageDir:
         resolved: Mapping[str, Any],
         inputs: Sequence[str] = (),
         *,
-        primary: bool = True,
+        label: str = "",
     ) -> "StageDir":
         """Finds the stage's folder, or makes it with its config in it.
+
+        Args:
+          workdir: holds `stages/`.
+          name: the stage's.
+          resolved: what its result depends on.
+          inputs: hashes of what it was made from.
+          label: becomes part of a new folder's name, as far as it is fit for one.
 
         Raises:
           WorkdirError: the folder cannot be written, or holds another config than its hash says.
         """
         digest = stage_hash(resolved, inputs)
-        stage = cls(Path(workdir) / "stages" / f"{name}-{digest}", digest, primary)
-        if not primary:
-            return stage
+        stages = Path(workdir) / "stages"
+        found = sorted(stages.glob(f"*-{digest}"))
+        parts = [name, *([fit_for_path(label)] if label else []), digest]
+        stage = cls(found[0] if found else stages / "-".join(parts), digest)
         make_folder(stage.path)
         for file, content in (("config.json", resolved), ("inputs.json", list(inputs))):
             place = stage.path / file
@@ -91,20 +107,54 @@ class StageDir:
                 )
         return stage
 
+    @classmethod
+    def at(cls, folder: Path) -> "StageDir":
+        """A stage's folder, wherever it lies and whatever its name is.
+
+        Raises:
+          WorkdirError: it is none.
+        """
+        for name in ("config.json", "inputs.json"):
+            if not (folder / name).exists():
+                raise WorkdirError(
+                    f"{folder}: is not the folder of a stage that has run, expected {name} in it"
+                )
+        stage = cls(folder, "")
+        return dataclasses.replace(stage, hash=stage_hash(stage.config(), stage.inputs()))
+
+    def config(self) -> dict[str, Any]:
+        """What its result depends on, besides its inputs."""
+        return dict(read_json(self.path / "config.json"))
+
+    def inputs(self) -> list[str]:
+        """Hashes of what it was made from."""
+        return list(read_json(self.path / "inputs.json"))
+
     @property
     def checkpoints(self) -> Path:
         """Where the stage's `Checkpointer` writes."""
         return self.path / "checkpoints"
 
     def result(self) -> dict[str, Any] | None:
-        """What `finish` was given, or None where the stage is unfinished."""
+        """What `finish` was given, or None where the stage is unfinished.
+
+        Raises:
+          WorkdirError: the file holds something else.
+        """
         done = self.path / "done.json"
-        return decode_numbers(read_json(done)) if done.exists() else None
+        if not done.exists():
+            return None
+        found = read_json(done)
+        if not isinstance(found, dict) or not found:
+            raise WorkdirError(
+                f"{done}: got {str(found)[:80]}, expected the result of a finished stage; delete it to run the stage "
+                "to its end again."
+            )
+        return dict(decode_numbers(found))
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Marks the stage as finished, with its result."""
-        if self.primary:
-            write_json_atomic(self.path / "done.json", to_plain_json(encode_numbers(result)))
+        write_json_atomic(self.path / "done.json", to_plain_json(encode_numbers(result)))
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -115,9 +165,6 @@ class StageDir:
         Raises:
           WorkdirError: another process is running the stage.
         """
-        if not self.primary:
-            yield
-            return
         with _locked(self.path / ".lock", f"stage {self.path}"):
             self._note_versions()
             yield
@@ -141,6 +188,7 @@ def hold_workdir(workdir: Path | str, config: Mapping[str, Any]) -> Iterator[Non
     """
     folder = make_folder(workdir)
     with _locked(folder / ".lock", f"workdir {folder}"):
+        remove_leftovers(folder)
         write_json_atomic(folder / "config.json", to_plain_json(config))
         yield
 
@@ -181,7 +229,7 @@ def _canonical(plain: Any) -> Any:
 
 
 @contextmanager
-def _locked(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+def _locked(lock: Path, what: str) -> Iterator[None]:
     """Holds an exclusive `flock` on the file `lock`, in which the holder leaves its name."""
     try:
         handle = open(lock, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, where the lock is released
@@ -189,7 +237,7 @@ def _locked(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         raise WorkdirError(explain_os_error(error, lock)) from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             handle.seek(0)
             holder = handle.read().strip() or "another process"

@@ -64,6 +64,7 @@ class TrainedPolicy:
       scorer: chooses among samples, where `final_answer` says so: rows on the host -> [B] scores.
       reference: what implicit rewards are relative to.
       row_arrays, pair_arrays: pipelines of held-out rows and pairs, one ordered pass each.
+      between: called between two batches; may raise to stop.
       drawn: the completions drawn so far, so that evaluators which ask for the same ones share them.
       errors: what the yardstick raised; it could not tell then.
     """
@@ -84,6 +85,7 @@ class TrainedPolicy:
     reference: Callable[[], Network] | None = None
     row_arrays: Callable[[], Iterable[Arrays]] | None = None
     pair_arrays: Callable[[], Iterable[Arrays]] | None = None
+    between: Callable[[], None] = lambda: None
     drawn: Drawn = dataclasses.field(default_factory=dict)
     errors: list[str] = dataclasses.field(default_factory=list)
 
@@ -159,6 +161,7 @@ class TrainedPolicy:
         groups: list[list[Sample]] = []
         with Progress(f"sampling {samples} each", len(records), "problems") as progress:
             for prompts in batches:
+                self.between()
                 out = sample_prompts(
                     self.params,
                     prompts,
@@ -211,13 +214,16 @@ class TrainedPolicy:
         """See `Policy`."""
         if self.row_arrays is None:
             raise ConfigError("validation_loss: there are no held-out rows of text or chat")
-        return map(SequenceBatch.from_arrays, self.row_arrays())
+        for arrays in self.row_arrays():
+            self.between()
+            yield SequenceBatch.from_arrays(arrays)
 
     def pairs(self) -> Iterator[PreferenceBatch]:
         """See `Policy`."""
         if self.pair_arrays is None:
             raise ConfigError("preference_accuracy: there are no held-out pairs")
         for arrays in self.pair_arrays():
+            self.between()
             sides = {side: SequenceBatch.from_arrays(arrays, f"{side}_") for side in ("chosen", "rejected")}
             yield PreferenceBatch(**sides, margins=arrays["margins"], soft_labels=arrays["soft_labels"])
 

@@ -6,7 +6,7 @@ from research.data.records import View
 from research.data.report import DataReport
 from research.environments.interaction import Interaction
 from research.tasks.sources import Sources
-from research.train.offline import training_batches, validation_batches
+from research.train.batches import training_batches, validation_batches
 
 
 def check_data(experiment: Experiment, sources: Sources, interaction: Interaction | None) -> list[DataReport]:
@@ -17,8 +17,11 @@ def check_data(experiment: Experiment, sources: Sources, interaction: Interactio
     Raises:
       DataError: names the file and record that does not fit, or says how many do not.
     """
-    reports, limits = [], sources.limits
-    told = interaction.prompts if interaction is not None else lambda records: records
+    reports, limits, told = (
+        [],
+        sources.limits,
+        interaction.prompts if interaction is not None else lambda records: records,
+    )
     for stage in experiment.stages:
         if stage.online:
             reports.append(

@@ -1,36 +1,91 @@
-"""A stage's policy as evaluators see it, and points of its learning curve."""
+"""A stage's policy as evaluators see it: points of its learning curve, and its final evaluation."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 
 import numpy as np
 
 from models.transformer import Params
 from research.core.batch import SequenceBatch
+from research.data.pipelines import sft_eval_batches
 from research.data.records import View
-from research.evals.accuracy import Accuracy
+from research.evals.base import Evaluator
 from research.evals.policy import TrainedPolicy
-from research.evals.results import evaluate
+from research.evals.results import Results, checkable, evaluate, fitting, lacking
 from research.rewards.learned import ProcessScorer, RewardScorer
-from research.train.session import StageRun
+from research.train.batches import validation_batches
+from research.train.run import StageRun
+from research.train.session import Session
 
 
-def stage_policy(run: StageRun, params: Params) -> TrainedPolicy:
-    """The policy of a stage in progress, with the scorer that its final answer needs."""
+def held_out_metrics(session: Session) -> dict[str, float]:
+    """A point of the learning curve: means over the first `eval_problems` held-out problems.
+
+    Empty after the last step, which the final evaluation measures.
+    """
+    run = session.run
+    if session.done == run.stage.steps or not run.evaluators:
+        return {}
+    policy = stage_policy(run, session.learner.policy, session.stop_if_asked)
+    settings = dataclasses.replace(policy.settings, problems=run.stage.eval_problems)
+    policy = dataclasses.replace(policy, settings=settings)
+    return evaluate(policy, run.evaluators, run.evaluation.seed).metrics
+
+
+def final_evaluation(run: StageRun, params: Params) -> Results:
+    """What the evaluators find of a policy that is trained."""
+    return evaluate(stage_policy(run, params), run.evaluators, run.evaluation.seed)
+
+
+def choose_evaluators(
+    run: StageRun, chosen: Mapping[str, Evaluator]
+) -> tuple[dict[str, Evaluator], list[str]]:
+    """Those evaluators that can measure the stage's result, and what is to be said of the others."""
+    facts = run.stage.facts
+    if not chosen or facts.trains not in ("policy", "actor_critic"):
+        return {}, []
+    missing = lacking(facts, answers=facts.policy and checkable(run.sources.task, run.sources.held_out))
+    if not run.stage.start:
+        missing = {"pairs": "the stage starts from no policy that it could be compared with", **missing}
+    runs, said = fitting(chosen, missing)
+    if facts.policy:
+        return runs, said
+    return {name: each for name, each in runs.items() if name in chosen}, []
+
+
+def stage_policy(run: StageRun, params: Params, between: Callable[[], None] = lambda: None) -> TrainedPolicy:
+    """The policy of a stage, with the scorer that its final answer needs; `between` is called between batches."""
+    stage, sources, how = run.stage, run.sources, run.evaluation
+    limits = dataclasses.replace(sources.limits, max_dropped=1.0)  # they were counted before the first step
+    held_out = partial(validation_batches, stage, sources)
+    chat = partial(
+        sft_eval_batches,
+        sources.held_out,
+        sources.tokenizer,
+        batch_size=how.batch_problems,
+        length=how.max_prompt_length + how.max_new_tokens,
+        limits=limits,
+        name="evaluation",
+    )
     return TrainedPolicy(
         params=params,
         model=run.model,
         mesh=run.mesh,
-        tokenizer=run.sources.tokenizer,
+        tokenizer=sources.tokenizer,
         sampler=run.sampler,
-        settings=run.evaluation,
-        task=run.sources.task,
-        records=View(run.sources.held_out, max(run.stage.eval_problems, run.evaluation.problems)),
+        settings=how,
+        task=sources.task,
+        records=View(sources.held_out, max(stage.eval_problems, how.problems)),
         interaction=run.interaction,
-        limits=dataclasses.replace(run.sources.limits, max_dropped=1.0),  # counted before the first step
+        limits=limits,
         yardstick=run.yardstick,
-        final_answer=run.stage.final_answer,
+        final_answer=stage.final_answer,
         scorer=_scorer(run),
+        reference=cache(lambda: run.policy(stage.roles.reference or stage.start)),
+        row_arrays=held_out if stage.facts.given in ("text", "chat") and not stage.online else chat,
+        pair_arrays=held_out if stage.facts.given == "preferences" and not stage.online else None,
+        between=between,
     )
 
 
@@ -44,20 +99,3 @@ def _scorer(run: StageRun) -> Callable[[SequenceBatch], np.ndarray] | None:
         process = ProcessScorer(run.result_of(stage.roles.prm).network, run.mesh, run.sources.tokenizer)
         return lambda rows: process.solutions(rows, (stage.prm_score,))[0]
     return None
-
-
-def problem_metrics(run: StageRun, params: Params, final: dict[str, float] | None = None) -> dict[str, float]:
-    """A point of the learning curve: means over the first `eval_problems` held-out problems.
-
-    Where `final` is given, all of the final evaluation's problems are sampled and their means put into it; the
-    point is then of the first ones among them, so that a curve is of the same problems throughout.
-    """
-    count, n = run.stage.eval_problems, run.evaluation.problems
-    policy = stage_policy(run, params)
-    settings = dataclasses.replace(policy.settings, problems=count if final is None else max(count, n))
-    found = evaluate(
-        dataclasses.replace(policy, settings=settings), {"accuracy": Accuracy()}, run.evaluation.seed
-    )
-    if final is not None:
-        final.update(found.first(n))
-    return found.first(count)

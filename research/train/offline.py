@@ -1,30 +1,17 @@
 """The loop over given data: pretraining, SFT, reward models, DPO and its family, process reward models."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
 
 from objectives.types import WeightedSum
-from research.algorithms.base import Algorithm
-from research.config.experiment import Stage
-from research.core.batch import (
-    Batch,
-    PreferenceBatch,
-    RankingBatch,
-    SequenceBatch,
-    StepBatch,
-    UnpairedBatch,
-    rows_of,
-)
-from research.data.judged import JudgedKind, judged_batches
-from research.data.pipelines import Pipeline, sft_batches, sft_eval_batches, text_batches, text_eval_batches
-from research.data.records import Records
-from research.tasks.sources import Sources, View, worked_text
-from research.train.measure import problem_metrics
-from research.train.session import Session, StageRun, due
+from research.train.batches import as_batch, count_tokens, training_batches, validation_batches
+from research.train.measure import held_out_metrics
+from research.train.run import StageRun
+from research.train.session import Session
 
 
 def run_offline(run: StageRun) -> dict[str, Any]:
@@ -33,124 +20,20 @@ def run_offline(run: StageRun) -> dict[str, Any]:
     pipeline = training_batches(stage, run.sources)
     with Session(run, iter(pipeline)) as session:
         session.tell(pipeline.report)
-        if stage.eval_every and not session.curve:
-            session.evaluate(0, partial(_evaluate, session))
-        for step in range(session.done + 1, stage.steps + 1):
-            batch = as_batch(stage, session.algorithm, next(session.data))
+        for step in session.steps(partial(_measure, session), at_start=stage.eval_every > 0):
+            batch = as_batch(stage, session.learner.algorithm, next(session.data))
             counts = count_tokens(batch)
-            metrics = session.update(session.prepare(batch, counts), counts)
+            metrics = session.update(step, session.learner.prepare(batch, counts), counts)
             session.log(step, metrics, tokens=counts["real_tokens"])
-            if due(step, stage.eval_every, stage.steps):
-                session.evaluate(step, partial(_evaluate, session))
-            session.save(step)
-        final: dict[str, float] = {}
-        session.evaluate(stage.steps, partial(_evaluate, session, final))
-        return session.finish(final)
+        return session.finish()
 
 
-def training_batches(stage: Stage, sources: Sources) -> Pipeline:
-    """The endless, shuffled training data of an offline stage."""
-    tokenizer, kind = sources.tokenizer, stage.objective.given
-    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "seed": stage.seed}
-    shape["name"] = stage.name
-    if kind == "text":
-        parts: list[Any] = []
-        weights = []
-        if stage.data.text_weight > 0:
-            parts.append(sources.text.train)
-            weights.append(stage.data.text_weight)
-        if stage.data.problems_weight > 0:
-            parts.append(View(sources.problems.train, stage.data.limit, worked_text))
-            weights.append(stage.data.problems_weight)
-        return text_batches(parts, tokenizer, weights=weights, **shape)
-    if kind == "chat":
-        shape["limits"] = sources.limits
-        change = _transform(stage) or dict
-        records = View(sources.problems.train, stage.data.limit, change)
-        if "teacher" not in stage.facts.roles:
-            return sft_batches(records, tokenizer, packing=stage.data.packing, **shape)
-        return sft_batches(records, tokenizer, packing=False, bucket_lengths=(stage.length,), **shape)
-    return _judged_batches(stage, sources, train=True)
-
-
-def validation_batches(stage: Stage, sources: Sources) -> Pipeline:
-    """One ordered pass over held-out data of the same kind."""
-    tokenizer, kind = sources.tokenizer, stage.objective.given
-    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "name": stage.name}
-    if kind == "text":
-        if stage.data.text_weight > 0:
-            return text_eval_batches(sources.text.validation, tokenizer, **shape)
-        return text_eval_batches(View(sources.held_out, 0, worked_text), tokenizer, **shape)
-    if kind == "chat":
-        return sft_eval_batches(sources.held_out, tokenizer, limits=sources.limits, **shape)
-    return _judged_batches(stage, sources, train=False)
-
-
-def _judged_batches(stage: Stage, sources: Sources, *, train: bool) -> Pipeline:
-    kind = cast(JudgedKind, stage.objective.given)
-    found = sources.prepared(kind)
-    records: Records = found.train if train else found.validation
-    change = _transform(stage)
-    if change is not None:
-        records = View(records, 0, change)
-    return judged_batches(
-        kind,
-        records,
-        sources.tokenizer,
-        batch_size=stage.batch_size,
-        length=stage.length,
-        seed=stage.seed if train else None,
-        name=stage.name,
-        limits=sources.limits,
-        candidates=sources.section.rankings.candidates,
-    )
-
-
-def _transform(stage: Stage) -> Callable[[Mapping[str, Any]], Mapping[str, Any]] | None:
-    chosen = stage.chosen("data", "transform")
-    return chosen[0].make() if chosen else None
-
-
-def as_batch(stage: Stage, algorithm: Algorithm, arrays: Mapping[str, np.ndarray]) -> Batch:
-    """A pipeline's arrays as the algorithm's batch; rows that only fill it (no target at all) get weight 0."""
-    kind, read = stage.objective.given, partial(SequenceBatch.from_arrays, arrays)
-    if kind == "preferences":
-        pair = {side: read(f"{side}_") for side in ("chosen", "rejected")}
-        return PreferenceBatch(margins=arrays["margins"], soft_labels=arrays["soft_labels"], **pair)
-    if kind == "unpaired":
-        return UnpairedBatch(read(), read("kl_"), desirable=arrays["desirable"])
-    if kind == "steps":
-        return StepBatch(read(), step_labels=arrays["step_labels"])
-    if kind == "rankings":
-        return RankingBatch(read(), ranks=arrays["ranks"])
-    return algorithm.from_rows(read())
-
-
-def count_tokens(batch: Batch) -> dict[str, Any]:
-    """What an update on this host batch spends; see `Spending.trained`."""
-    target = real = context = 0
-    for rows in rows_of(batch):
-        used = rows.weights > 0
-        seen = rows.segment_ids[used] > 0
-        target += int(rows.loss_mask[used].sum())
-        real += int(seen.sum())
-        context += int(rows.positions[used][seen].sum())
-    return {"target_tokens": target, "real_tokens": real, "context": context / max(real, 1)}
-
-
-def _evaluate(session: Session, final: dict[str, float] | None = None) -> dict[str, float]:
-    """Validation loss and metrics and, where a policy is trained, the accuracy on held-out problems.
-
-    Returns a point of the learning curve; fills `final`, where given, with the final evaluation.
-    """
+def _measure(session: Session) -> dict[str, float]:
+    """Validation loss and metrics and, before the end, the accuracy of a policy on held-out problems."""
     run = session.run
     metrics = validation_metrics(session, validation_batches(run.stage, run.sources))
     metrics["alarm/overfitting"] = overfitting([*session.curve, metrics])
-    if final is not None:
-        final.update(metrics)
-    if run.stage.samples:
-        metrics.update(problem_metrics(run, session.policy, final))
-    return metrics
+    return metrics | held_out_metrics(session)
 
 
 def overfitting(curve: Sequence[Mapping[str, float]]) -> float:
@@ -166,8 +49,9 @@ def validation_metrics(session: Session, batches: Iterable[Mapping[str, np.ndarr
     for index, arrays in enumerate(batches):
         if index == stage.eval_batches:
             break
-        batch = as_batch(stage, session.algorithm, arrays)
-        part = session.measure(session.prepare(batch, counts=None))
+        session.stop_if_asked()
+        batch = as_batch(stage, session.learner.algorithm, arrays)
+        part = session.learner.measure(session.learner.prepare(batch, counts=None))
         sums = part if not sums else {key: sums[key] + value for key, value in part.items()}
     fetched = jax.device_get(sums)
     return {

@@ -29,11 +29,13 @@ from research.sampling.decoded import Decoded, sample_prompts, sampler_spec
 from research.sampling.methods import SamplingMethod
 from research.sampling.types import make_scalars
 from research.tasks.sources import View
-from research.train.measure import problem_metrics
+from research.train.batches import count_tokens
+from research.train.learner import Learner
+from research.train.measure import held_out_metrics
 from research.train.minibatches import mini_batches
 from research.train.monitors import MonitorBounds, Monitors, reading_of
-from research.train.offline import count_tokens
-from research.train.session import Session, StageRun, due, iteration_seed
+from research.train.run import StageRun
+from research.train.session import Session, iteration_seed
 
 _ERRORS = 20
 """Errors of reward functions that are kept in a stage's note."""
@@ -50,31 +52,20 @@ def run_online(run: StageRun) -> dict[str, Any]:
     """
     stage = run.stage
     problems = View(run.sources.problems.train, stage.data.limit)
-    keeper = Keeper(RolloutCollector(_sampler(run, problems), _rewards(run), problems, run.stage.rollout))
+    state = OnlineState(RolloutCollector(_sampler(run, problems), _rewards(run), problems, stage.rollout))
     pipeline = _prompts(run, problems)
-    with Session(run, _filtered(run, pipeline, len(problems)), keeper) as session:
+    with Session(run, _filtered(run, pipeline, len(problems)), state) as session:
         session.tell(pipeline.report)
-
-        def measure(final: dict[str, float] | None = None) -> dict[str, float]:
-            return problem_metrics(run, session.policy, final)
-
-        if not session.curve:
-            session.evaluate(0, measure)
-        for step in range(session.done + 1, stage.steps + 1):
-            metrics, tokens = _iterate(session, keeper, step)
+        for step in session.steps(partial(held_out_metrics, session), at_start=True):
+            metrics, tokens = _iterate(session, state, step)
             session.log(step, metrics, tokens=tokens)
-            if due(step, stage.eval_every, stage.steps):
-                session.evaluate(step, measure)
-            session.save(step)
-        final: dict[str, float] = {}
-        session.evaluate(stage.steps, lambda: measure(final))
         if stage.start:  # without a start there is no KL to it
             rows = load_metrics(run.folder.path / METRICS)
             write_reward_against_kl({stage.name: [rows]}, run.folder.path / "reward_against_kl.png")
-        return session.finish(final)
+        return session.finish()
 
 
-class Keeper:
+class OnlineState:
     """What the loop keeps between iterations, besides the session: scores' statistics, alarms, the KL's reference."""
 
     def __init__(self, collector: RolloutCollector) -> None:
@@ -91,12 +82,12 @@ class Keeper:
         self.collector.rewards.set_state(state["rewards"])
         self.monitors.set_state(state["monitors"])
 
-    def reference(self, session: Session) -> Network:
+    def reference(self, learner: Learner) -> Network:
         """What the KL is monitored against: the policy that the stage started from."""
-        if not session.moved:
-            return Network(session.policy, session.run.model)
+        if not learner.moved:
+            return Network(learner.policy, learner.run.model)
         if self._reference is None:
-            self._reference = session.frozen().reference or session.run.policy(session.run.stage.start)
+            self._reference = learner.frozen().reference or learner.run.policy(learner.run.stage.start)
         return self._reference
 
 
@@ -155,7 +146,7 @@ def _record_errors(session: Session, errors: tuple[RewardError, ...]) -> None:
         kept = session.note.setdefault("reward_errors", [])
         kept += [error._asdict() for error in errors][: max(0, _ERRORS - len(kept))]
         first = errors[0]
-        session.progress.say(
+        session.say(
             f"reward function {first.name}: raised on prompt {first.prompt_id} ({first.error}); {len(errors)} such "
             "errors in this iteration"
         )
@@ -195,33 +186,33 @@ def _filtered(run: StageRun, pipeline: Pipeline, problems: int) -> Any:
     )
 
 
-def _iterate(session: Session, keeper: Keeper, step: int) -> tuple[dict[str, Any], int]:
-    run, stage = session.run, session.run.stage
-    collected = keeper.collector.collect(session.policy, session.data, session.spent, step)
+def _iterate(session: Session, state: OnlineState, step: int) -> tuple[dict[str, Any], int]:
+    run, stage, learner = session.run, session.run.stage, session.learner
+    collected = state.collector.collect(learner.policy, session.data, learner.spent, step)
     _record_errors(session, collected.errors)
     rollouts = collected.rollouts
     metrics: dict[str, Any] = rollout_metrics(collected)
-    batch, chosen = session.algorithm.from_rollouts(rollouts, iteration_seed(stage.seed, step))
+    batch, chosen = learner.algorithm.from_rollouts(rollouts, iteration_seed(stage.seed, step))
     metrics.update(chosen)
     tokens = int(rollouts.lengths.sum())
     shown = step % stage.log_every == 0 or step in (1, stage.steps)
     prepared: Batch | None = None
     counts = count_tokens(batch)
     if counts["target_tokens"]:
-        prepared = session.prepare(batch, counts)
+        prepared = learner.prepare(batch, counts)
     if isinstance(prepared, RolloutBatch) and prepared.ref_logps is not None:
         kl = _kl(prepared.completion_mask, prepared.sampler_logps, prepared.ref_logps)
         metrics.update({name: float(value) for name, value in jax.device_get(kl).items()})
     elif shown and stage.rollout.monitor_kl and stage.start:
         sampled = to_device(run.mesh, rollout_batch(rollouts, mask_truncated=False))
-        kl = _reference_kl(keeper.reference(session), sampled, stage.rollout.temperature)
+        kl = _reference_kl(state.reference(learner), sampled, stage.rollout.temperature)
         metrics.update({name: float(value) for name, value in jax.device_get(kl).items()})
     if prepared is not None:
         learned, trained = _learn(session, batch, prepared, step)
         metrics.update(learned)
         tokens += trained
-        session.adapt(metrics, len(rollouts.rewards))
-    metrics.update(keeper.monitors.update(reading_of(jax.device_get(metrics))))
+        learner.adapt(metrics, len(rollouts.rewards))
+    metrics.update(state.monitors.update(reading_of(jax.device_get(metrics))))
     if shown:
         session.writer.write_samples(step, shown_samples(collected))
     return metrics, tokens
@@ -241,7 +232,7 @@ def _learn(session: Session, host: Batch, prepared: Batch, step: int) -> tuple[d
         for counted, part in mini_batches(host, prepared, run.mesh, parts=how.minibatches, seed=seed):
             counts = count_tokens(counted)
             if counts["target_tokens"]:
-                updates.append(session.update(part, counts))
+                updates.append(session.update(step, part, counts))
                 tokens += counts["real_tokens"]
     return _summary(updates, last_pass), tokens
 

@@ -16,7 +16,9 @@ from research.ablation.arms import Arm, plan
 from research.config.experiment import Experiment
 from research.config.resolve import resolve
 from research.core.mesh import make_mesh
-from research.train.chain import Finished, Ground, lay_ground, load_policy, run_chain
+from research.train.chain import Finished, run_chain
+from research.train.setup import Setup, set_up
+from research.train.stored import load_policy
 from tests.experiments.toy import shrink, undescribed
 from tests.research.algorithms.toy import quick_compilation
 
@@ -41,10 +43,10 @@ class Bench(NamedTuple):
 
     config: ConfigDict
     folder: Path
-    ground: Ground
+    setup: Setup
 
     def run(self, experiment: Experiment) -> list[Finished]:
-        return run_chain(experiment, self.folder, until="rl", ground=self.ground)
+        return run_chain(experiment, self.folder, until="rl", setup=self.setup)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     config.sft.data.update({"transform": "terse", "terse": {"fraction": 1.0}})
     config.sft.optimizer.learning_rate = 1e-2
     with quick_compilation():
-        yield Bench(config, folder, lay_ground(resolve(config), folder))
+        yield Bench(config, folder, set_up(resolve(config), folder))
 
 
 def check(finished: list[Finished], logs: tuple[str, ...]) -> None:

@@ -3,11 +3,14 @@
 Each child is a real `python -m launch.x`: own flags, own files, own exit status.
 """
 
+import glob
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +28,12 @@ class Outcome(NamedTuple):
 class Forks:
     """A context manager around the server; one device, XLA without its optimisations."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache: Path | None = None) -> None:
+        """Commands share compiled programs in the folder `cache`, if given."""
         env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        if cache is not None:
+            env |= {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+            env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.launch.forks"],
             stdin=subprocess.PIPE,
@@ -44,8 +51,22 @@ class Forks:
         self._server.stdin.close()
         self._server.wait(timeout=60)
 
-    def run(self, command: str, *arguments: str, file_limit: int = 0, stdin: str = "") -> Outcome:
-        """Runs `python -m launch.<command> arguments`; no file may grow beyond `file_limit` bytes, if given."""
+    def run(
+        self,
+        command: str,
+        *arguments: str,
+        file_limit: int = 0,
+        stdin: str = "",
+        signals: Sequence[tuple[int, Path, int]] = (),
+    ) -> Outcome:
+        """Runs `python -m launch.<command> arguments`.
+
+        Args:
+          command, arguments: what is run.
+          file_limit: no file may grow beyond so many bytes, if given.
+          stdin: what it reads.
+          signals: sent one after the other, each (number, pattern of a file, lines that this must have by then).
+        """
         assert self._server.stdin is not None and self._server.stdout is not None
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "in").write_text(stdin, encoding="utf-8", errors="surrogateescape")
@@ -54,6 +75,7 @@ class Forks:
                 "arguments": arguments,
                 "folder": folder,
                 "limit": file_limit,
+                "signals": [(number, str(path), lines) for number, path, lines in signals],
             }
             self._server.stdin.write(json.dumps(request) + "\n")
             self._server.stdin.flush()
@@ -62,6 +84,18 @@ class Forks:
                 Path(folder, name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err")
             ]
         return Outcome(status, *texts)
+
+
+def wait_for(child: int, signals: list[tuple[int, str, int]]) -> int:
+    """The child's exit status; sends it each signal when its file has come so far."""
+    for number, pattern, lines in signals:
+        while not any(Path(path).read_bytes().count(b"\n") >= lines for path in glob.glob(pattern)):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.002)
+        os.kill(child, number)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def serve() -> None:
@@ -75,7 +109,7 @@ def serve() -> None:
         request = json.loads(line)
         child = os.fork()
         if child:
-            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+            print(wait_for(child, request["signals"]), flush=True)
             continue
         for number, (name, mode) in enumerate(
             [("in", os.O_RDONLY), ("out", os.O_WRONLY), ("err", os.O_WRONLY)]

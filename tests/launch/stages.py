@@ -18,7 +18,7 @@ from research.core.files import write_json_atomic
 from research.core.mesh import make_mesh
 from research.core.state import abstract_params
 from research.data.tokenizer import Tokenizer, train_tokenizer
-from research.train import chain
+from research.train import stored
 from tests.experiments.toy import shrink
 
 TEXT = 'The quick brown fox jumps over lazy dogs, 0123456789! {"name": "Bob", "age": 3} true false null\n'
@@ -34,7 +34,7 @@ def small_tokenizer(folder: Path, vocab_size: int = 340) -> Tokenizer:
 def one_device() -> Iterator[None]:
     """Policies are loaded onto one device: programs for eight take longer to compile, and users have one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chain, "make_mesh", lambda *_: make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+        patch.setattr(stored, "make_mesh", lambda *_: make_mesh(1, 1, 1, devices=jax.devices()[:1]))
         yield
 
 
@@ -68,7 +68,7 @@ def write_stage(
     experiment = resolve(config)
     write_json_atomic(folder / "experiment.json", {"stage": name, **to_json(experiment.tree)})
     tokenizer.save(folder / "tokenizer.model")
-    layout = chain.load_stage(folder).algorithm.layout
+    layout = stored.load_stage(folder).algorithm.layout
     model = make_model(experiment.models["teacher_model"], V)
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
 

@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, restored bit for bit on any mesh, and never silently wrong."""
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -205,9 +206,8 @@ def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None
 
 
 def every_restored_file(folder: Path) -> list[Path]:
-    """All files of a checkpoint except two that Orbax stamps at the commit and nothing is restored from."""
-    stamped = {folder / "_CHECKPOINT_METADATA", folder / "commit_success.txt"}
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p not in stamped)
+    """All files of a checkpoint but the one that Orbax adds at the commit."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "commit_success.txt")
 
 
 def flip(path: Path) -> None:
@@ -247,6 +247,20 @@ def test_damage_to_any_file_is_named_and_the_previous_good_one_offered(run: Path
         assert_same(restored.arrays, make_state(300))
         checkpoints.save(310, make_state(310), {})
         assert checkpoints.restore(abstract).step == 310  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{}", "[]", '{"files": {}}', '{"files": {"record/metadata": {}}}', '{"files": [1]}', "{", "no hashes"],
+)
+def test_a_manifest_that_vouches_for_nothing_is_damage(run: Path, text: str) -> None:
+    place = run / "400" / "manifest.json"
+    if text == "no hashes":
+        files = json.loads(place.read_text())["files"]
+        text = json.dumps({"files": {name: {"bytes": mark.get("bytes", 1)} for name, mark in files.items()}})
+    place.write_text(text)
+    with Checkpointer(run, keep=2) as checkpoints, pytest.raises(CheckpointError, match="400: is damaged: "):
+        checkpoints.restore(abstract_like(make_state()))
 
 
 def test_when_all_are_damaged_no_good_one_is_promised(run: Path) -> None:

@@ -36,7 +36,7 @@ def test_four_arms_that_differ_in_numbers_compile_once(tmp_path: Path) -> None:
     }
     # Not the shapes of other tests, whose programs this process may hold already.
     config.rl.rollout.max_new_tokens = config.evaluation.max_new_tokens = 7
-    config.sft.length = 39
+    config.sft.length = 49
     before = (train_step._cache_size(), sample._cache_size())
     with compilations() as compiled:
         results, _ = run_ablation(config, tmp_path / "run")

@@ -98,11 +98,26 @@ def test_a_folder_that_disagrees_with_its_hash_is_refused(tmp_path: Path) -> Non
         StageDir.open(tmp_path, "sft", CONFIG)
 
 
-def test_processes_that_are_not_primary_write_nothing(tmp_path: Path) -> None:
-    stage = StageDir.open(tmp_path, "sft", CONFIG, primary=False)
-    with stage.running():
-        stage.finish({"loss": 0.5})
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("text", ["{}", "[]", '"done"', "3", '{"metrics": '])
+def test_a_result_that_is_none_is_one_sentence(tmp_path: Path, text: str) -> None:
+    stage = StageDir.open(tmp_path, "sft", CONFIG)
+    (stage.path / "done.json").write_text(text)
+    with pytest.raises(WorkdirError, match=r"done\.json: (got .*, expected the result|is not the JSON file)"):
+        stage.result()
+
+
+def test_a_label_names_a_new_folder_and_the_hash_alone_finds_it(tmp_path: Path) -> None:
+    made = StageDir.open(tmp_path, "rl", CONFIG, label="lr=3e-4, beta/2 s1")
+    assert made.path.name == f"rl-lr=3e-4-beta-2-s1-{stage_hash(CONFIG, [])}"
+    assert StageDir.open(tmp_path, "rl", CONFIG) == made
+    assert StageDir.open(tmp_path, "rl", CONFIG, label="another") == made
+
+
+@pytest.mark.parametrize("label", ["../../evil", "/etc/evil", "..", ".", "a\0b", "\n", "x" * 300, "[/b]"])
+def test_no_label_leads_out_of_the_workdir(tmp_path: Path, label: str) -> None:
+    made = StageDir.open(tmp_path / "run", "rl", CONFIG, label=label).path
+    assert made.parent == tmp_path / "run" / "stages" and made.resolve() == made
+    assert os.listdir(tmp_path) == ["run"] and len(made.name) < 100
 
 
 HOLD = """
@@ -200,6 +215,26 @@ def test_what_json_cannot_express_is_refused_before_anything_is_written(tmp_path
 def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:
     write_text_atomic(tmp_path / "a.txt", "größe\n")
     assert (tmp_path / "a.txt").read_bytes() == b"gr\xc3\xb6\xc3\x9fe\n"
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_living_ones_stays(tmp_path: Path) -> None:
+    command = (
+        "import os, sys; from research.core import files; files.os.replace = lambda *_: (print('stuck', flush=True), "
+        "sys.stdin.read()); files.write_text_atomic(sys.argv[1], 'half')"
+    )
+    (tmp_path / "stages" / "sft-1").mkdir(parents=True)
+    place = tmp_path / "stages" / "sft-1" / "done.json"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", command, str(place)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert writer.stdout is not None and writer.stdout.readline() == b"stuck\n"
+    (half,) = place.parent.glob(".done.json.*.tmp")
+    os.utime(half, (0, 0))
+    assert files.remove_leftovers(tmp_path) == [] and half.exists()
+    writer.kill()
+    writer.communicate()
+    with hold_workdir(tmp_path, CONFIG):
+        assert not half.exists()
 
 
 # --- versions ---

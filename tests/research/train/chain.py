@@ -11,7 +11,8 @@ from experiments import base
 from research.config.experiment import Experiment
 from research.config.resolve import resolve
 from research.config.tree import merged, to_tree
-from research.train.chain import Finished, Ground, lay_ground, run_chain
+from research.train.chain import Finished, run_chain
+from research.train.setup import Setup, set_up
 from tests.experiments.toy import shrink
 
 
@@ -43,13 +44,13 @@ class Shared:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.config = folder, chain_config(folder)
-        self.ground: Ground = lay_ground(changed(self.config, {}), folder)
-        run_chain(changed(self.config, {}), folder, until="sft", ground=self.ground)
+        self.setup: Setup = set_up(changed(self.config, {}), folder)
+        run_chain(changed(self.config, {}), folder, until="sft", setup=self.setup)
 
     def run(self, changes: Mapping[str, Any], workdir: Path | None = None) -> Finished:
         """The last stage under these changes."""
         experiment = changed(self.config, changes)
-        return run_chain(experiment, workdir or self.folder, ground=self.ground)[-1]
+        return run_chain(experiment, workdir or self.folder, setup=self.setup)[-1]
 
     def copy(self, folder: Path) -> Path:
         """Another working directory, as far."""

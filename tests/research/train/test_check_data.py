@@ -8,7 +8,7 @@ import pytest
 
 from research.core.errors import DataError
 from research.data.split import Split
-from research.train.chain import lay_ground
+from research.train.setup import set_up
 from tests.research.train.chain import chain_config, changed
 
 
@@ -31,7 +31,7 @@ def test_lengths_are_checked_before_the_first_step(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        lay_ground(changed(chain_config(tmp_path), changes), tmp_path)
+        set_up(changed(chain_config(tmp_path), changes), tmp_path)
     assert not (tmp_path / "stages").exists()
 
 
@@ -47,8 +47,7 @@ def test_one_long_prompt_of_a_later_stage_is_named_by_file_and_line(tmp_path: Pa
         "sft.length": 64,
     }
     assert (
-        lay_ground(changed(chain_config(tmp_path), changes), tmp_path).sources.task.answer(records[0])
-        == "#### 1"
+        set_up(changed(chain_config(tmp_path), changes), tmp_path).sources.task.answer(records[0]) == "#### 1"
     )
     with pytest.raises(DataError, match=r"^rl: mine\.jsonl:39: the prompt has \d+ tokens, expected at"):
-        lay_ground(changed(chain_config(tmp_path), {**changes, "data.too_long": "error"}), tmp_path)
+        set_up(changed(chain_config(tmp_path), {**changes, "data.too_long": "error"}), tmp_path)

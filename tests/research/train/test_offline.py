@@ -8,7 +8,7 @@ import numpy as np
 from research.algorithms.sft import NextToken
 from research.core.batch import Batch, PreferenceBatch, SequenceBatch
 from research.data.packing import assemble_row, empty_row
-from research.train.offline import as_batch, count_tokens
+from research.train.batches import as_batch, count_tokens
 
 
 def batch_of(arrays: dict[str, np.ndarray], given: str = "chat") -> Batch:

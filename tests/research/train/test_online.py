@@ -15,7 +15,7 @@ from research.core.checkpoint import restore_subtree
 from research.core.state import abstract_state
 from research.rollouts.samples import Collected, rollout_metrics
 from research.train.chain import Finished
-from research.train.offline import count_tokens
+from research.train.batches import count_tokens
 from tests.research.algorithms.toy import grpo, rollouts
 from tests.research.train.chain import Shared
 
@@ -112,7 +112,7 @@ def test_an_iteration_of_truncated_completions_moves_no_controller(
     logged = [line for line in lines(done, "metrics.jsonl") if "kl/reference" in line]
     assert [line["step"] for line in logged] == [1, 3]
     assert {line["completions/truncated_fraction"] for line in logged} == {1.0}
-    layout = abstract_state(shared.ground.models["model"], shared.ground.mesh, ADAMW, "actor_critic")
+    layout = abstract_state(shared.setup.models["model"], shared.setup.mesh, ADAMW, "actor_critic")
     record = restore_subtree(done.folder.checkpoints, layout.params).record
     assert record["objective_scalars"]["kl_coef"] == pytest.approx(0.05)
 

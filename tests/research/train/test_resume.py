@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from research.train.chain import load_policy
+from research.train.stored import load_policy
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -41,8 +41,8 @@ class Killed(BaseException):
 
 def state_of(shared: Shared, done: Finished) -> tuple[dict[str, str], dict[str, Any]]:
     """Digests of every parameter and the record, of the newest checkpoint."""
-    model = shared.ground.models["model"]
-    params = abstract_params(model, shared.ground.mesh, "actor_critic")
+    model = shared.setup.models["model"]
+    params = abstract_params(model, shared.setup.mesh, "actor_critic")
     restored = restore_subtree(done.folder.checkpoints, params)
     digests = {
         jax.tree_util.keystr(path): hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.train import online
+from research.core.errors import DivergedError
+from research.train import chain, online
 from research.train.session import Session
+from research.train.updates import BATCH
 from tests.research.train.chain import Shared
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -21,9 +24,9 @@ def watch(monkeypatch: pytest.MonkeyPatch, look: Callable[[Session, int, bool], 
     """Calls `look(session, step, after)` around every iteration."""
     iterate = online._iterate
 
-    def watched(session: Session, keeper: Any, step: int) -> Any:
+    def watched(session: Session, state: Any, step: int) -> Any:
         look(session, step, False)
-        found = iterate(session, keeper, step)
+        found = iterate(session, state, step)
         look(session, step, True)
         return found
 
@@ -63,21 +66,23 @@ def test_reference_budget_and_errors_of_a_run(
 
     def look(session: Session, step: int, after: bool) -> None:
         if step == 1 and not after:
-            reference = session.frozen().reference
+            reference = session.learner.frozen().reference
             assert reference is not None
-            shares = [a is b for a, b in zip(leaves(reference.params), leaves(session.policy), strict=True)]
+            shares = [
+                a is b for a, b in zip(leaves(reference.params), leaves(session.learner.policy), strict=True)
+            ]
             assert all(shares), "a second copy before the first update"
             start.append(jax.device_get(reference.params))
         if after:
-            reference = session.frozen().reference
-            assert reference is not None and session.moved
+            reference = session.learner.frozen().reference
+            assert reference is not None and session.learner.moved
             assert not any(
-                a is b for a, b in zip(leaves(reference.params), leaves(session.policy), strict=True)
+                a is b for a, b in zip(leaves(reference.params), leaves(session.learner.policy), strict=True)
             )
             assert same(jax.device_get(reference.params), start[0]), "the reference moved"
-            assert not same(jax.device_get(session.policy), start[0]), "the policy did not"
-            assert session.frozen().reference is reference, "loaded once"
-            drawn.append(session.spent.completions_sampled)
+            assert not same(jax.device_get(session.learner.policy), start[0]), "the policy did not"
+            assert session.learner.frozen().reference is reference, "loaded once"
+            drawn.append(session.learner.spent.completions_sampled)
 
     watch(monkeypatch, look)
     done = shared.run(
@@ -123,3 +128,41 @@ def test_nothing_is_compiled_after_the_second_iteration(
     counts = [json.loads(line)["compilations"] for line in lines]
     assert len(counts) == 4 and counts[0] > 0
     assert counts[1] == counts[2] == counts[3]
+
+
+def test_a_learning_rate_that_diverges_stops_the_run_and_keeps_the_batch(
+    shared: Shared, tmp_path: Path
+) -> None:
+    workdir = shared.copy(tmp_path)
+    with pytest.raises(
+        DivergedError, match=r"updates in a row were skipped .*max_skipped=2.* is in .*not_finite\.npz"
+    ):
+        shared.run(
+            {"rl.optimizer.learning_rate": 1e30, "rl.steps": 9, "rl.optimizer.max_skipped": 2}, workdir
+        )
+    (folder,) = (workdir / "stages").glob("rl-*")
+    assert not (folder / "done.json").exists()
+    batch = np.load(folder / BATCH)
+    assert any(name.endswith("tokens") for name in batch) and all(batch[name].size for name in batch)
+
+
+def test_a_run_without_any_update_is_no_result(shared: Shared, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="all 2 updates were skipped"):
+        shared.run({"rl.optimizer.learning_rate": 1e30, "rl.steps": 2}, shared.copy(tmp_path))
+
+
+def test_no_stage_starts_from_what_is_not_finite(
+    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = chain._Chain._read
+
+    def broken(*arguments: Any) -> Any:
+        found = read(*arguments)
+        params = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), found.network.params)
+        return found._replace(network=found.network.replace(params=params))
+
+    monkeypatch.setattr(chain._Chain, "_read", broken)
+    with pytest.raises(
+        DivergedError, match="rl: starts from parameters that are not all finite, .*result of sft"
+    ):
+        shared.run({"rl.seed": 77}, shared.copy(tmp_path))

@@ -1,0 +1,168 @@
+"""What a stage trains: its state, the frozen models beside it, and the jitted steps on both."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from models.config import ModelConfig
+from models.transformer import Params
+from research.algorithms.base import Frozen, Scalars
+from research.core.batch import Batch
+from research.core.errors import DivergedError
+from research.core.mesh import to_device
+from research.core.network import Network
+from research.core.state import TrainState, abstract_state, policy_of, state_from_params
+from research.train.budget import Spending
+from research.train.build import build
+from research.train.run import StageRun
+from research.train.step import eval_step, prepare_step, train_step
+
+
+class Learner:
+    """The state of one stage in training.
+
+    Attributes:
+      run: the stage.
+      algorithm, scalars: what its steps are made of, static and traced.
+      state: parameters and optimizer; set by `start` or `restore`.
+      spent: what training has cost.
+      moved: whether the policy has left the parameters that the stage started from.
+    """
+
+    state: TrainState
+
+    def __init__(self, run: StageRun) -> None:
+        """Without a state."""
+        self.run = run
+        self.algorithm, self.scalars = build(run.stage, run.sources.tokenizer)
+        self.spent = Spending(run.model)
+        self.moved = False
+        self._frozen: Frozen | None = None
+
+    @property
+    def abstract(self) -> TrainState:
+        """Shapes and shardings of the state."""
+        run = self.run
+        return abstract_state(run.model, run.mesh, run.stage.rule, self.algorithm.layout)
+
+    def start(self) -> None:
+        """A fresh optimizer on what the stage starts from; DivergedError if some of that is not finite."""
+        run, layout = self.run, self.algorithm.layout
+        params = run.initial_params(layout)
+        if not _all_finite(params):
+            raise DivergedError(
+                f"{run.stage.name}: starts from parameters that are not all finite, expected a result of "
+                f"{run.stage.start or 'the initialisation'} that did not diverge"
+            )
+        self.state = state_from_params(params, run.model, run.mesh, run.stage.rule, layout)
+
+    def restore(self, state: TrainState, record: Mapping[str, Any], *, moved: bool) -> None:
+        """Goes on from a checkpoint."""
+        self.state, self.moved = state, moved
+        self.spent.restore(record["spent"])
+        self._set({key: np.float32(value) for key, value in record["objective_scalars"].items()})
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides the state."""
+        scalars = {key: float(value) for key, value in self.scalars.objective.items()}
+        return {"spent": self.spent.record(), "objective_scalars": scalars}
+
+    @property
+    def policy(self) -> Params:
+        """The policy as it is now."""
+        return policy_of(self.state.params, self.algorithm.layout)
+
+    def frozen(self) -> Frozen:
+        """The frozen models that the algorithm asks for.
+
+        A reference that equals the policy is the policy itself until the first update: no second copy before.
+        """
+        if self._frozen is not None:
+            return self._frozen
+        roles, found = self.run.stage.roles, Frozen()
+        if "teacher" in self.algorithm.roles:
+            found = found.replace(teacher=self.run.policy(roles.teacher))
+        if "reference" in self.algorithm.roles:
+            own = roles.reference in ("", self.run.stage.start)
+            if own and not self.moved:
+                return found.replace(reference=Network(self.policy, self.run.model))
+            found = found.replace(reference=self.run.policy(roles.reference or self.run.stage.start))
+        self._frozen = found
+        return found
+
+    def prepare(self, batch: Batch, counts: Mapping[str, Any] | None) -> Batch:
+        """The global batch on the device, with what is computed once on it.
+
+        `counts` is what it spends; None where it is evaluated only.
+        """
+        batch = to_device(self.run.mesh, batch)
+        if not self.algorithm.prepares:
+            return batch
+        frozen = self.frozen()
+        if counts is not None:
+            if frozen.reference is not None:
+                self._forward(frozen.reference.config, counts)
+            if self.algorithm.layout == "actor_critic":
+                self._forward(self.run.model, counts)
+        return prepare_step(
+            self.state.params,
+            batch,
+            self.scalars.objective,
+            frozen,
+            algorithm=self.algorithm,
+            config=self.run.model,
+        )
+
+    def update(self, batch: Batch, counts: Mapping[str, Any]) -> dict[str, Any]:
+        """One optimizer step on a prepared batch; returns its metrics."""
+        frozen = self._loss_models()
+        if frozen.teacher is not None:
+            self._forward(frozen.teacher.config, counts)
+        self.state, metrics = train_step(
+            self.state,
+            batch,
+            self.scalars,
+            frozen,
+            algorithm=self.algorithm.for_update,
+            config=self.run.model,
+            micro_batches=self.run.stage.micro_batches,
+        )
+        self.moved = True
+        self.spent.trained(**counts, networks=2 if self.algorithm.layout == "actor_critic" else 1)
+        return metrics
+
+    def measure(self, batch: Batch) -> dict[str, Any]:
+        """Loss and metrics of a prepared batch as sums, without learning from it."""
+        return eval_step(
+            self.state.params,
+            batch,
+            self.scalars.objective,
+            self._loss_models(),
+            algorithm=self.algorithm.for_update,
+            config=self.run.model,
+        )
+
+    def adapt(self, metrics: Mapping[str, float], completions: int) -> None:
+        """Lets the algorithm's controllers set the next iteration's scalars."""
+        self._set(self.algorithm.adapt(self.scalars.objective, metrics, completions))
+
+    def _set(self, objective: Scalars) -> None:
+        self.scalars = self.scalars._replace(objective={**self.scalars.objective, **objective})
+
+    def _loss_models(self) -> Frozen:
+        """The frozen models that the loss itself reads: a teacher. Reference log-probs are precomputed in `prepare`."""
+        if "teacher" not in self.algorithm.roles:
+            return Frozen()
+        return self.frozen().replace(reference=None)
+
+    def _forward(self, model: ModelConfig, counts: Mapping[str, Any]) -> None:
+        self.spent.forward(model=model, real_tokens=counts["real_tokens"], context=counts["context"])
+
+
+@jax.jit
+def _all_finite(params: Params) -> Bool[Array, ""]:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()

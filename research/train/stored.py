@@ -1,0 +1,178 @@
+"""Stages that are on disk: their folders hold all it takes to use what they have trained."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from models.config import ModelConfig
+from models.transformer import Params
+from research.algorithms.base import Algorithm
+from research.config.experiment import Experiment, Stage
+from research.config.identity import model_identity
+from research.config.resolve import resolve_tree
+from research.config.tree import Tree
+from research.core.checkpoint import restore_subtree
+from research.core.errors import ConfigError, TemperError, WorkdirError
+from research.core.files import read_json
+from research.core.mesh import make_mesh
+from research.core.network import Network
+from research.core.stages import StageDir, describe_difference
+from research.core.state import Layout, abstract_params, policy_of
+from research.data.tokenizer import Tokenizer, load_tokenizer
+from research.train.run import StageResult
+
+TOKENIZER, EXPERIMENT = "tokenizer.model", "experiment.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A trained model read back from a stage's folder, which holds all it takes.
+
+    Attributes:
+      params: its newest parameters.
+      model: static model description.
+      tokenizer: the one it was trained with.
+      mesh: the devices it lies on.
+      experiment: the config that it came from.
+      max_length: tokens that the model can read at most, prompt and completion together.
+    """
+
+    params: Params
+    model: ModelConfig
+    tokenizer: Tokenizer
+    mesh: Mesh
+    experiment: Tree
+    max_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedStage:
+    """What a stage's folder says of what it has trained; the parameters are read when asked for.
+
+    Attributes:
+      folder: <workdir>/stages/<name>-<hash>.
+      stage: its config.
+      experiment: the config that it came from.
+      tree: the same as plain keys and values.
+      algorithm: what trained it; its layout says what the parameters are.
+      model: static model description.
+      tokenizer: the one it was trained with.
+    """
+
+    folder: Path
+    stage: Stage
+    experiment: Experiment
+    tree: Tree
+    algorithm: Algorithm
+    model: ModelConfig
+    tokenizer: Tokenizer
+
+    @property
+    def name(self) -> str:
+        """The stage's."""
+        return self.stage.name
+
+    @property
+    def layout(self) -> Layout:
+        """What the parameters are."""
+        return self.algorithm.layout
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the model can read at most."""
+        return self.experiment.models[self.stage.model].max_length
+
+    def params(self, mesh: Mesh) -> Params:
+        """The newest parameters, split over the mesh; CheckpointError if there are none that can be read."""
+        params = abstract_params(self.model, mesh, self.layout)
+        return restore_subtree(self.folder / "checkpoints", params).arrays
+
+    def result(self, mesh: Mesh) -> StageResult:
+        """What it has trained, for a stage that reads it."""
+        return StageResult(Network(self.params(mesh), self.model), self.layout)
+
+    def check_same(self, key: str, experiment: Experiment, model: str, tokenizer: Tokenizer) -> None:
+        """Refuses a stage of another tokenizer, or where `model` is given, of another model than that section's.
+
+        Raises:
+          ConfigError: names `key`, which named the folder, and what differs.
+        """
+        if self.tokenizer.sha256 != tokenizer.sha256:
+            raise ConfigError(
+                f"{key}: {self.folder} was trained with another tokenizer, expected this one's; "
+                f"data.tokenizer.path={self.folder / TOKENIZER} uses that one"
+            )
+        if not model:
+            return
+        there, here = model_identity(self.experiment, self.stage.model), model_identity(experiment, model)
+        difference = describe_difference(there, here)
+        if difference is not None:
+            raise ConfigError(f"{key}: {self.folder} was trained with another model: {model}.{difference}")
+
+
+def load_stage(folder: Path) -> TrainedStage:
+    """Reads a stage's folder but for its parameters.
+
+    Raises:
+      WorkdirError: the folder is not a stage's, or another version of Temper has written it.
+      DataError: its tokenizer cannot be read.
+    """
+    for name in (EXPERIMENT, TOKENIZER):
+        if not (folder / name).exists():
+            raise WorkdirError(f"{folder}: is not the folder of a stage that has run, expected {name} in it")
+    place = folder / EXPERIMENT
+    found: Any = read_json(place)
+    if not isinstance(found, dict) or not isinstance(found.get("stage"), str):
+        raise WorkdirError(f"{place}: expected an experiment's keys, and the stage's name under 'stage'")
+    tree = {key: value for key, value in found.items() if key != "stage"}
+    try:
+        experiment = resolve_tree(tree)
+        if found["stage"] not in experiment.names:
+            raise ConfigError(f"stage: got {found['stage']!r}, expected one of {', '.join(experiment.names)}")
+    except TemperError as error:
+        raise WorkdirError(
+            f"{place}: cannot be used: {error} (another version of Temper may have written it)"
+        ) from error
+    stage = experiment.stage(found["stage"])
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    return TrainedStage(
+        folder=folder,
+        stage=stage,
+        experiment=experiment,
+        tree=tree,
+        algorithm=stage.objective.static(stage.options, False, 2, 1),
+        model=experiment.model_config(tokenizer.vocab_size, stage.model),
+        tokenizer=tokenizer,
+    )
+
+
+def load_finished(folder: Path, key: str) -> TrainedStage:
+    """The stage of a folder that a config's `key` names.
+
+    Raises:
+      ConfigError: it is none, or not finished.
+    """
+    try:
+        if StageDir.at(folder).result() is None:
+            raise ConfigError(f"{key}: got {folder}, which is not finished (it has no done.json)")
+        return load_stage(folder)
+    except WorkdirError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def load_policy(folder: Path, mesh: Mesh | None = None) -> Policy:
+    """Loads the newest parameters of a policy's stage; without a mesh, all devices are replicas.
+
+    Raises:
+      WorkdirError: the folder is not a stage's, or holds no policy.
+      CheckpointError: it holds no readable checkpoint.
+    """
+    stage = load_stage(folder)
+    layout = stage.algorithm.layout
+    if layout not in ("policy", "actor_critic"):
+        raise WorkdirError(f"{folder}: holds a {layout}, expected a policy, which can be sampled")
+    mesh = mesh or make_mesh(-1, 1, 1)
+    params = policy_of(stage.params(mesh), layout)
+    return Policy(params, stage.model, stage.tokenizer, mesh, stage.tree, stage.max_length)
