@@ -1,7 +1,6 @@
 """The optimizer against optax's own pieces, assembled another way, and against NumPy."""
 
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -140,35 +139,6 @@ def test_clipping_is_by_the_global_norm() -> None:
     norm = np.sqrt(6 * 9 + 3 * 16)
     np.testing.assert_allclose(state[1][0].mu["w"], 0.1 * 3.0 / norm, rtol=1e-5)
     np.testing.assert_allclose(state[1][0].mu["norm"]["scale"], 0.1 * 4.0 / norm, rtol=1e-5)
-
-
-MY_RULE = '''"""A user's optimizer."""
-
-import optax
-
-from research.config.schema import number
-from research.core.optim import Rule, Schedule
-
-def signs(options):
-    return optax.chain(optax.sign_sgd(-1.0), optax.scale(options["scale"]))
-
-
-sign = Rule({"scale": number(1.0, "Size of a step.", 0)}, signs)
-half = Schedule({}, lambda _options, done: 1.0 - 0.5 * done)
-'''
-
-
-def test_a_rule_and_a_schedule_of_a_users_file(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(MY_RULE, encoding="utf-8")
-    names = (f"rl.optimizer.name={tmp_path}/mine.py:sign", f"rl.optimizer.schedule={tmp_path}/mine.py:half")
-    stage = resolve(
-        base.get_config(), (*names, "rl.optimizer.sign.scale=3", "rl.optimizer.warmup_steps=0")
-    ).stage("rl")
-    s = optimizer_of(stage)
-    updates, _ = make_optimizer(s, jnp.int32(50)).update(
-        {"w": jnp.array([2.0, -0.1])}, init_optimizer({"w": jnp.zeros(2)}, s.rule), {"w": jnp.zeros(2)}
-    )
-    np.testing.assert_allclose(updates["w"], [-3 * 0.75e-3, 3 * 0.75e-3], rtol=1e-6)
 
 
 def test_sgd_is_optax_sgd() -> None:
