@@ -10,7 +10,8 @@ from experiments import quickstart
 from research.config.references import find
 from research.config.resolve import resolve
 from research.environments.base import Completion
-from research.train.chain import lay_ground, run_chain
+from research.train.chain import run_chain
+from research.train.setup import set_up
 from tests.experiments.toy import shrink
 from tests.research.algorithms.toy import quick_compilation
 
@@ -36,12 +37,12 @@ def test_a_task_and_an_optimizer_train(tmp_path: Path) -> None:
     config = shrink(quickstart.get_config(), tmp_path)
     config.stages = ("sft",)
     experiment = resolve(config, (*NAMES, *OPTIMIZER))
-    ground = lay_ground(experiment, tmp_path / "run")
-    assert ground.sources.task.answer(ground.sources.held_out[0]) == str(
-        len(ground.sources.held_out[0]["prompt"])
+    setup = set_up(experiment, tmp_path / "run")
+    assert setup.sources.task.answer(setup.sources.held_out[0]) == str(
+        len(setup.sources.held_out[0]["prompt"])
     )
-    (done,) = run_chain(experiment, tmp_path / "run", ground=ground)
-    assert 0 <= done.result["metrics"]["eval/pass@1"] <= 1
+    (done,) = run_chain(experiment, tmp_path / "run", setup=setup)
+    assert 0 <= done.metrics["eval/pass@1"] <= 1
 
 
 def test_an_environment_and_a_tool_answer() -> None:

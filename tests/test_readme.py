@@ -11,7 +11,7 @@ import pytest
 
 from experiments import quickstart
 from research.config.resolve import resolve
-from research.train.chain import Finished, lay_ground, run_chain
+from research.train.chain import Finished, run_chain
 from tests.experiments.toy import shrink
 from tests.research.algorithms.toy import quick_compilation
 
@@ -39,7 +39,7 @@ def train(folder: Path) -> list[Finished]:
     config = shrink(quickstart.get_config(), folder)
     config.stages = ("sft", "rl")
     experiment = resolve(config, overrides())
-    return run_chain(experiment, folder / "run", ground=lay_ground(experiment, folder / "run"))
+    return run_chain(experiment, folder / "run")
 
 
 def test_a_reward_and_an_evaluator_in_files_of_a_users_own(
@@ -59,7 +59,7 @@ def test_a_reward_and_an_evaluator_in_files_of_a_users_own(
     ]
     Path("problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     sft, rl = train(tmp_path)
-    assert 0 <= rl.result["metrics"]["eval/short"] <= 1 and "eval/pass@1" in rl.result["metrics"]
+    assert 0 <= rl.metrics["eval/short"] <= 1 and "eval/pass@1" in rl.metrics
     logged = [json.loads(line) for line in (rl.folder.path / "metrics.jsonl").read_text("utf-8").splitlines()]
     row = next(row for row in logged if "reward/mean" in row)
     assert 0 < row["reward/right_and_short/unknown"] < 1

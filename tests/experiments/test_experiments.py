@@ -77,9 +77,9 @@ def test_it_survives_two_steps_at_toy_size(name: str, tmp_path: Path) -> None:
     finished = run_chain(resolve(config), tmp_path / "run")
     assert [done.stage.name for done in finished] == list(config.stages)
     for done in finished:
-        metrics = done.result["metrics"]
+        metrics = done.metrics
         assert metrics and all(value == value for value in metrics.values()), metrics
         assert done.result["budget"]["tokens_trained"] > 0 or done.stage.online
     assert not undescribed(tmp_path / "run")
     if finished[-1].stage.samples:
-        assert 0 <= finished[-1].result["metrics"]["eval/pass@1"] <= 1
+        assert 0 <= finished[-1].metrics["eval/pass@1"] <= 1

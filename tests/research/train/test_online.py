@@ -14,8 +14,8 @@ from research.config.optimizers import ADAMW
 from research.core.checkpoint import restore_subtree
 from research.core.state import abstract_state
 from research.rollouts.samples import Collected, rollout_metrics
-from research.train.chain import Finished
 from research.train.batches import count_tokens
+from research.train.chain import Finished
 from tests.research.algorithms.toy import grpo, rollouts
 from tests.research.train.chain import Shared
 
