@@ -1,4 +1,4 @@
-"""pass@k, maj@k, best-of-n and exact match from samples per problem, and bootstrap error bars over the problems.
+"""pass@k, maj@k and best-of-n from samples per problem, and bootstrap error bars over the problems.
 
 Every estimator returns one value per problem, so that two models can be compared problem by problem;
 `mean_with_error` turns them into a mean with an interval.
@@ -89,44 +89,15 @@ def majority_at_k(
     Raises:
       DataError: a problem has fewer than k samples.
     """
-    ones = [[1.0] * len(given) for given in answers]
-    return weighted_majority_at_k(answers, correct, ones, k, trials=trials, seed=seed)
-
-
-def weighted_majority_at_k(
-    answers: Sequence[Sequence[str | None]],
-    correct: Sequence[Sequence[bool]] | NDArray[Any],
-    weights: Sequence[Sequence[float]] | NDArray[Any],
-    k: int,
-    *,
-    trials: int = 400,
-    seed: int = 0,
-) -> Values:
-    """The chance that the answer with the largest sum of a scorer's weights over k samples is right.
-
-    `argmax_a sum_{i in S} w_i [answer_i = a]` (Li et al. 2023, "Making Language Models Better Reasoners with
-    Step-Aware Verifier", its voting verifier), over subsets S as in `majority_at_k`.
-
-    Args:
-      answers, correct, k, trials, seed: as for `majority_at_k`.
-      weights: [P][n], >= 0 and finite.
-
-    Returns:
-      [P] float64.
-
-    Raises:
-      DataError: a problem has fewer than k samples, or a weight is negative, NaN or infinite.
-    """
     if k < 1:
         raise DataError(f"maj@k: got k = {k}, expected >= 1.")
     values = []
-    for problem, (given, right, weight) in enumerate(zip(answers, correct, weights, strict=True)):
-        n = len(given)
+    for problem, (row, right) in enumerate(zip(answers, correct, strict=True)):
+        n = len(row)
         if n < k:
             raise DataError(f"maj@{k}: problem {problem} has {n} samples, expected at least {k}.")
-        check_weights([weight], name=f"maj@{k}", first=problem)
         draws = subsets(shuffles(n, trials, seed=seed, problem=problem), k)
-        values.append(float(vote(draws, given, right, weight).mean()))
+        values.append(float(vote(draws, row, right, np.ones(n)).mean()))
     return np.array(values, dtype=np.float64)
 
 
@@ -180,44 +151,27 @@ def check_scores(scores: ArrayLike, shape: tuple[int, int], *, name: str) -> Val
     return found
 
 
-def check_weights(weights: ArrayLike, *, name: str, first: int = 0) -> Values:
-    """Votes' weights [P, M] as float64; `first` is the first problem's place.
+def check_weights(weights: ArrayLike, *, name: str) -> Values:
+    """Votes' weights [P, M] as float64.
 
     Raises:
       DataError: a weight is negative, NaN or infinite: names the problem and the sample.
     """
     found = np.asarray(weights, dtype=np.float64)
     wrong = ~(np.isfinite(found) & (found >= 0))
-    _refuse(wrong, found, name=name, expected="a finite weight >= 0", first=first)
+    _refuse(wrong, found, name=name, expected="a finite weight >= 0")
     return found
 
 
-def _refuse(wrong: NDArray[np.bool_], found: Values, *, name: str, expected: str, first: int = 0) -> None:
+def _refuse(wrong: NDArray[np.bool_], found: Values, *, name: str, expected: str) -> None:
     places = np.argwhere(wrong)
     if len(places):
         problem, sample = places[0]
         more = f" (and {len(places) - 1} more such)" if len(places) > 1 else ""
         raise DataError(
-            f"{name}: problem {problem + first}, sample {sample}: got {found[problem, sample]}, expected "
+            f"{name}: problem {problem}, sample {sample}: got {found[problem, sample]}, expected "
             f"{expected}{more}."
         )
-
-
-def exact_match(predictions: Sequence[str | None], answers: Sequence[str]) -> Values:
-    """1 where a prediction equals the answer but for surrounding blanks, else 0; None never matches.
-
-    Args:
-      predictions: [P].
-      answers: [P].
-
-    Returns:
-      [P] float64.
-    """
-    return np.array(
-        [given is not None and given.strip() == answer.strip()
-         for given, answer in zip(predictions, answers, strict=True)],
-        dtype=np.float64,
-    )  # fmt: skip
 
 
 def mean_with_error(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Estimate:

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 
 from research.core.errors import DataError
+from research.evals.draws import shuffles, subsets, vote
 from research.evals.passk import (
     best_of_n,
-    exact_match,
     majority_at_k,
     mean_with_error,
     pass_at_k,
-    weighted_majority_at_k,
 )
 
 
@@ -118,21 +117,16 @@ def test_weighted_majority_enumerated():
         weights = rng.integers(0, 4, size=6) / 10 if trial % 2 else rng.random(6)
         for k in range(1, 7):
             expected = _weighted_by_enumeration(answers, correct, weights, k)
-            found = weighted_majority_at_k([answers], [correct], [weights], k)
-            np.testing.assert_allclose(found, [expected], atol=1e-12)
+            found = vote(subsets(shuffles(6, 400, seed=0, problem=0), k), answers, correct, weights)
+            np.testing.assert_allclose(found.mean(), expected, atol=1e-12)
 
 
 def test_equal_weights_are_a_plain_majority_at_any_scale():
-    answers, correct = [list("aabbcd")], [[True, True, False, False, False, False]]
+    answers, correct = list("aabbcd"), [True, True, False, False, False, False]
+    draws = subsets(shuffles(6, 400, seed=0, problem=0), 4)
     for scale in (1.0, 1e-12, 1e12):
-        found = weighted_majority_at_k(answers, correct, [[scale] * 6], 4)
-        np.testing.assert_allclose(found, majority_at_k(answers, correct, 4))
-
-
-@pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
-def test_weights_that_cannot_vote_are_refused_by_name(weight):
-    with pytest.raises(DataError, match=r"maj@2: problem 1, sample 2: got .* expected a finite weight >= 0"):
-        weighted_majority_at_k([list("abc")] * 2, [[True] * 3] * 2, [[1, 1, 1], [1, 1, weight]], 2)
+        found = vote(draws, answers, correct, [scale] * 6).mean()
+        np.testing.assert_allclose(found, majority_at_k([answers], [correct], 4)[0])
 
 
 def _best_by_enumeration(scores, correct, n):
@@ -175,10 +169,6 @@ def test_best_of_n_refuses():
         best_of_n(np.zeros((2, 3)), correct, 4)
     with pytest.raises(DataError, match=r"got scores of shape \(2, 2\), expected \(2, 3\)"):
         best_of_n(np.zeros((2, 2)), correct, 2)
-
-
-def test_exact_match():
-    np.testing.assert_array_equal(exact_match([" 12 ", "13", None], ["12", "12", "12"]), [1.0, 0.0, 0.0])
 
 
 def test_mean_with_error_against_a_plain_bootstrap():

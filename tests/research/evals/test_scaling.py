@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from research.core.errors import DataError
-from research.evals.passk import best_of_n, majority_at_k, weighted_majority_at_k
+from research.evals.draws import shuffles, subsets, vote
+from research.evals.passk import best_of_n, majority_at_k
 from research.evals.scaling import difference, powers_of_two, scaling_curves, vote_weights
 
 
@@ -49,8 +50,16 @@ def test_points_are_the_estimators_and_exact_where_all_subsets_are_tried():
         expected = {
             "majority": majority_at_k(data["answers"], correct, n, trials=20),
             "best_of_n:rm": best_of_n(data["scores"]["rm"], correct, n),
-            "weighted:rm": weighted_majority_at_k(
-                data["answers"], correct, data["weights"]["rm"], n, trials=20
+            "weighted:rm": np.array(
+                [
+                    vote(
+                        subsets(shuffles(len(row), 20, seed=0, problem=p), n),
+                        *row_of,
+                        data["weights"]["rm"][p],
+                    ).mean()
+                    for p, row in enumerate(correct)
+                    for row_of in [(data["answers"][p], row)]
+                ]
             ),
         }
         for name, values in expected.items():
