@@ -33,6 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "evaluation": {},
             "sampler": {},
             "tools": {},
+            "records": {},
             # arms: name -> overrides, each "dotted.key=value"; grid: dotted key -> values. Names may have dots.
             "ablation": ConfigDict({"arms": {}, "grid": {}}, convert_dict=False),
         }

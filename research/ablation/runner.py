@@ -144,6 +144,7 @@ def _report(planned: Plan, results: list[RunResult], workdir: Path) -> ReportPat
         question=base.question,
         metric=base.ablation.metric,
         control=control,
+        pairs=tuple((a, b) for a, _, b in (pair.partition(":") for pair in base.ablation.pairs)),
         higher_is_better=base.ablation.higher_is_better,
         base_config_text=_text(planned.experiments[control]),
         versions=collect_versions(),

@@ -12,6 +12,7 @@ from research.config.sections import (
     Facts,
     Mesh,
     Model,
+    Records,
     Sampler,
     StageSection,
     Tools,
@@ -103,7 +104,7 @@ class Experiment:
       name, question: for the report.
       stages: in an order in which each comes after those that it reads.
       models: the sections `model` and `teacher_model`, as far as stages use them.
-      mesh, data, evaluation, sampler, tools, ablation: the sections of these names.
+      mesh, data, evaluation, sampler, tools, records, ablation: the sections of these names.
       parsed: the sections as they were parsed, with the components that they name.
       tree: every key and its value.
     """
@@ -117,6 +118,7 @@ class Experiment:
     evaluation: Evaluation
     sampler: Sampler
     tools: Tools
+    records: Records
     ablation: Ablation
     parsed: Mapping[str, Section]
     tree: Tree

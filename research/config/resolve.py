@@ -17,6 +17,7 @@ from research.config.sections import (
     Mesh,
     Model,
     Objective,
+    Records,
     Sampler,
     StageSection,
     Tools,
@@ -41,6 +42,7 @@ SECTIONS: Mapping[str, type] = {
     "evaluation": Evaluation,
     "sampler": Sampler,
     "tools": Tools,
+    "records": Records,
     "ablation": Ablation,
 }
 _HEAD = ("name", "question", "stages")

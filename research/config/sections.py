@@ -481,6 +481,18 @@ class StageSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class Records:
+    """What is written down besides files of metrics, in the working directory."""
+
+    sinks: tuple[str, ...] = key(
+        ("tensorboard",),
+        "Where every metric also goes. wandb needs the extra `wandb`.",
+        choices=("tensorboard", "wandb"),
+        effect="record",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Ablation:
     """Which arms and seeds are compared, and by what."""
 
@@ -492,5 +504,3 @@ class Ablation:
     metric: str = key("eval/pass@1", "Of the final evaluation.", effect="report")
     higher_is_better: bool = key(True, "Which way is up.", effect="report")
     pairs: tuple[str, ...] = key((), "Further pairs of arms to test, each 'a:b'.", effect="report")
-    sinks: tuple[str, ...] = key(("tensorboard",), "Where metrics also go: tensorboard, wandb.",
-                                 choices=("tensorboard", "wandb"), effect="record")  # fmt: skip

@@ -119,6 +119,7 @@ class _Chain:
             label=f"{label} ({stage.objective.name})",
             yardstick=self.setup.yardstick,
             interrupts=self.interrupts,
+            sinks=self.experiment.records.sinks,
             extends=Path(stage.extend) if stage.extend else None,
             interaction=self.setup.interaction,
         )

@@ -39,6 +39,7 @@ class StageRun:
       evaluators: what measures its policy, by name; those that can.
       curve_evaluation: identity of these measurements.
       interrupts: says when to save and to stop.
+      sinks: where metrics go besides files.
       extends: folder of the finished stage whose whole state this one continues, if any.
       interaction: what answers the policy while it is sampled, if anything.
     """
@@ -56,6 +57,7 @@ class StageRun:
     interrupts: Interrupts
     evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
     curve_evaluation: str = ""
+    sinks: tuple[str, ...] = ()
     extends: Path | None = None
     interaction: Interaction | None = None
 

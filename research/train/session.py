@@ -71,9 +71,7 @@ class Session:
         else:
             offsets = restored.record["offsets"]
             self._restore(restored)
-        sinks = make_sinks(
-            ("tensorboard",), run.folder.path.parent.parent, run.label, identity=run.folder.hash
-        )
+        sinks = make_sinks(run.sinks, run.folder.path.parent.parent, run.label, identity=run.folder.hash)
         self.writer = MetricsWriter(run.folder.path, offsets=offsets, sinks=sinks)
         self._compiled = CompilationCounter()
         deferred = run.interrupts.deferred("saving after this step, then stopping; once more stops at once")

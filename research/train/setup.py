@@ -13,6 +13,7 @@ from research.config.tree import Tree
 from research.core.errors import ConfigError
 from research.core.mesh import check_rows, make_mesh
 from research.core.progress import say
+from research.core.sinks import check_sinks
 from research.core.state import abstract_params
 from research.data.tokenizer import Tokenizer
 from research.environments.interaction import Interaction, make_interaction
@@ -55,6 +56,7 @@ def set_up(experiment: Experiment, workdir: Path) -> Setup:
       ConfigError: rows or the model do not divide over the mesh; a folder holds nothing that could be used here.
       DataError: a file or record cannot be used.
     """
+    check_sinks(experiment.records.sinks)
     sizes = experiment.mesh
     mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
     check_rows(mesh, "evaluation.batch_problems", experiment.evaluation.batch_problems)
