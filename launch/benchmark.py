@@ -21,9 +21,8 @@ from rich.markdown import Markdown
 from launch import common
 from research.comparisons.report import write
 from research.comparisons.runner import MACHINE, TEMPER, run_workload, taking_part
-from research.comparisons.sections import read_comparison
 from research.comparisons.workers import System
-from research.comparisons.workloads import make_workloads
+from research.comparisons.workloads import read_comparison
 from research.config.files import load_config
 from research.core.errors import ConfigError, TemperError
 from research.core.files import make_folder
@@ -47,7 +46,7 @@ def main() -> None:
     load = os.getloadavg()[0]
     if load > _BUSY:
         console.print(f"the machine is busy (load average {load:.1f}): times will scatter")
-    workloads = make_workloads(comparison)
+    workloads = comparison.workloads
     for name in sorted({name for work in workloads for name in work.peers} - systems.keys()):
         console.print(f"{name}: left out, --peers={name}=PYTHON is not given")
     logs = make_folder(common.workdir() / "logs")

@@ -11,7 +11,7 @@ Result: rollouts 2.3x to 2.7x transformers and 3.8x to 4.0x Tunix at 64 rows of 
   the bandwidth; a training step 0.88x to 1.17x transformers on full rows, 2.05x and 2.11x TRL on GSM8K's rows, packed;
   GRPO 1.89x to 2.27x TRL, at 58 to 61% of the machine's FLOP/s (experiments/LOG.md).
 
-Every key is declared in `research/comparisons/sections.py`; this says what differs from the defaults.
+Every key is declared in `research/comparisons/workloads.py`; this says what differs from the defaults.
 """
 
 from ml_collections import ConfigDict

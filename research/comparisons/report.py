@@ -15,51 +15,32 @@ from research.comparisons.runner import Result
 from research.core.files import make_folder, write_json_atomic, write_text_atomic
 from research.core.versions import collect_versions
 
-
-def _ratio(which: int) -> Callable[[Result, str], str]:
-    def cell(result: Result, name: str) -> str:
-        ratios = result.ratios(name)
-        return "" if ratios is None else f"{ratios[which]:.2f}x"
-
-    return cell
-
-
-def _share(which: str) -> Callable[[Result, str], str]:
-    def cell(result: Result, name: str) -> str:
-        share = result.shares(name).get(which)
-        return f"{share:.0%}" if share else ""
-
-    return cell
-
-
-def _spread(result: Result, name: str) -> str:
-    rates = result.series[name].rates
-    return f"{rates.min():,.0f} .. {rates.max():,.0f}"
-
-
 _ROWS: Mapping[str, Callable[[Result, str], str]] = {
     "tokens/s": lambda result, name: f"{result.series[name].rate:,.0f}",
-    "slowest .. fastest": _spread,
-    "seconds per {unit}": lambda r, name: f"{r.workload.unit_tokens / r.series[name].rate:.3g}",
-    "Temper / it": _ratio(0),
-    "median over rounds": _ratio(1),
-    "share of the limit": _share("limit"),
-    "share of FLOP/s": _share("flops"),
-    "share of bandwidth": _share("bandwidth"),
+    "slowest .. fastest": lambda r, name: "{:,.0f} .. {:,.0f}".format(
+        *np.sort(r.series[name].rates)[[0, -1]]
+    ),
+    "Temper / it": lambda result, name: f"{result.ratios(name)[0]:.2f}x" if result.ratios(name) else "",
+    "median over rounds": lambda result, name: (
+        f"{result.ratios(name)[1]:.2f}x" if result.ratios(name) else ""
+    ),
+    "share of FLOP/s": lambda result, name: _percent(result.shares(name).get("flops")),
+    "share of bandwidth": lambda result, name: _percent(result.shares(name).get("bandwidth")),
     "first run beyond second, s": lambda result, name: f"{result.series[name].compile_seconds:.1f}",
     "peak memory, MiB": lambda result, name: f"{result.series[name].peak_bytes / 2**20:,.0f}",
 }
 """The table's rows: what they say of a system."""
 
 
+def _percent(share: float | None) -> str:
+    return f"{share:.0%}" if share else ""
+
+
 def table(result: Result) -> str:
     """A workload's heading, its table with one column a system, and the limits that its shares are of."""
     work, names = result.workload, list(result.series)
-    rows = []
-    for label, cell in _ROWS.items():
-        cells = [cell(result, name) for name in names]
-        if any(cells):
-            rows.append([label.format(unit=work.unit), *cells])
+    rows = [[label, *(cell(result, name) for name in names)] for label, cell in _ROWS.items()]
+    rows = [row for row in rows if any(row[1:])]
     text = "The machine's limits could not be measured."
     if result.limits is not None:
         text = (

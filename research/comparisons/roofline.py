@@ -1,7 +1,7 @@
 """What a useful token costs at least, and the rate that the machine's measured limits allow.
 
-A roofline (Williams et al. 2009): a phase takes at least as long as its FLOPs at the measured FLOP/s and as its
-bytes at the measured bandwidth, whichever is longer; phases follow each other.
+A roofline (Williams et al. 2009): work takes at least as long as its FLOPs at the measured FLOP/s and as its bytes at
+the measured bandwidth, whichever is longer.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,11 @@ from models.config import ModelConfig
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
-class Phase(NamedTuple):
-    """What one useful token costs in one phase: FLOPs and bytes read (0 where FLOPs bind at any useful size)."""
+class Cost(NamedTuple):
+    """What one useful token costs: FLOPs, and bytes read (0 where FLOPs bind at any useful size)."""
 
-    name: str
     flops: float
-    read_bytes: float
+    read_bytes: float = 0.0
 
 
 class Limits(NamedTuple):
@@ -44,9 +43,9 @@ def decode_step_bytes(model: ModelConfig, rows: int, context: float) -> float:
     return parameter_bytes(model) + rows * context * cache_bytes(model)
 
 
-def rollout_phases(
+def rollout_cost(
     model: ModelConfig, prompt_length: int, lengths: np.ndarray, rows: int, group_size: int = 1
-) -> tuple[Phase, ...]:
+) -> Cost:
     """Prefill and decode, a completion token, if no slot is ever idle.
 
     Args:
@@ -58,50 +57,38 @@ def rollout_phases(
     """
     total, prompts = float(lengths.sum()), len(lengths) / group_size
     head = 2.0 * model.vocab_size * model.d_model
-    per_prompt = prompt_length * (model.flops_per_token(prompt_length / 2) - head) + head
+    flops = prompts * (prompt_length * (model.flops_per_token(prompt_length / 2) - head) + head)
     decoded, context = lengths - 1.0, prompt_length + lengths / 2.0
-    flops = sum(n * model.flops_per_token(c) for n, c in zip(decoded, context, strict=True))
+    flops += sum(n * model.flops_per_token(c) for n, c in zip(decoded, context, strict=True))
     read = decoded.sum() / rows * parameter_bytes(model) + (decoded * context).sum() * cache_bytes(model)
-    return (
-        Phase("prefill", prompts * per_prompt / total, 0.0),
-        Phase("decode", float(flops) / total, float(read) / total),
-    )
+    return Cost(float(flops) / total, float(read) / total)
 
 
-def train_phases(model: ModelConfig, lengths: Sequence[int] | np.ndarray) -> tuple[Phase, ...]:
-    """Forward and backward, a real token of sequences of these lengths: three times the forward pass."""
-    return (Phase("update", 3.0 * _forward(model, lengths), 0.0),)
+def forward_flops(model: ModelConfig, lengths: Sequence[int] | np.ndarray) -> float:
+    """FLOPs of a forward pass, a token at the mean causal context of sequences of these lengths.
 
-
-def grpo_phases(
-    model: ModelConfig, prompt_length: int, max_new_tokens: int, prompts: int, group_size: int
-) -> tuple[Phase, ...]:
-    """Sampling, log-probs of the reference, one update; a completion token. Prompts are computed once a group."""
-    rows = prompts * group_size
-    per_token = (prompt_length / group_size + max_new_tokens) / max_new_tokens
-    forward = _forward(model, [prompt_length + max_new_tokens]) * per_token
-    return (
-        *rollout_phases(model, prompt_length, np.full(rows, max_new_tokens), rows, group_size),
-        Phase("score", forward, 0.0),
-        Phase("update", 3.0 * forward, 0.0),
-    )
-
-
-def limit_rate(phases: Sequence[Phase], limits: Limits) -> float:
-    """Tokens/s that the limits allow."""
-    return 1.0 / sum(max(p.flops / limits.flops, p.read_bytes / limits.bandwidth) for p in phases)
-
-
-def shares(phases: Sequence[Phase], rate: float, limits: Limits) -> dict[str, float]:
-    """Shares used at `rate` tokens/s: of the FLOP/s (MFU, in training), of the bandwidth, of what both allow."""
-    return {
-        "limit": rate / limit_rate(phases, limits),
-        "flops": rate * sum(p.flops for p in phases) / limits.flops,
-        "bandwidth": rate * sum(p.read_bytes for p in phases) / limits.bandwidth,
-    }
-
-
-def _forward(model: ModelConfig, lengths: Sequence[int] | np.ndarray) -> float:
-    """Forward FLOPs a token at the mean causal context of sequences of these lengths."""
+    An update takes three times as many: the backward pass is twice the forward pass.
+    """
     sizes = np.asarray(lengths, np.float64)
     return model.flops_per_token(float((sizes * (sizes + 1) / 2).sum() / sizes.sum()))
+
+
+def grpo_cost(
+    model: ModelConfig, prompt_length: int, max_new_tokens: int, prompts: int, group_size: int
+) -> Cost:
+    """Sampling, log-probs of the reference, one update; a completion token. Prompts are computed once a group."""
+    rows = prompts * group_size
+    sampling = rollout_cost(model, prompt_length, np.full(rows, max_new_tokens), rows, group_size)
+    per_token = (prompt_length / group_size + max_new_tokens) / max_new_tokens
+    forward = forward_flops(model, [prompt_length + max_new_tokens]) * per_token
+    return Cost(sampling.flops + (1 + 3) * forward, sampling.read_bytes)
+
+
+def limit_rate(cost: Cost, limits: Limits) -> float:
+    """Tokens/s that the limits allow."""
+    return 1.0 / max(cost.flops / limits.flops, cost.read_bytes / limits.bandwidth)
+
+
+def shares(cost: Cost, rate: float, limits: Limits) -> dict[str, float]:
+    """Shares of the FLOP/s (MFU, in training) and of the bandwidth that are used at `rate` tokens/s."""
+    return {"flops": rate * cost.flops / limits.flops, "bandwidth": rate * cost.read_bytes / limits.bandwidth}

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from research.comparisons.roofline import Limits, limit_rate, shares
-from research.comparisons.sections import Comparison
-from research.comparisons.workers import Lap, System, SystemFailed, Worker
-from research.comparisons.workloads import Workload
+from research.comparisons.workers import System, SystemFailed, Worker
+from research.comparisons.workloads import Comparison, Workload
 from research.core.progress import Progress
 
 TEMPER, MACHINE = "temper", "machine"
@@ -71,30 +70,29 @@ class Result:
     limits: Limits | None
     failures: Mapping[str, str]
 
-    def ratios(self, peer: str) -> tuple[float, float] | None:
-        """Temper's rate over a peer's: of the medians, and the median over rounds; None where one is missing."""
+    def ratios(self, peer: str) -> tuple[float, ...]:
+        """Temper's rate over a peer's: of the medians, and the median over rounds; none where one is missing."""
         if peer == TEMPER or not {TEMPER, peer} <= self.series.keys():
-            return None
+            return ()
         own, other = self.series[TEMPER], self.series[peer]
         return own.rate / other.rate, float(np.median(own.rates / other.rates))
 
     @property
     def limit(self) -> float | None:
         """Tokens/s that the machine's limits allow."""
-        return None if self.limits is None else limit_rate(self.workload.phases, self.limits)
+        return None if self.limits is None else limit_rate(self.workload.cost, self.limits)
 
     def shares(self, system: str) -> dict[str, float]:
         """A system's share of the limits, see `roofline.shares`; empty where they are not known."""
         return (
-            {} if self.limits is None else shares(self.workload.phases, self.series[system].rate, self.limits)
+            {} if self.limits is None else shares(self.workload.cost, self.series[system].rate, self.limits)
         )
 
     def record(self) -> dict[str, Any]:
         """Plain JSON: everything measured and everything derived."""
-        work = self.workload
         return {
-            **{key: value for key, value in work._asdict().items() if key not in ("message", "phases")},
-            "phases": [phase._asdict() for phase in work.phases],
+            **{key: value for key, value in self.workload._asdict().items() if key != "message"},
+            "cost": self.workload.cost._asdict(),
             "limits": None if self.limits is None else self.limits._asdict(),
             "limit_tokens_per_second": self.limit,
             "failures": dict(self.failures),
@@ -133,16 +131,14 @@ def run_workload(
     settings = comparison.settings
     failures: dict[str, str] = {}
     workers: dict[str, Worker] = {}
-    laps: dict[str, list[Lap]] = {system.name: [] for system in systems}
 
-    def attempt(name: str, action: Callable[[], Lap | None]) -> Lap | None:
+    def attempt(name: str, action: Callable[[], object]) -> None:
         try:
-            return action()
+            action()
         except SystemFailed as error:
             failures[name] = f"{workload.name}: {error}"
             del workers[name]
             progress.say(f"failed: {failures[name]}")
-            return None
         finally:
             progress.advance(1)
             time.sleep(settings.pause)
@@ -159,23 +155,21 @@ def run_workload(
             names = list(workers)
             shift = repetition % max(len(names), 1)
             for name in names[shift:] + names[:shift]:
-                lap = attempt(name, workers[name].run)
-                if lap is not None:
-                    laps[name].append(lap)
-        series = {name: _series(worker, laps[name]) for name, worker in workers.items() if name != MACHINE}
-    return Result(workload, series, _limits(laps[MACHINE]) if MACHINE in workers else None, failures)
+                attempt(name, workers[name].run)
+    limits = None
+    if MACHINE in workers:
+        laps = workers.pop(MACHINE).laps
+        limits = Limits(*(float(np.median([lap[key] for lap in laps])) for key in Limits._fields))
+    return Result(workload, {name: _series(worker) for name, worker in workers.items()}, limits, failures)
 
 
-def _series(worker: Worker, laps: Sequence[Lap]) -> Series:
+def _series(worker: Worker) -> Series:
+    laps = worker.laps
     return Series(
-        seconds=tuple(lap.seconds for lap in laps),
-        tokens=tuple(lap.counts["tokens"] for lap in laps),
+        seconds=tuple(lap["seconds"] for lap in laps),
+        tokens=tuple(lap["tokens"] for lap in laps),
         warm_up=worker.warm_up,
-        peak_bytes=max(lap.counts["peak_bytes"] for lap in laps),
+        peak_bytes=max(lap["peak_bytes"] for lap in laps),
         parameters=worker.facts["parameters"],
         versions=worker.facts["versions"],
     )
-
-
-def _limits(laps: Sequence[Lap]) -> Limits:
-    return Limits(*(float(np.median([lap.counts[key] for lap in laps])) for key in Limits._fields))

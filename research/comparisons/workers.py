@@ -31,19 +31,13 @@ class System(NamedTuple):
     path: str = ""
 
 
-class Lap(NamedTuple):
-    """One repetition: what it took, and what the system counted."""
-
-    seconds: float
-    counts: Mapping[str, float]
-
-
 class Worker:
     """One system at work on one workload. A context manager.
 
     Attributes:
       facts: what it said after building: `parameters`, `versions`.
       warm_up: seconds of the first two repetitions, which are not counted.
+      laps: of each repetition after them, `seconds` and what the system counted.
     """
 
     def __init__(self, system: System, threads: int, timeout: float, log: Path) -> None:
@@ -57,6 +51,7 @@ class Worker:
         """
         self.facts: dict[str, Any] = {}
         self.warm_up: tuple[float, ...] = ()
+        self.laps: list[Mapping[str, float]] = []
         self._name, self._timeout, self._log = system.name, timeout, log
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
         env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
@@ -85,9 +80,11 @@ class Worker:
             raise SystemFailed(
                 f"{self._name}: its model has {found:,} parameters, expected Temper's {parameters:,}"
             )
-        self.warm_up = (self.run().seconds, self.run().seconds)
+        self.run()
+        self.run()
+        self.warm_up, self.laps = tuple(lap["seconds"] for lap in self.laps), []
 
-    def run(self) -> Lap:
+    def run(self) -> None:
         """One repetition.
 
         Raises:
@@ -95,7 +92,7 @@ class Worker:
         """
         began = time.perf_counter()
         counts = self._ask("run")
-        return Lap(time.perf_counter() - began, counts)
+        self.laps.append({"seconds": time.perf_counter() - began, **counts})
 
     def __enter__(self) -> "Worker":
         return self

@@ -9,16 +9,16 @@ from models.config import ModelConfig
 from models.logprobs import token_logps
 from models.transformer import init_params
 from research.comparisons.roofline import (
+    Cost,
     Limits,
-    Phase,
     cache_bytes,
     decode_step_bytes,
-    grpo_phases,
+    forward_flops,
+    grpo_cost,
     limit_rate,
     parameter_bytes,
-    rollout_phases,
+    rollout_cost,
     shares,
-    train_phases,
 )
 
 MODEL = ModelConfig(
@@ -43,28 +43,26 @@ def test_bytes() -> None:
 
 def test_a_rollout_by_hand() -> None:
     lengths, prompt = np.array([1, 3, 4]), 5
-    prefill, decode = rollout_phases(MODEL, prompt, lengths, rows=3)
+    cost = rollout_cost(MODEL, prompt, lengths, rows=3)
     attention = 4 * 2 * 4 * 8  # FLOPs a query and a slot: both products, layers, heads, head_dim
     norms = 2 * (MODEL.num_params() - MATRICES)
-    read_out = 2 * 64 * 32
-    per_prompt = prompt * (2 * MATRICES - read_out + norms + attention * prompt / 2) + read_out
-    assert prefill.flops * 8 == pytest.approx(3 * per_prompt)
+    head = 2 * 64 * 32
+    per_prompt = prompt * (2 * MATRICES - head + norms + attention * prompt / 2) + head
     # The first token comes out of the prefill; the others see the prompt and half of what they write.
     steps = [(0, 5.5), (2, 6.5), (3, 7.0)]
-    assert decode.flops * 8 == pytest.approx(
-        sum(n * (2 * MATRICES + norms + attention * c) for n, c in steps)
-    )
+    decoded = sum(n * (2 * MATRICES + norms + attention * c) for n, c in steps)
+    assert cost.flops * 8 == pytest.approx(3 * per_prompt + decoded)
     cache = sum(n * c for n, c in steps) * cache_bytes(MODEL)
-    assert decode.read_bytes * 8 == pytest.approx(5 / 3 * parameter_bytes(MODEL) + cache)
+    assert cost.read_bytes * 8 == pytest.approx(5 / 3 * parameter_bytes(MODEL) + cache)
 
 
 def test_a_shared_prompt_is_prefilled_once() -> None:
-    lengths = np.full(8, 4)
-    alone, shared = (rollout_phases(MODEL, 5, lengths, 8, samples)[0].flops for samples in (1, 8))
+    """One token a completion: nothing is decoded."""
+    alone, shared = (rollout_cost(MODEL, 5, np.full(8, 1), 8, group).flops for group in (1, 8))
     assert alone == pytest.approx(8 * shared)
 
 
-def test_training_is_three_forward_passes_as_xla_counts_them() -> None:
+def test_a_forward_pass_as_xla_counts_it() -> None:
     B, T = 4, 16
     ids = jnp.ones((B, T), jnp.int32)
     positions = jnp.tile(jnp.arange(T), (B, 1))
@@ -72,10 +70,9 @@ def test_training_is_three_forward_passes_as_xla_counts_them() -> None:
                             jax.random.key(0))  # fmt: skip
     forward = jax.jit(lambda p: token_logps(p, MODEL, ids, positions, ids)[0].logps)
     counted = forward.lower(params).compile().cost_analysis()["flops"]
-    (update,) = train_phases(MODEL, [T] * B)
+    flops = forward_flops(MODEL, [T] * B) * B * T
     # XLA counts norms, softmax and the masked half of the attention as well.
-    assert update.flops / 3 * B * T == pytest.approx(counted, rel=0.35)
-    assert update.flops / 3 * B * T < counted
+    assert flops == pytest.approx(counted, rel=0.35) and flops < counted
 
 
 def _boxed(leaf: object) -> bool:
@@ -83,21 +80,20 @@ def _boxed(leaf: object) -> bool:
 
 
 def test_longer_sequences_cost_more_a_token() -> None:
-    (short,), (long,), (mixed,) = (train_phases(MODEL, lengths) for lengths in ([8], [64], [8, 64]))
-    assert short.flops < mixed.flops < long.flops
+    short, long, mixed = (forward_flops(MODEL, lengths) for lengths in ([8], [64], [8, 64]))
+    assert short < mixed < long
 
 
 def test_grpo_is_a_rollout_a_scoring_and_an_update() -> None:
-    phases = {phase.name: phase for phase in grpo_phases(MODEL, 8, 8, prompts=2, group_size=4)}
-    assert list(phases) == ["prefill", "decode", "score", "update"]
-    assert phases["update"].flops == pytest.approx(3 * phases["score"].flops)
-    (train,) = train_phases(MODEL, [16])
-    assert phases["update"].flops == pytest.approx(
-        1.25 * train.flops
-    )  # a completion token and a quarter of a prompt token
+    """Four forward passes of a completion token and a quarter of a prompt token."""
+    sampling = rollout_cost(MODEL, 8, np.full(8, 8), 8, 4)
+    cost = grpo_cost(MODEL, 8, 8, prompts=2, group_size=4)
+    assert cost.flops - sampling.flops == pytest.approx(4 * 1.25 * forward_flops(MODEL, [16]))
+    assert cost.read_bytes == sampling.read_bytes
 
 
-def test_the_roofline_takes_the_slower_limit_of_each_phase() -> None:
-    phases, limits = (Phase("a", 100.0, 0.0), Phase("b", 50.0, 30.0)), Limits(flops=1000.0, bandwidth=100.0)
-    assert limit_rate(phases, limits) == pytest.approx(1 / (0.1 + 0.3))
-    assert shares(phases, 2.0, limits) == pytest.approx({"limit": 0.8, "flops": 0.3, "bandwidth": 0.6})
+def test_the_roofline_takes_the_slower_limit() -> None:
+    limits = Limits(flops=1000.0, bandwidth=100.0)
+    assert limit_rate(Cost(100.0, 30.0), limits) == pytest.approx(1 / 0.3)
+    assert limit_rate(Cost(100.0), limits) == pytest.approx(1 / 0.1)
+    assert shares(Cost(100.0, 30.0), 2.0, limits) == pytest.approx({"flops": 0.2, "bandwidth": 0.6})

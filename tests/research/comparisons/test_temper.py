@@ -14,8 +14,7 @@ import pytest
 
 from experiments.comparisons import speed
 from research.comparisons import temper
-from research.comparisons.sections import read_comparison
-from research.comparisons.workloads import make_workloads
+from research.comparisons.workloads import Workload, read_comparison
 from research.config.optimizers import ADAMW
 from research.core.mesh import make_mesh
 from research.core.state import abstract_state
@@ -23,17 +22,28 @@ from research.train.step import train_step
 from tests.launch.forks import ROOT
 from tests.research.algorithms.toy import quick_compilation
 
-TOY = {work.name: work for work in make_workloads(read_comparison(speed.get_config("toy")))}
+TOY = read_comparison(speed.get_config("toy"))
 
 
-@pytest.mark.parametrize("name", [name for name in TOY if name != "train.ragged"])
-def test_a_repetition_counts_its_tokens(name: str) -> None:
-    work, mesh = TOY[name], make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    expected = work.unit_tokens * (work.message["steps"] if work.unit == "step" else 1)
+def useful_tokens(work: Workload) -> int:
+    """Of one repetition; drawn ones, in rollouts."""
+    told = work.message
+    if told["kind"] == "train":
+        return told["steps"] * told["batch_size"] * told["length"]
+    if told["kind"] == "grpo":
+        return told["iterations"] * told["batch_size"] * told["group_size"] * told["max_new_tokens"]
+    return sum(told["lengths"])
+
+
+@pytest.mark.parametrize(
+    "work", [work for work in TOY.workloads if work.name != "train.ragged"], ids=lambda w: w.name
+)
+def test_a_repetition_counts_its_tokens(work: Workload) -> None:
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
     with quick_compilation(), jax.set_mesh(mesh):
         parameters, run = temper.build(work.message, mesh)
-        assert [run(), run()] == [expected] * 2
-    assert parameters == read_comparison(speed.get_config("toy")).model.num_params()
+        assert [run(), run()] == [useful_tokens(work)] * 2
+    assert parameters == TOY.model.num_params()
 
 
 def test_packed_batches_hold_every_example_whole() -> None:
@@ -55,7 +65,7 @@ def test_packed_batches_hold_every_example_whole() -> None:
 def test_the_gpu_training_step_lowers_for_cuda() -> None:
     """With two of its layers: lowering takes time in proportion."""
     comparison = read_comparison(speed.get_config("gpu"), only=["full"])
-    (work,) = make_workloads(comparison)
+    (work,) = comparison.workloads
     config = dataclasses.replace(comparison.model, num_layers=2)
     algorithm, scalars = temper.objective_of("sft", 1e-3)
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
@@ -73,7 +83,7 @@ def test_the_gpu_comparison_runs(tmp_path: Path) -> None:
     flags = ("--config=experiments/comparisons/speed.py:gpu", f"--workdir={tmp_path}")
     done = subprocess.run([sys.executable, "-m", "launch.benchmark", *flags], cwd=ROOT, env=env)
     assert done.returncode == 0
-    assert "share of the limit" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
+    assert "share of FLOP/s" in (tmp_path / "comparison.md").read_text(encoding="utf-8")
 
 
 def test_scalars_follow_the_workload() -> None:
