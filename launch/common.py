@@ -20,6 +20,7 @@ from research.config.resolve import resolve_tree
 from research.core.errors import ConfigError, TemperError, WorkdirError
 from research.core.files import explain_os_error
 from research.core.interrupts import Interrupted, end
+from research.core.progress import say
 from research.sampling.drafts import NGramDraft
 from research.sampling.speculative import Draft, SpeculativeSpec
 from research.tasks.sources import Sources
@@ -141,7 +142,17 @@ def run(main: Callable[[], None], *, arguments: bool = False, resumes: bool = Fa
     py_logging.getLogger("jax").setLevel(py_logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _keep_programs()
+    kernels = py_logging.getLogger("temper.kernels")
+    kernels.setLevel(py_logging.INFO)
+    kernels.addHandler(_OnConsole())
     app.run(_explained(main, arguments), flags_parser=_parse)
+
+
+class _OnConsole(py_logging.Handler):
+    """What the models choose to compute with, each choice a line."""
+
+    def emit(self, record: py_logging.LogRecord) -> None:
+        say(record.getMessage())
 
 
 def _open_streams() -> None:

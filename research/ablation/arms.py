@@ -7,12 +7,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from research.analysis.glossary import describe
 from research.config.experiment import Experiment
 from research.config.identity import run_identity
 from research.config.resolve import resolve
 from research.config.schema import short
 from research.config.tree import Tree, flatten, merged, parse_override, to_tree, unknown_key
 from research.core.errors import ConfigError
+from research.evals.results import evaluator_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,12 +246,20 @@ def _resolve(tree: Tree, arm: Arm, base: Experiment, seed: int) -> Experiment:
 
 
 def _check_metric(base: Experiment, experiment: Experiment, arm: Arm) -> None:
-    """Refuses a metric that the compared stage is known not to measure, before anything is trained."""
+    """Refuses a metric that the compared stage will not have, before anything is trained."""
     stage, metric = experiment.stage(base.ablation.stage), base.ablation.metric
-    k = experiment.evaluation.k
-    sampled = {f"eval/pass@{n}" for n in k} | {f"eval/maj@{n}" for n in k if n > 1}
-    if metric.startswith(("eval/pass@", "eval/maj@")) and (metric not in sampled or not stage.samples):
-        found = ", ".join(sorted(sampled)) if stage.samples else "only eval/loss and the like"
+    evaluators = {each.component.name for each in experiment.parsed["evaluation"].chosen["evaluators"]}
+    built_in = evaluator_metrics(experiment.evaluation)
+    if evaluators - built_in.keys():  # a user's own, whose metrics show when it runs
+        return
+    available: set[str] = set()
+    for name, metrics in built_in.items():  # the others may stand in for the accuracy
+        if name in evaluators or (evaluators and name != "accuracy"):
+            available |= metrics if name != "accuracy" or stage.samples else set()
+    on_given = not stage.online and describe(metric.removeprefix("eval/")) is not None
+    if metric not in available and not (metric.startswith("eval/") and on_given):
+        found = [*sorted(available), *([] if stage.online else ["eval/loss and the like"])]
         raise ConfigError(
-            f"ablation.metric: got {metric!r}, but stage {stage.name} of arm {arm.name} measures {found}"
+            f"ablation.metric: got {metric!r}, but stage {stage.name} of arm {arm.name} measures "
+            f"{', '.join(found) or 'nothing'}"
         )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich import print as show
 
-from research.config.sections import Facts
+from research.config.sections import Evaluation, Facts
 from research.core.errors import ConfigError, WorkdirError
 from research.core.files import read_json, write_json_atomic
 from research.core.metrics import encode_numbers
@@ -92,6 +92,18 @@ def completions(policy: TrainedPolicy, problems: int, samples: int) -> list[dict
             }
         )
     return found
+
+
+def evaluator_metrics(how: Evaluation) -> dict[str, frozenset[str]]:
+    """The metrics of the built-in evaluators, by their names."""
+    sampled = {"eval/accuracy", "eval/unknown", "eval/truncated_fraction", "eval/mean_length"}
+    sampled |= {"eval/tool_calls", "eval/tool_errors"}
+    sampled |= {f"eval/pass@{k}" for k in how.k} | {f"eval/maj@{k}" for k in how.k if k > 1}
+    return {
+        "accuracy": frozenset(sampled),
+        "validation_loss": frozenset({"eval/validation_loss", "eval/validation_tokens"}),
+        "preference_accuracy": frozenset({"eval/preference_accuracy", "eval/preference_margin"}),
+    }
 
 
 def lacking(facts: Facts, *, answers: bool) -> dict[Need, str]:

@@ -178,7 +178,7 @@ class _Chain:
         return self._read(done.stage, done.folder)
 
     def _hash_of(self, name: str) -> str:
-        return StageDir.at(Path(name)).hash if name in self.setup.folders else self.finished[name].folder.hash
+        return self.finished[name].folder.hash if name in self.finished else StageDir.at(Path(name)).hash
 
     def _folder(self, stage: Stage) -> StageDir:
         """The stage's folder: found by what its result is made of, and nothing else."""
