@@ -135,3 +135,18 @@ def test_senseless_arms_stop_before_anything_is_written(config: ConfigDict, tmp_
     with pytest.raises(ConfigError, match=r"ablation\.arms\.dpo_too: is the same experiment as arm dpo"):
         run_ablation(other, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_arm_that_diverges_has_failed_and_no_number_of_its_is_compared(
+    config: ConfigDict, tmp_path: Path
+) -> None:
+    other = config.copy_and_resolve_references()
+    other.stages, other.evaluation.evaluators = ("sft",), ()
+    other.sft.steps = 8
+    arms = {"control": (), "diverges": ("sft.optimizer.learning_rate=1e30",)}
+    other.ablation = {"stage": "sft", "metric": "eval/loss", "seeds": (0,), "seed_keys": ("sft.seed",)}
+    other.ablation.arms = arms
+    results, paths = run_ablation(other, tmp_path / "run")
+    assert [(r.arm, r.status) for r in results] == [("control", "finished"), ("diverges", "failed")]
+    assert results[1].metrics == {} and "updates in a row were skipped" in (results[1].error or "")
+    assert "not finite" in paths.markdown.read_text(encoding="utf-8")
