@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
-from models.config import AttentionKernel
+from models.config import AttentionKernel, Remat
 from research.config.schema import key
 
 COUNTER = 2**31 - 1
@@ -66,20 +66,12 @@ class Model:
     tie_embeddings: bool = key(True, "Read logits out with the input embedding.")
     max_length: int = key(2048, "Longest context.", unit="tokens", low=2)
     scan_layers: bool = key(False, "Scan over layers: compile time independent of depth.", effect="speed")
-    remat: str = key(
-        "none",
-        "What the backward pass recomputes.",
-        choices=("none", "dots", "full"),
-        effect="speed",
-    )
+    remat: str = key("none", "What the backward pass recomputes.", choices=get_args(Remat), effect="speed")
     param_dtype: str = key("float32", "Of the stored parameters.", choices=("float32", "bfloat16"))
     compute_dtype: str = key("float32", "Of matrix products.", choices=("float32", "bfloat16"))
     logprob_chunk: int = key(128, "Time positions whose logits exist at once.", low=1, effect="speed")
     attention_kernel: str = key(
-        "auto",
-        "Attention of training and scoring; auto is the platform's fastest that can serve.",
-        choices=get_args(AttentionKernel),
-        effect="speed",
+        "auto", "Attention outside of the sampler.", choices=get_args(AttentionKernel), effect="speed"
     )
 
 
