@@ -19,6 +19,7 @@ from tests.research.algorithms.toy import (
     frozen_models,
     host_batch,
     host_params,
+    no_effect,
     objective_scalars,
     with_garbage,
 )
@@ -141,7 +142,7 @@ def test_bco_s_shift_is_the_mean_reward_of_the_batch(policy: Any) -> None:
     assert found["loss"] == pytest.approx(hand.mean(losses, weights), rel=1e-5)
 
 
-OBJECTIVE = dpo.OBJECTIVES[0]
+OBJECTIVE = dpo.PROVIDES["objective"]["dpo"]
 OPTIONS = {
     "loss_type": "sigmoid", "f_divergence": "reverse_kl", "weighting": "none", "beta": 0.1,
     "label_smoothing": 0.0, "alpha_divergence_coef": 0.5, "discopop_tau": 0.05, "rpo_alpha": 0.0,
@@ -176,7 +177,7 @@ def test_the_config_s_options_make_the_algorithm() -> None:
     ],
 )
 def test_options_without_effect_are_named(changes: dict[str, Any], online: bool, expected: set[str]) -> None:
-    assert set(OBJECTIVE.no_effect({**OPTIONS, **changes}, online)) == expected
+    assert no_effect(OBJECTIVE, {**OPTIONS, **changes}, online) == expected
 
 
 @pytest.mark.parametrize(

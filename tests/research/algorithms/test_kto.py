@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from research.algorithms.kto import KTO, OBJECTIVES
+from research.algorithms.kto import KTO, PROVIDES
 from research.core.batch import UnpairedBatch
 from research.train.step import eval_step, prepare_step
 from tests.research.algorithms import hand
@@ -99,5 +99,7 @@ def test_one_prompt_has_nothing_to_be_mismatched_with() -> None:
 
 
 def test_the_config_s_options_are_the_scalars_of_the_loss() -> None:
-    traced = {key for key, option in OBJECTIVES[0].options.items() if option.traced}
+    traced = {
+        key for key, option in next(iter(PROVIDES["objective"].values())).options.items() if option.traced
+    }
     assert traced == objective_scalars(KTO()).keys()

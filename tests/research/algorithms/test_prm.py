@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from research.algorithms.prm import OBJECTIVES, StepScorer, outcome
+from research.algorithms.prm import PROVIDES, StepScorer, outcome
 from research.train.step import eval_step
 from tests.research.algorithms import hand
 from tests.research.algorithms.toy import MODEL, host_batch, host_params
@@ -45,9 +45,9 @@ def test_the_outcome_is_right_where_every_step_is_and_stands_at_the_last_step() 
 
 
 def test_the_config_finds_both() -> None:
-    found = {objective.name: objective for objective in OBJECTIVES}
+    found = PROVIDES["objective"]
     assert found["prm"].make(None) == StepScorer("process") and found["orm"].make(None) == StepScorer(
         "outcome"
     )
     assert StepScorer("process") != StepScorer("outcome") and StepScorer().layout == "step_scorer"
-    assert all(objective.given == "steps" and not objective.options for objective in OBJECTIVES)
+    assert all(objective.given == "steps" and not objective.options for objective in found.values())

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from research.algorithms.base import Setting
-from research.algorithms.reference_free import CPO, OBJECTIVES, ORPO, SimPO
+from research.algorithms.reference_free import CPO, ORPO, PROVIDES, SimPO
 from research.train.step import eval_step
 from tests.research.algorithms import hand
-from tests.research.algorithms.toy import MODEL, host_batch, objective_scalars
+from tests.research.algorithms.toy import MODEL, host_batch, no_effect, objective_scalars
 
 
 def evaluate(algorithm: Any, policy: Any) -> dict[str, float]:
@@ -53,7 +53,7 @@ def test_cpo_equals_numpy_from_logits(policy: Any, sides: dict[str, np.ndarray],
 
 
 def test_the_config_finds_them_and_names_what_has_no_effect() -> None:
-    found = {objective.name: objective for objective in OBJECTIVES}
+    found = PROVIDES["objective"]
     assert found.keys() == {"orpo", "simpo", "cpo"}
     options = {
         "pairs_per_prompt": 3,
@@ -71,6 +71,6 @@ def test_the_config_finds_them_and_names_what_has_no_effect() -> None:
         assert traced == objective_scalars(kind).keys()
         assert objective.given == "preferences" and objective.own and kind.roles == ()
         assert objective.rows_per_group(options, 8) == 3
-    assert set(found["cpo"].no_effect(options, False)) == {"label_smoothing", "pairs_per_prompt"}
-    assert set(found["cpo"].no_effect({**options, "loss_type": "sigmoid"}, True)) == set()
-    assert set(found["orpo"].no_effect({"pairs_per_prompt": 3}, False)) == {"pairs_per_prompt"}
+    assert no_effect(found["cpo"], options, False) == {"label_smoothing", "pairs_per_prompt"}
+    assert no_effect(found["cpo"], {**options, "loss_type": "sigmoid"}, True) == set()
+    assert no_effect(found["orpo"], {"pairs_per_prompt": 3}, False) == {"pairs_per_prompt"}

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from research.algorithms.reward_model import OBJECTIVES, RankingRewardModel, RewardModel
+from research.algorithms.reward_model import PROVIDES, RankingRewardModel, RewardModel
 from research.core.batch import SequenceBatch
 from research.train.step import eval_step
 from tests.research.algorithms import hand
@@ -85,7 +85,7 @@ def test_two_ranked_candidates_are_a_pair(scorer: Any) -> None:
 
 
 def test_the_config_finds_both() -> None:
-    found = {objective.name: objective for objective in OBJECTIVES}
+    found = PROVIDES["objective"]
     kinds = {
         "reward_model": (RewardModel(), "preferences"),
         "reward_model_ranking": (RankingRewardModel(), "rankings"),

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from models.config import ModelConfig
-from research.algorithms.base import Algorithm, Frozen, Rollouts
+from research.algorithms.base import Algorithm, Frozen, Objective, Rollouts
 from research.algorithms.distill import Distill
 from research.algorithms.dpo import DPO
 from research.algorithms.grpo import GRPO
@@ -25,6 +25,7 @@ from research.algorithms.reward_model import RankingRewardModel, RewardModel
 from research.algorithms.sft import NextToken
 from research.algorithms.step_dpo import StepDPO
 from research.config.optimizers import ADAMW, COSINE
+from research.config.sections import Facts
 from research.core.batch import (
     Batch,
     PreferenceBatch,
@@ -197,6 +198,16 @@ def adamw_scalars(values: Mapping[str, float]) -> OptimizerScalars:
     return OptimizerScalars(
         **numbers, rule_options=rule, schedule_options=schedule, rule=ADAMW, schedule=COSINE
     )
+
+
+def no_effect(objective: Objective, options: Mapping[str, Any], online: bool) -> set[str]:
+    """Names of the options given that have no effect together."""
+    facts = Facts(online, objective.given or "", objective.own, True, "policy", frozenset(), frozenset())
+    return {
+        name
+        for name, key in objective.options.items()
+        if name in options and key.used and not key.used(options, facts)
+    }
 
 
 def step_scalars(algorithm: Algorithm) -> StepScalars:
