@@ -58,6 +58,12 @@ def resumable_config(steps: int) -> ConfigDict:
 
 if __name__ == "__main__":
     from research.config.resolve import resolve
+    from research.core.interrupts import Interrupted, Interrupts, end
     from research.train.chain import run_chain
 
-    run_chain(resolve(resumable_config(int(sys.argv[2]))), Path(sys.argv[1]))
+    interrupts = Interrupts()
+    interrupts.install()
+    try:
+        run_chain(resolve(resumable_config(int(sys.argv[2]))), Path(sys.argv[1]), interrupts=interrupts)
+    except Interrupted as stop:
+        end(stop.number, str(stop))

@@ -17,11 +17,11 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -70,7 +70,7 @@ class Checkpointer:
         """Opens `directory`, creating it; what an interrupted save left there is gone before the next save.
 
         Args:
-          directory: a local path or `gs://...`.
+          directory: a local path.
           keep: how many of the newest checkpoints stay, >= 1.
 
         Raises:
@@ -122,24 +122,18 @@ class Checkpointer:
                 force=True,
             )
 
-    def restore(self, abstract_arrays: PyTree, *, step: int | None = None) -> Restored | None:
-        """Reads the newest checkpoint, or the one at `step`; None where there is none at all.
+    def restore(self, abstract_arrays: PyTree) -> Restored | None:
+        """Reads the newest checkpoint; None where there is none.
 
         Args:
           abstract_arrays: `jax.ShapeDtypeStruct` leaves; each array is restored with its leaf's sharding,
             whatever mesh it was saved from, and onto the first device where the sharding is None.
-          step: which checkpoint.
 
         Raises:
-          CheckpointError: it is damaged, has other keys, shapes or dtypes, or there is none at `step`.
+          CheckpointError: it is damaged, or has other keys, shapes or dtypes.
         """
         self.wait()
-        return _restore(self._manager, self._directory, abstract_arrays, step=step, key=None)
-
-    def steps(self) -> list[int]:
-        """The steps of the whole checkpoints, ascending; one that is being saved is not among them."""
-        with self._explained("be read"):
-            return _steps(self._directory)
+        return _restore(self._manager, self._directory, abstract_arrays, key=None)
 
     def wait(self) -> None:
         """Waits until the save under way is whole on disk.
@@ -160,19 +154,11 @@ class Checkpointer:
         finally:
             self._manager.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _delete_old(self) -> None:
         """Deletes what Orbax moved aside; a move is atomic, so no half-deleted checkpoint is ever listed."""
         deleted = self._directory / _DELETED
         if jax.process_index() == 0 and deleted.exists():
-            deleted.rmtree()
+            shutil.rmtree(deleted)
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -195,7 +181,6 @@ def restore_subtree(
     abstract_arrays: PyTree,
     *,
     key: str | None = "params",
-    step: int | None = None,
 ) -> Restored:
     """Reads one top-level entry of a finished run's checkpoint, for a stage that starts from its parameters.
 
@@ -205,24 +190,16 @@ def restore_subtree(
       directory: the checkpoint directory of the earlier stage.
       abstract_arrays: the tree under `key`, as in `Checkpointer.restore`.
       key: the top-level entry; None is all of them.
-      step: which checkpoint; the newest by default.
 
     Raises:
       CheckpointError: there is none, it is damaged, or what is under `key` has other keys, shapes or dtypes.
     """
     path = _absolute(directory)
     with _open_manager(path, keep=None) as manager:
-        restored = _restore(manager, path, abstract_arrays, step=step, key=key)
+        restored = _restore(manager, path, abstract_arrays, key=key)
     if restored is None:
         raise CheckpointError(f"{path}: holds no checkpoint, expected one to start from.")
     return restored
-
-
-def abstract_like(arrays: PyTree) -> PyTree:
-    """The `jax.ShapeDtypeStruct` of every leaf of `arrays`, shardings included, to restore into."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), arrays
-    )
 
 
 def describe(arrays: PyTree) -> dict[str, str]:
@@ -254,26 +231,19 @@ class _WithManifest:
         whole = self.get_final().name not in (_ARRAYS, _RECORD)  # Orbax also finalizes each item by itself
         if whole:
             await asyncio.to_thread(self._checkpoint_metadata_store.wait_until_finished)
-            await asyncio.to_thread(_write_manifest, self.get())
+            await asyncio.to_thread(_write_manifest, Path(self.get()))
         await super().finalize()  # type: ignore[misc]
-        if whole and not _is_remote(self.get_final()):
+        if whole:
             await asyncio.to_thread(sync_directory, Path(self.get_final().parent))
 
 
-def _write_manifest(folder: epath.Path) -> None:
+def _write_manifest(folder: Path) -> None:
     files = {name: _fingerprint(folder / name, sync=True) for name in _files_under(folder)}
-    manifest = {"format": 1, "files": files}
-    if _is_remote(folder):
-        (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True))
-    else:
-        write_json_atomic(Path(folder / _MANIFEST), manifest)
+    write_json_atomic(folder / _MANIFEST, {"format": 1, "files": files})
 
 
-def _fingerprint(path: epath.Path, *, sync: bool) -> dict[str, int | str]:
-    """Size and digest; the size alone in an object store, which checks its own contents.
-
-    Of Orbax's metadata, which are completed later, the digest of what is there from the beginning.
-    """
+def _fingerprint(path: Path, *, sync: bool) -> dict[str, int | str]:
+    """Size and digest; of Orbax's metadata, which are completed later, the digest of what is there at first."""
     if path.name == _METADATA:
         try:
             found = json.loads(path.read_bytes())
@@ -281,8 +251,6 @@ def _fingerprint(path: epath.Path, *, sync: bool) -> dict[str, int | str]:
         except (ValueError, TypeError):
             return {"sha256": "no JSON object"}
         return {"sha256": hashlib.sha256(text.encode()).hexdigest()}
-    if _is_remote(path):
-        return {"bytes": path.stat().length}
     with open(path, "rb") as handle:
         if sync:
             os.fsync(handle.fileno())
@@ -290,21 +258,12 @@ def _fingerprint(path: epath.Path, *, sync: bool) -> dict[str, int | str]:
         return {"bytes": os.fstat(handle.fileno()).st_size, "sha256": digest}
 
 
-def _files_under(folder: epath.Path) -> list[str]:
-    names: list[str] = []
-    folders = [("", folder)]
-    while folders:
-        prefix, here = folders.pop()
-        for entry in here.iterdir():
-            name = prefix + entry.name
-            if entry.is_dir():
-                folders.append((name + "/", entry))
-            elif name not in _UNLISTED:
-                names.append(name)
-    return sorted(names)
+def _files_under(folder: Path) -> list[str]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(folder)) for path in found if path.name not in _UNLISTED)
 
 
-def _damage(folder: epath.Path) -> str | None:
+def _damage(folder: Path) -> str | None:
     """The first way in which the checkpoint differs from its manifest; the hosts share the reading."""
     found = _damage_in_share(folder, jax.process_index(), jax.process_count()) or ""
     if jax.process_count() > 1:
@@ -314,7 +273,7 @@ def _damage(folder: epath.Path) -> str | None:
     return found or None
 
 
-def _damage_in_share(folder: epath.Path, index: int, count: int) -> str | None:
+def _damage_in_share(folder: Path, index: int, count: int) -> str | None:
     if not (folder / _MANIFEST).exists():
         return f"{_MANIFEST} is missing"
     try:
@@ -332,8 +291,8 @@ def _damage_in_share(folder: epath.Path, index: int, count: int) -> str | None:
         path, size = folder / name, expected[name].get("bytes")
         if not path.exists():
             return f"{name} is missing"
-        if size is not None and path.stat().length != size:
-            return f"{name} has {path.stat().length} bytes, expected {size}"
+        if size is not None and path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, expected {size}"
         if _fingerprint(path, sync=False).get("sha256") != expected[name].get("sha256"):
             return f"{name} has changed since it was written (its SHA-256 differs)"
     return None
@@ -343,21 +302,12 @@ def _damage_in_share(folder: epath.Path, index: int, count: int) -> str | None:
 
 
 def _restore(
-    manager: ocp.CheckpointManager,
-    directory: epath.Path,
-    abstract: PyTree,
-    *,
-    step: int | None,
-    key: str | None,
+    manager: ocp.CheckpointManager, directory: Path, abstract: PyTree, *, key: str | None
 ) -> Restored | None:
     steps = _steps(directory)
-    if step is None:
-        if not steps:
-            return None
-        step = steps[-1]
-    if step not in steps:
-        found = f"steps {', '.join(map(str, steps))}" if steps else "none"
-        raise CheckpointError(f"{directory}: holds no checkpoint at step {step}, found {found}.")
+    if not steps:
+        return None
+    step = steps[-1]
     folder = directory / str(step)
     damage = _damage(folder)
     if damage is not None:
@@ -385,7 +335,7 @@ def _restore(
     return Restored(step, arrays if key is None else arrays[key], saved["record"])
 
 
-def _check_match(folder: epath.Path, saved: dict[str, str], asked: dict[str, str], key: str | None) -> None:
+def _check_match(folder: Path, saved: dict[str, str], asked: dict[str, str], key: str | None) -> None:
     """Names the first key on which the checkpoint and the model that is to be filled differ."""
     if key is not None:
         saved = {k: v for k, v in saved.items() if k == key or k.startswith(f"{key}/")}
@@ -398,7 +348,7 @@ def _check_match(folder: epath.Path, saved: dict[str, str], asked: dict[str, str
         )
 
 
-def _advice(directory: epath.Path, step: int | None) -> str:
+def _advice(directory: Path, step: int | None) -> str:
     """Ends a message about `step` with the newest other checkpoint that is whole."""
     steps = _steps(directory)
     others = [s for s in reversed(steps) if s != step]
@@ -416,7 +366,7 @@ def _advice(directory: epath.Path, step: int | None) -> str:
 # --- Orbax and the disk ---
 
 
-def _open_manager(directory: epath.Path, *, keep: int | None) -> ocp.CheckpointManager:
+def _open_manager(directory: Path, *, keep: int | None) -> ocp.CheckpointManager:
     """The owner's manager, or, where `keep` is None, one that reads without creating or cleaning anything."""
     handlers = {_ARRAYS: ocp.PyTreeCheckpointHandler(), _RECORD: ocp.JsonCheckpointHandler()}
     if keep is None:
@@ -432,7 +382,7 @@ def _open_manager(directory: epath.Path, *, keep: int | None) -> ocp.CheckpointM
     return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
 
-def _steps(directory: epath.Path) -> list[int]:
+def _steps(directory: Path) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
 
 
@@ -454,10 +404,5 @@ def _disk_error(error: BaseException) -> str | None:
     return None
 
 
-def _absolute(directory: str | os.PathLike[str]) -> epath.Path:
-    path = epath.Path(directory)
-    return path if _is_remote(path) else epath.Path(os.path.abspath(path))
-
-
-def _is_remote(path: epath.Path) -> bool:
-    return "://" in os.fspath(path)
+def _absolute(directory: str | os.PathLike[str]) -> Path:
+    return Path(os.path.abspath(directory))

@@ -1,7 +1,7 @@
 """Stages of models whose next token depends on the last one alone, so that their texts are known."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,6 @@ def write_stage(
         return np.zeros(leaf.shape, np.float32)
 
     params = jax.tree_util.tree_map_with_path(fill, abstract_params(model, mesh, layout))
-    with Checkpointer(folder / "checkpoints", keep=1) as checkpoints:
+    with closing(Checkpointer(folder / "checkpoints", keep=1)) as checkpoints:
         checkpoints.save(1, {"params": jax.tree.map(np.float32, params)}, {})
     return folder

@@ -72,3 +72,16 @@ def test_nested_bars_on_a_terminal(monkeypatch):
 def test_an_error_inside_is_not_swallowed():
     with pytest.raises(RuntimeError, match="boom"), Progress("sft", total=2, console=_log()):
         raise RuntimeError("boom")
+
+
+def test_time_that_went_into_something_else_is_in_no_rate():
+    console, clock = _log(), Clock()
+    with Progress("sft", total=20, console=console, clock=clock) as bar:
+        for _ in range(10):
+            clock.now += 1.0
+            bar.advance(1)
+        clock.now += 50.0  # an evaluation
+        bar.exclude(50.0)
+        clock.now += 1.0
+        bar.advance(1)
+        assert "1 steps/s" in bar.summary() and "0:09 left" in bar.summary()

@@ -1,4 +1,4 @@
-"""A run that is killed with -9 at random moments ends bit for bit where the uninterrupted run ends."""
+"""A run that is stopped at random moments, by whatever signal, ends bit for bit where the uninterrupted run ends."""
 
 import hashlib
 import os
@@ -60,7 +60,10 @@ def wait_until_it_moves(process: subprocess.Popen, log: Path) -> bool:
     return False
 
 
-def kill_and_resume(tmp_path: Path, kills: int, steps: int) -> None:
+def kill_and_resume(
+    tmp_path: Path, kills: int, steps: int, signals: tuple[signal.Signals, ...] = (signal.SIGKILL,)
+) -> None:
+    """Sends the signals in turn, each to a process that has logged a step."""
     cache, whole, killed = tmp_path / "cache", tmp_path / "whole", tmp_path / "killed"
     process = start(whole, cache, steps)
     assert process.wait() == 0, process.stderr.read().decode()[-2000:]
@@ -77,8 +80,9 @@ def kill_and_resume(tmp_path: Path, kills: int, steps: int) -> None:
             if wait_until_it_moves(process, killed / "stages" / name / "metrics.jsonl"):
                 time.sleep(rng.uniform(0.0, 0.3))
             if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
+                number = signals[done % len(signals)]
+                process.send_signal(number)
+                assert process.wait() in (-number, 128 + number, 0), process.stderr.read().decode()[-2000:]
                 done += 1
                 continue
         assert process.wait() == 0, process.stderr.read().decode()[-2000:]
@@ -97,3 +101,8 @@ def test_a_kill(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ten_kills(tmp_path: Path) -> None:
     kill_and_resume(tmp_path, kills=10, steps=60)
+
+
+@pytest.mark.slow
+def test_ten_interrupts(tmp_path: Path) -> None:
+    kill_and_resume(tmp_path, kills=10, steps=60, signals=(signal.SIGINT, signal.SIGTERM, signal.SIGKILL))
