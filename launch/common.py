@@ -36,6 +36,9 @@ def define_config() -> None:
     )
     flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and reports")
     flags.mark_flags_as_required(["config", "workdir"])
+    kernels = py_logging.getLogger("temper.kernels")
+    kernels.setLevel(py_logging.INFO)
+    kernels.addHandler(_OnConsole())
 
 
 def config() -> ConfigDict:
@@ -142,9 +145,7 @@ def run(main: Callable[[], None], *, arguments: bool = False, resumes: bool = Fa
     py_logging.getLogger("jax").setLevel(py_logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _keep_programs()
-    kernels = py_logging.getLogger("temper.kernels")
-    kernels.setLevel(py_logging.INFO)
-    kernels.addHandler(_OnConsole())
+    py_logging.getLogger("temper.kernels").propagate = False  # else absl says it, on standard error
     app.run(_explained(main, arguments), flags_parser=_parse)
 
 

@@ -46,14 +46,14 @@ experiment = resolve(config, ["rl.objective.slic.nll_coef=0.2"])
 setup = set_up(experiment, folder)
 (done,) = run_chain(experiment, folder, setup=setup)
 assert done.stage.objective.name == "slic" and not done.stage.online
-assert math.isfinite(done.result["metrics"]["eval/loss"]), done.result["metrics"]
+assert math.isfinite(done.metrics["eval/loss"]), done.metrics
 params = abstract_params(setup.models["model"], setup.mesh)
 first, second = (
     jax.device_get(restore_subtree(done.folder.checkpoints, params, step=step).arrays) for step in (1, 2)
 )
 pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
 assert all(not np.array_equal(a, b) and np.isfinite(b).all() for a, b in pairs)
-print("trained", done.result["metrics"]["eval/loss"])
+print("trained", done.metrics["eval/loss"])
 """
 
 

@@ -69,7 +69,7 @@ def check(finished: list[Finished], logs: tuple[str, ...]) -> None:
     by_name = {done.stage.name: done for done in finished}
     done = finished[-1]
     assert done.stage.name == "rl" and set(done.stage.inputs) <= by_name.keys()
-    assert done.result["metrics"] and all(map(math.isfinite, done.result["metrics"].values()))
+    assert done.metrics and all(map(math.isfinite, done.metrics.values()))
     lines = (done.folder.path / "metrics.jsonl").read_text("utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if not any("eval/" in key for key in record)]
     assert len(records) == 2 and set(logs) <= set().union(*records), records

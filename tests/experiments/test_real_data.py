@@ -25,7 +25,7 @@ def test_tinyshakespeare_reaches_nanogpt(tmp_path: Path) -> None:
     config = tinyshakespeare.get_config()
     config.data.text.path = str(present("tinyshakespeare.txt"))
     (done,) = run_chain(resolve(config), tmp_path)
-    assert done.result["metrics"]["eval/nll"] <= NANOGPT_CPU_LOSS + 0.05
+    assert done.metrics["eval/nll"] <= NANOGPT_CPU_LOSS + 0.05
 
 
 @pytest.mark.slow
@@ -36,4 +36,4 @@ def test_gsm8k_loss_falls_and_answers_stop(tmp_path: Path) -> None:
     losses = [point["eval/nll"] for point in done.result["curve"]]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] - 2.0
-    assert done.result["metrics"]["eval/truncated_fraction"] < 0.2
+    assert done.metrics["eval/truncated_fraction"] < 0.2

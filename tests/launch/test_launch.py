@@ -154,7 +154,7 @@ def test_missing_flags_and_files(forks: Forks, config: Path, tmp_path: Path) -> 
     broken.write_text("from experiments import base\n\ndef get_config():\n    config = base.get_config()\n"
                       "    config.rl.stpes = 3\n    return config\n", encoding="utf-8")  # fmt: skip
     outcome = forks.run("train", f"--config={broken}", f"--workdir={tmp_path / 'run'}")
-    assert_one_sentence(outcome, r"broken\.py: .*stpes")
+    assert_one_sentence(outcome, r"rl\.stpes: unknown config key; the nearest known one is rl\.steps")
     outcome = forks.run("sample", f"--stage={tmp_path / 'nothing'}", "--prompt=1")
     assert_one_sentence(outcome, r"nothing: is not the folder of a stage that has run, expected")
 
