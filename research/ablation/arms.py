@@ -12,7 +12,7 @@ from research.config.experiment import Experiment
 from research.config.identity import run_identity
 from research.config.resolve import resolve
 from research.config.schema import short
-from research.config.tree import Tree, flatten, merged, parse_override, to_tree, unknown_key
+from research.config.tree import Tree, flatten, merged, to_tree, unknown_key, with_overrides
 from research.core.errors import ConfigError
 from research.evals.results import evaluator_metrics
 
@@ -66,9 +66,7 @@ def plan(config: ConfigDict, overrides: Iterable[str] = ()) -> Plan:
     """
     tree = to_tree(config)
     texts = tuple(overrides)
-    for text in texts:
-        key, value = parse_override(text, "override")
-        tree = merged(tree, key, value)
+    tree, _ = with_overrides(tree, texts, "override")
     arms = _read_arms(tree)
     base = resolve(tree)
     _check_ablation(base, arms)
@@ -212,18 +210,11 @@ def _check_overridden(tree: Tree, arms: list[Arm], overridden: Iterable[str]) ->
         refusals = []
         for arm in arms:
             try:
-                resolve(_with(tree, arm), [text])
+                resolve(with_overrides(tree, arm.overrides, f"ablation.arms.{arm.name}")[0], [text])
             except ConfigError as error:
                 refusals.append(error)
         if len(refusals) == len(arms):
             raise refusals[0]
-
-
-def _with(tree: Tree, arm: Arm) -> Tree:
-    for text in arm.overrides:
-        key, value = parse_override(text, f"ablation.arms.{arm.name}")
-        tree = merged(tree, key, value)
-    return tree
 
 
 def _resolve(tree: Tree, arm: Arm, base: Experiment, seed: int) -> Experiment:

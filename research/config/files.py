@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from research.config.references import said_by
 from research.config.schema import short
 from research.core.errors import ConfigError
 
@@ -34,23 +35,7 @@ def load_config(reference: str) -> ConfigDict:
     except ConfigError:
         raise
     except Exception as error:  # noqa: BLE001 - the file is a user's
-        lines = _lines(error, path)
-        where = f"line {lines[-1]}: " if lines else ""
-        raise ConfigError(f"--config: {place}: {where}{type(error).__name__}: {error}") from error
+        raise ConfigError(f"--config: {place}: {said_by(error, path)}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config: {place}: get_config gave {short(config)}, expected a ConfigDict")
     return config
-
-
-def _lines(error: Exception, path: Path) -> list[int]:
-    """Lines of a file through which an exception passed."""
-    if isinstance(error, SyntaxError) and error.lineno:
-        return [error.lineno]
-    found, trace = [], error.__traceback__
-    while trace is not None:
-        if Path(
-            trace.tb_frame.f_code.co_filename
-        ) == path.absolute() or trace.tb_frame.f_code.co_filename == str(path):
-            found.append(trace.tb_lineno)
-        trace = trace.tb_next
-    return found

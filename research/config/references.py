@@ -205,24 +205,23 @@ def _load_file(path: Path, where: str) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:  # noqa: BLE001 - a user's file may raise anything
         del sys.modules[name]
-        raise ConfigError(
-            f"{where}: {path.name}: {_where_raised(error, path)}{type(error).__name__}: {error}"
-        ) from error
+        raise ConfigError(f"{where}: {path.name}: {said_by(error, path)}") from error
     finally:
         sys.path.remove(str(path.parent))
     return module
 
 
-def _where_raised(error: Exception, path: Path) -> str:
-    """ "line 12: " of the file that raised, where it is known."""
-    if isinstance(error, SyntaxError) and error.lineno:
-        return f"line {error.lineno}: "
+def said_by(error: Exception, path: Path) -> str:
+    """ "line 12: KeyError: 'a'": what a user's file raised, and where in it, if that is known."""
     lines, trace = [], error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
+        if Path(trace.tb_frame.f_code.co_filename).absolute() == path.absolute():
             lines.append(trace.tb_lineno)
         trace = trace.tb_next
-    return f"line {lines[-1]}: " if lines else ""
+    if isinstance(error, SyntaxError) and error.lineno:
+        lines.append(error.lineno)
+    where = f"line {lines[-1]}: " if lines else ""
+    return f"{where}{type(error).__name__}: {error}"
 
 
 def _offered(module: ModuleType, name: str, value: Any) -> bool:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from research.config.checks import check_experiment
 from research.config.experiment import Experiment, Stage
-from research.config.schema import short
+from research.config.schema import Key, short
 from research.config.sections import (
     Ablation,
     Data,
@@ -26,11 +26,10 @@ from research.config.tree import (
     Section,
     Tree,
     flatten,
-    merged,
-    parse_override,
     parse_section,
     to_tree,
     unknown_key,
+    with_overrides,
 )
 from research.core.errors import ConfigError
 
@@ -46,6 +45,7 @@ SECTIONS: Mapping[str, type] = {
     "ablation": Ablation,
 }
 _HEAD = ("name", "question", "stages")
+_STAGES = Key((), "The chain of stages.")
 _ARMS = ("arms", "grid")
 """Keys of the ablation that are no single values: `research/ablation/arms.py` reads them."""
 
@@ -62,15 +62,9 @@ def resolve(config: ConfigDict | Tree, overrides: Iterable[str] = (), where: str
       ConfigError: an unknown key, a value of another type or out of range, an override without effect.
     """
     tree = to_tree(config) if isinstance(config, ConfigDict) else dict(config)
-    texts: dict[str, Any] = {}
-    for text in overrides:
-        key, value = parse_override(text, where or "override")
-        if key in texts:
-            raise ConfigError(f"{where or 'override'}: {key} is set twice")
-        texts[key] = value
-        tree = merged(tree, key, _stages(value) if key == "stages" else value)
+    tree, keys = with_overrides(tree, overrides, where or "override")
     experiment = resolve_tree(tree)
-    refuse_without_effect(experiment, texts)
+    refuse_without_effect(experiment, keys)
     return experiment
 
 
@@ -111,17 +105,13 @@ def resolve_tree(tree: Tree) -> Experiment:
     return experiment
 
 
-def _stages(text: str) -> tuple[str, ...]:
-    return tuple(part.strip(" '\"") for part in text.strip("()[]").split(",") if part.strip(" '\""))
-
-
 def _is_stage(section: Any) -> bool:
     return isinstance(section, Mapping) and "objective" in section
 
 
 def _chain(tree: Tree) -> tuple[str, ...]:
-    chain = tree.get("stages", ())
-    if not isinstance(chain, list | tuple) or not chain or len(set(chain)) != len(chain):
+    chain = _STAGES.parse("stages", tree.get("stages", ()))
+    if not chain or len(set(chain)) != len(chain):
         raise ConfigError(f"stages: got {short(chain)}, expected names of stages, at least one and each once")
     for name in chain:
         if name in SECTIONS or not _is_stage(tree.get(str(name))):

@@ -136,6 +136,22 @@ def parse_override(text: str, where: str) -> tuple[str, Text]:
     return name.strip(), Text(raw.strip())
 
 
+def with_overrides(tree: Tree, texts: Iterable[str], where: str) -> tuple[Tree, tuple[str, ...]]:
+    """The tree with overrides in it, and their keys.
+
+    Raises:
+      ConfigError: one that is malformed, or a key that is set twice.
+    """
+    keys: list[str] = []
+    for text in texts:
+        key, value = parse_override(text, where)
+        if key in keys:
+            raise ConfigError(f"{where}: {key} is set twice")
+        keys.append(key)
+        tree = merged(tree, key, value)
+    return tree, tuple(keys)
+
+
 def parse_section(cls: type, given: Any, where: str = "", others: Iterable[str] = ()) -> Section:
     """A section of a config against its dataclass.
 
