@@ -130,3 +130,12 @@ def test_the_command_line_reaches_every_arm_and_must_reach_one() -> None:
     assert planned.base.ablation.seeds == (3,)
     with pytest.raises(ConfigError, match=r"rl\.objective\.kto\.beta: has no effect"):
         plan(ablation(arms), ["rl.objective.kto.beta=0.2"])
+
+
+def test_the_command_line_is_read_as_it_is_without_an_ablation() -> None:
+    """The chain of stages too; and a key that is set twice is refused."""
+    arms = {"a": (), "b": ("rl.steps=3",)}
+    planned = plan(ablation(arms), ["stages=sft,rl"])
+    assert [stage.name for stage in planned.experiments["b"].stages] == ["sft", "rl"]
+    with pytest.raises(ConfigError, match=r"rl\.data\.limit is set twice"):
+        plan(ablation(arms), ["rl.data.limit=3", "rl.data.limit=4"])
