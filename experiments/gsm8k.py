@@ -24,15 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.data.problems.task = "jsonl"
     config.data.tokenizer.vocab_size = 4096
-    config.sft.update(
-        {
-            "steps": 200,
-            "batch_size": 16,
-            "length": 256,
-            "eval_every": 50,
-            "eval_problems": 8,
-        }
-    )
+    config.sft.update({"steps": 200, "batch_size": 16, "length": 256, "eval_every": 50, "eval_problems": 8})
     config.sft.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 20})
     config.evaluation.update(
         {"problems": 32, "samples": 4, "batch_problems": 8, "max_prompt_length": 256, "max_new_tokens": 192}

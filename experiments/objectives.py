@@ -16,12 +16,7 @@ from experiments import base
 
 _TERSE = {"transform": "terse", "terse": {"fraction": 0.5}}
 _RM = "rl.roles.reward=reward"
-_SFT = (
-    "rl.objective.name=sft",
-    "rl.data.limit=2000",
-    "rl.data.transform=terse",
-    "rl.data.terse.fraction=0.5",
-)
+_SFT = ("rl.objective.name=sft", "rl.data.limit=2000", "rl.data.transform=terse", "rl.data.terse.fraction=0.5")
 
 ARMS = {
     "sft": _SFT,
@@ -76,9 +71,7 @@ def get_config(arg: str = "toy") -> ConfigDict:
     for name in ("teacher_pretrain", "teacher_sft"):
         config[name].model = "teacher_model"
     config.ablation.control = "sft"
-    config.ablation.metric = (
-        "eval/accuracy"  # of the answer that the system gives; reranking picks one of four
-    )
+    config.ablation.metric = "eval/accuracy"  # of the answer that the system gives; reranking picks one of four
     config.ablation.arms = dict(ARMS)
     (_pod if arg == "pod" else _toy)(config)
     return config
@@ -129,24 +122,10 @@ def _toy(config: ConfigDict) -> None:
 def _pod(config: ConfigDict) -> None:
     """An 8B student and a 32B teacher on a file of problems; chains of thought of up to 2,048 tokens."""
     config.model.update(
-        {
-            "num_layers": 32,
-            "d_model": 4096,
-            "num_heads": 32,
-            "num_kv_heads": 8,
-            "head_dim": 128,
-            "d_ff": 14336,
-        }
+        {"num_layers": 32, "d_model": 4096, "num_heads": 32, "num_kv_heads": 8, "head_dim": 128, "d_ff": 14336}
     )
     config.teacher_model.update(
-        {
-            "num_layers": 64,
-            "d_model": 5120,
-            "num_heads": 40,
-            "num_kv_heads": 8,
-            "head_dim": 128,
-            "d_ff": 27648,
-        }
+        {"num_layers": 64, "d_model": 5120, "num_heads": 40, "num_kv_heads": 8, "head_dim": 128, "d_ff": 27648}
     )
     for model in (config.model, config.teacher_model):
         model.update({"scan_layers": True, "remat": "full", "compute_dtype": "bfloat16", "max_length": 4096})

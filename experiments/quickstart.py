@@ -49,12 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.ablation.control = "sft"
     config.ablation.arms = {
-        "sft": (
-            "rl.objective.name=sft",
-            "rl.data.limit=2000",
-            "rl.data.transform=terse",
-            "rl.data.terse.fraction=0.5",
-        ),
+        "sft": ("rl.objective.name=sft", "rl.data.limit=2000", "rl.data.transform=terse", "rl.data.terse.fraction=0.5"),
         "rejection_sampling": ("rl.objective.name=rejection_sampling",),
         "dpo": ("rl.objective.name=dpo",),
         "grpo": (),

@@ -45,7 +45,5 @@ def get_config(arg: str = "") -> ConfigDict:
         stage.update({"start_from": "scratch", "steps": steps, "batch_size": 8, "length": 256})
         stage.update({"log_every": 20})
         stage.optimizer.update({"learning_rate": rate, "warmup_steps": 50})
-    config.evaluation.update(
-        {"problems": 128, "samples": 1, "k": (1,), "max_prompt_length": 48, "max_new_tokens": 112}
-    )
+    config.evaluation.update({"problems": 128, "samples": 1, "k": (1,), "max_prompt_length": 48, "max_new_tokens": 112})
     return config

@@ -25,14 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.validation_one_in = 10
     config.data.tokenizer.update({"model_type": "char", "vocab_size": 0})
     config.pretrain.update(
-        {
-            "steps": 2_000,
-            "batch_size": 12,
-            "length": 64,
-            "log_every": 100,
-            "eval_every": 500,
-            "eval_batches": 200,
-        }
+        {"steps": 2_000, "batch_size": 12, "length": 64, "log_every": 100, "eval_every": 500, "eval_batches": 200}
     )
     config.pretrain.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 100, "adamw": {"b2": 0.99}})
     return config

@@ -53,10 +53,7 @@ def main() -> None:
     laps = sum(len(taking_part(work, systems)) for work in workloads) * (1 + comparison.settings.repetitions)
     try:
         with Progress("benchmark", total=laps, unit="runs") as progress:
-            results = [
-                run_workload(comparison, work, taking_part(work, systems), progress, logs)
-                for work in workloads
-            ]
+            results = [run_workload(comparison, work, taking_part(work, systems), progress, logs) for work in workloads]
     except KeyboardInterrupt:
         raise TemperError("interrupted: nothing was written; the same command starts anew") from None
     text, paths = write(results, common.workdir(), config=comparison.tree, load=load)
@@ -87,9 +84,7 @@ def peer_systems(given: Sequence[str]) -> dict[str, System]:
         if name not in known:
             raise ConfigError(f"--peers: got {item!r}, expected NAME=PYTHON with one of {', '.join(known)}")
         if not os.access(python, os.X_OK) or Path(python).is_dir():
-            raise ConfigError(
-                f"--peers: {name}: {python or 'nothing'!r} is no program, expected a venv's bin/python"
-            )
+            raise ConfigError(f"--peers: {name}: {python or 'nothing'!r} is no program, expected a venv's bin/python")
         command = (str(Path(python).absolute()), str(COMPARISONS / "protocol.py"), f"peers.{name}")
         found[name] = System(name, command)
     return found

@@ -72,9 +72,7 @@ def _answer(conversation: Conversation, text: str, number: int) -> None:
         _say(f"not sent: {error}")
         return
     if conversation.dropped > before:
-        _say(
-            f"context full: the {conversation.dropped} oldest of {len(conversation.exchanges)} exchanges are left out"
-        )
+        _say(f"context full: the {conversation.dropped} oldest of {len(conversation.exchanges)} exchanges are left out")
     last: TextDelta | None = None
     with _interrupts() as interrupts:
         for last in conversation.generator.stream(prompt, number):

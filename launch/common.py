@@ -31,9 +31,7 @@ _OVERRIDE = "--config."
 
 def define_config() -> None:
     """`--config=FILE[:arg]` with `--config.key=value` overrides, and `--workdir`."""
-    flags.DEFINE_string(
-        "config", None, "experiment file, such as experiments/quickstart.py, or FILE:ARGUMENT"
-    )
+    flags.DEFINE_string("config", None, "experiment file, such as experiments/quickstart.py, or FILE:ARGUMENT")
     flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and reports")
     flags.mark_flags_as_required(["config", "workdir"])
     kernels = py_logging.getLogger("temper.kernels")
@@ -49,9 +47,7 @@ def config() -> ConfigDict:
     """
     found = load_config(flags.FLAGS.config)
     if "stages" not in found:
-        raise ConfigError(
-            f"--config: {flags.FLAGS.config}: has no stages, so it trains nothing (is it a benchmark?)"
-        )
+        raise ConfigError(f"--config: {flags.FLAGS.config}: has no stages, so it trains nothing (is it a benchmark?)")
     return found
 
 
@@ -70,9 +66,7 @@ def workdir() -> Path:
     if not given.strip():
         raise ConfigError("--workdir: got '', expected a folder")
     if "://" in given:
-        raise ConfigError(
-            f"--workdir: got {given!r}, expected a local folder; remote ones are not supported yet"
-        )
+        raise ConfigError(f"--workdir: got {given!r}, expected a local folder; remote ones are not supported yet")
     if "\0" in given:
         raise ConfigError(f"--workdir: got {given!r}, expected a path without NUL")
     return Path(given)
@@ -190,9 +184,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _last_line(error: Exception) -> str:
     """The end of an error's text."""
-    return next(
-        (line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__
-    )
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
 
 
 def _explained(main: Callable[[], None], arguments: bool) -> Callable[[list[str]], None]:

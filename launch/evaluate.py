@@ -36,9 +36,7 @@ def main() -> None:
     ks = common.integers("k", high=given.samples, because=f"--samples={given.samples}")
     check_temperature(given.temperature)
     if given.temperature == 0 and given.samples > 1:
-        raise ConfigError(
-            f"--samples: got {given.samples}, expected 1 at --temperature=0: greedy samples are equal"
-        )
+        raise ConfigError(f"--samples: got {given.samples}, expected 1 at --temperature=0: greedy samples are equal")
     evaluators = {}
     for reference in _EVALUATORS.value:
         component = find("evaluator", reference, "--evaluators")

@@ -19,9 +19,7 @@ from research.sampling.streaming import GenerationSettings, TextGenerator
 from research.train.setup import interaction_of
 from research.train.stored import Policy, load_policy
 
-_STAGE = flags.DEFINE_string(
-    "stage", None, "folder of a stage: <workdir>/stages/<name>-<hash>", required=True
-)
+_STAGE = flags.DEFINE_string("stage", None, "folder of a stage: <workdir>/stages/<name>-<hash>", required=True)
 _TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "longest completion, tokens")
 _MIN_TOKENS = flags.DEFINE_integer(
     "min_new_tokens", 0, "tokens before an end token may be drawn; stop strings always end"
@@ -31,9 +29,7 @@ _TOP_K = flags.DEFINE_integer("top_k", 0, "keep the k most likely tokens; 0 keep
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "keep the smallest set of tokens of this mass; 1 keeps all")
 _SEED = flags.DEFINE_integer("seed", 0, "of the sampler")
 _BIAS = flags.DEFINE_multi_string(
-    "logit_bias",
-    [],
-    'TOKEN=NUMBER added to a logit, -inf bans; a token id, or a piece\'s text: "7"=-inf, if=2',
+    "logit_bias", [], 'TOKEN=NUMBER added to a logit, -inf bans; a token id, or a piece\'s text: "7"=-inf, if=2'
 )
 _PENALTY = flags.DEFINE_float("repetition_penalty", 1.0, "above 1 discourages tokens already seen; 1 is off")
 _STOP = flags.DEFINE_multi_string("stop", [], "a text that ends a completion and is not shown; repeatable")
@@ -77,10 +73,7 @@ def read_settings(**others: Any) -> GenerationSettings:
             (_DRAFT.value and controlled, f"{''.join(controlled[:1])}: does not go with --draft"),
             (not _DRAFT.value and given("draft_tokens"), "--draft_tokens: has no effect without --draft"),
             (idle and _TOOLS.value == [], f"{''.join(idle[:1])}: has no effect without tools"),
-            (
-                "search" in tools and not _CORPUS.value,
-                "--tools: search needs a corpus, expected --corpus=FILE",
-            ),
+            ("search" in tools and not _CORPUS.value, "--tools: search needs a corpus, expected --corpus=FILE"),
             (
                 _CORPUS.value and tools and "search" not in tools,
                 "--corpus: has no effect, expected search among --tools",

@@ -92,10 +92,6 @@ def load(ks: tuple[int, ...]) -> TrainedPolicy:
         yardstick=yardstick[0].make() if yardstick else correct,
         interaction=interaction_of(experiment.tree["tools"], loaded.tokenizer),
         row_arrays=partial(
-            sft_eval_batches,
-            records,
-            loaded.tokenizer,
-            batch_size=given.batch_problems,
-            length=loaded.max_length,
+            sft_eval_batches, records, loaded.tokenizer, batch_size=given.batch_problems, length=loaded.max_length
         ),
     )

@@ -17,9 +17,7 @@ from launch import common
 from research.analysis.report import FORMATS, print_headline, rewrite_report
 from research.core.errors import ConfigError
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "the ablation's folder, with results.json in it", required=True
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, "the ablation's folder, with results.json in it", required=True)
 _METRIC = flags.DEFINE_string("metric", None, "which final metric decides")
 _LOWER = flags.DEFINE_bool("lower_is_better", None, "which way is up; default: a loss is better lower")
 _CONTROL = flags.DEFINE_string("control", None, "the arm that the others are compared with")

@@ -39,9 +39,7 @@ _BEST_OF = flags.DEFINE_integer(
     "best_of", 0, "draw so many and show the --n that --scorer likes best", lower_bound=0, upper_bound=SAMPLES
 )
 _SCORER = flags.DEFINE_string("scorer", None, "folder of a stage: a reward model, outcome or process scorer")
-_REDUCTION = flags.DEFINE_enum(
-    "prm_score", "min", get_args(StepReduction), "a process scorer's score from its steps'"
-)
+_REDUCTION = flags.DEFINE_enum("prm_score", "min", get_args(StepReduction), "a process scorer's score from its steps'")
 _SLOTS = flags.DEFINE_integer("slots", 0, "samples decoded together; 0 is all of a prompt")
 _ECHO = flags.DEFINE_bool("echo", False, "log-probs, in nats, of the prompt's and the completion's tokens")
 _SCHEMA = flags.DEFINE_string("json_schema", None, "file of a JSON schema that completions must match")
@@ -114,9 +112,7 @@ def _print_stream(generator: TextGenerator, deltas: Iterable[TextDelta]) -> None
             _end_sample(generator, delta.row)
 
 
-def _print_best(
-    generator: TextGenerator, scorer: Scorer, prompt: np.ndarray, deltas: Iterable[TextDelta]
-) -> None:
+def _print_best(generator: TextGenerator, scorer: Scorer, prompt: np.ndarray, deltas: Iterable[TextDelta]) -> None:
     texts = [""] * _BEST_OF.value
     rows: dict[int, Row] = {}
     for delta in deltas:
@@ -134,9 +130,7 @@ def _print_best(
         mesh=scorer.mesh,
     )[0, 0]
     for place, sample in enumerate(np.argsort(-scores, kind="stable")[: _N.value]):
-        print(
-            f"--- {place + 1} of {_BEST_OF.value}: {scorer.scores[0]} {scores[sample]:.4f} (sample {sample + 1}) ---"
-        )
+        print(f"--- {place + 1} of {_BEST_OF.value}: {scorer.scores[0]} {scores[sample]:.4f} (sample {sample + 1}) ---")
         print(texts[sample], end="")
         _end_sample(generator, samples[sample])
 

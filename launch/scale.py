@@ -37,13 +37,9 @@ policies.define_flags(samples=16)
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)
 _SCORERS = flags.DEFINE_list("scorers", [], "folders of stages of reward models, outcome and process scorers")
 _REDUCTIONS = flags.DEFINE_list(
-    "prm_score",
-    ["min"],
-    f"a process scorer's score from its steps': some of {', '.join(get_args(StepReduction))}",
+    "prm_score", ["min"], f"a process scorer's score from its steps': some of {', '.join(get_args(StepReduction))}"
 )
-_STRATEGIES = flags.DEFINE_list(
-    "strategies", [], f"of {', '.join(STRATEGIES)}; without it, all that the scorers allow"
-)
+_STRATEGIES = flags.DEFINE_list("strategies", [], f"of {', '.join(STRATEGIES)}; without it, all that the scorers allow")
 _N = flags.DEFINE_list("n", [], "samples to answer from, each at most --samples; without it, powers of two")
 _TRIALS = flags.DEFINE_integer(
     "trials", 400, "draws of N samples a problem, for votes and bands", lower_bound=2, upper_bound=10**6
@@ -68,11 +64,7 @@ def main() -> None:
         )
         groups = policy.generate(policy.records, seed=given.seed)
         judged = judge(policy, policy.records, groups)
-        scores = {
-            name: found
-            for s in scorers
-            for name, found in zip(s.scores, policy.scored(s, groups), strict=True)
-        }
+        scores = {name: found for s in scorers for name, found in zip(s.scores, policy.scored(s, groups), strict=True)}
         problems = completions(policy, len(groups), given.samples)
     weights = {name: scorer.weights(scores[name]) for scorer in scorers for name in scorer.scores}
     lengths = np.array([[sample.length for sample in group] for group in groups])
@@ -120,11 +112,7 @@ def _check_flags() -> tuple[tuple[int, ...], tuple[StepReduction, ...]]:
     samples = flags.FLAGS.samples
     if samples < 2:
         raise ConfigError(f"--samples: got {samples}, expected at least 2 to choose from")
-    ns = (
-        common.integers("n", high=samples, because=f"--samples={samples}")
-        if _N.value
-        else powers_of_two(samples)
-    )
+    ns = common.integers("n", high=samples, because=f"--samples={samples}") if _N.value else powers_of_two(samples)
     if flags.FLAGS.temperature == 0:
         raise ConfigError("--temperature: got 0, expected > 0: greedy samples are equal")
     check_temperature(flags.FLAGS.temperature)
@@ -132,14 +120,10 @@ def _check_flags() -> tuple[tuple[int, ...], tuple[StepReduction, ...]]:
         if name not in STRATEGIES:
             raise ConfigError(f"--strategies: got {name}, expected some of {','.join(STRATEGIES)}")
         if name in (BEST, WEIGHTED) and not _SCORERS.value:
-            raise ConfigError(
-                f"--strategies: {name} needs a scorer, expected --scorers=<folder of a stage>[,...]"
-            )
+            raise ConfigError(f"--strategies: {name} needs a scorer, expected --scorers=<folder of a stage>[,...]")
     for name in _REDUCTIONS.value:
         if name not in get_args(StepReduction):
-            raise ConfigError(
-                f"--prm_score: got {name}, expected some of {','.join(get_args(StepReduction))}"
-            )
+            raise ConfigError(f"--prm_score: got {name}, expected some of {','.join(get_args(StepReduction))}")
     return ns, tuple(how for how in get_args(StepReduction) if how in _REDUCTIONS.value)
 
 

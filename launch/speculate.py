@@ -37,20 +37,13 @@ _STAGE = flags.DEFINE_string(
     "stage", None, "folder of the target's stage: <workdir>/stages/<name>-<hash>", required=True
 )
 _DRAFT = flags.DEFINE_list(
-    "draft",
-    None,
-    f"folders of smaller models' stages, and {common.NGRAM} for n-grams of the text",
-    required=True,
+    "draft", None, f"folders of smaller models' stages, and {common.NGRAM} for n-grams of the text", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)
 _DRAFT_TOKENS = flags.DEFINE_list("draft_tokens", ["2", "3", "4"], "proposals a round, each tried")
 _TEMPERATURE = flags.DEFINE_list("temperature", ["0", "1"], "each tried; 0 is greedy")
-_REPETITIONS = flags.DEFINE_integer(
-    "repetitions", 16, "each on its own prompt", lower_bound=2, upper_bound=10_000
-)
-_PROMPT_TOKENS = flags.DEFINE_integer(
-    "prompt_length", 32, "tokens; longer problems are passed over", lower_bound=2
-)
+_REPETITIONS = flags.DEFINE_integer("repetitions", 16, "each on its own prompt", lower_bound=2, upper_bound=10_000)
+_PROMPT_TOKENS = flags.DEFINE_integer("prompt_length", 32, "tokens; longer problems are passed over", lower_bound=2)
 _TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "tokens of every completion", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "of the sampler", lower_bound=0, upper_bound=2**31 - 1)
 
@@ -84,10 +77,7 @@ def main() -> None:
         for k in counts:
             drafts[f"{name}, {k}"] = draft._replace(spec=dataclasses.replace(draft.spec, draft_tokens=k))
     trials: list[dict[str, Any]] = []
-    with (
-        jax.set_mesh(policy.mesh),
-        Progress("speculate", total=len(scalars), unit="temperatures") as progress,
-    ):
+    with jax.set_mesh(policy.mesh), Progress("speculate", total=len(scalars), unit="temperatures") as progress:
         for temperature, draws in zip(common.numbers("temperature"), scalars, strict=True):
             method = SamplingMethod(greedy=temperature == 0)
             spec = SamplerSpec(_TOKENS.value, 1, (), policy.tokenizer.pad_id, method)

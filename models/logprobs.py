@@ -122,9 +122,7 @@ def hidden_divergence(
     def compare(student: Array, teacher: Array) -> Any:
         student_logits = compute_logits(student, student_unembed_DV, student_config)
         teacher_logits = compute_logits(teacher, teacher_unembed_EV, teacher_config)
-        return fn(
-            *(constrain(x, "batch", "length", "activation_vocab") for x in (student_logits, teacher_logits))
-        )
+        return fn(*(constrain(x, "batch", "length", "activation_vocab") for x in (student_logits, teacher_logits)))
 
     return _over_chunks(compare, chunk, student_BTD, teacher_BTE)
 

@@ -39,10 +39,7 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        tokens_BT: Int[Array, "B T"],
-        positions_BT: Int[Array, "B T"],
-        segment_ids_BT: Int[Array, "B T"],
+        self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"], segment_ids_BT: Int[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], AuxSums]:
         """Hidden states after the final norm, in the compute dtype, and auxiliary sums.
 
@@ -79,9 +76,7 @@ def _remat(c: ModelConfig) -> Any:
     return nn.remat(Block, policy=_POLICIES[c.remat], prevent_cse=not c.scan_layers)
 
 
-def embed(
-    embed_VD: Float[Array, "V D"], tokens_BT: Int[Array, "B T"], config: ModelConfig
-) -> Float[Array, "B T D"]:
+def embed(embed_VD: Float[Array, "V D"], tokens_BT: Int[Array, "B T"], config: ModelConfig) -> Float[Array, "B T D"]:
     """The embedding of each token, in the compute dtype."""
     # Gathered over fsdp before the look-up, as every other weight is before its product: the batch is
     # split over the same axis, and the partitioner would otherwise replicate the result.
@@ -142,9 +137,7 @@ def forward_cached(
       tokens_BT, positions_BT, segment_ids_BT: as `Transformer` takes them.
       cache: with room for T more.
     """
-    hidden_BTD, _, written = _apply_blocks(
-        params, config, tokens_BT, positions_BT, segment_ids_BT, cache=cache
-    )
+    hidden_BTD, _, written = _apply_blocks(params, config, tokens_BT, positions_BT, segment_ids_BT, cache=cache)
     return hidden_BTD, written
 
 
@@ -191,9 +184,7 @@ def _apply_blocks(
     each = zip(unstack_layers(params, c)["layers"], c.layers, caches, strict=True)
     for weights, layer, layer_cache in each:
         rope = ropes[layer.rope_theta]
-        out: Any = Block(c, layer, group).apply(
-            {"params": weights}, x_BTD, rope, segment_ids_BT, layer_cache, reach
-        )
+        out: Any = Block(c, layer, group).apply({"params": weights}, x_BTD, rope, segment_ids_BT, layer_cache, reach)
         x_BTD, (aux, layer_cache) = out
         sums.append(aux)
         written.append(layer_cache)

@@ -112,15 +112,9 @@ def reinforce_pp_advantages(
 
     Differs from the paper: gamma; std as in `whiten`.
     """
-    paid = token_rewards(
-        scores=rewards, completion_mask=completion_mask, kl_penalty=kl_penalty, kl_coef=kl_coef
-    )
+    paid = token_rewards(scores=rewards, completion_mask=completion_mask, kl_penalty=kl_penalty, kl_coef=kl_coef)
     to_go, _ = gae(
-        rewards=paid,
-        values=jnp.zeros_like(paid),
-        completion_mask=completion_mask,
-        gamma=gamma,
-        gae_lambda=1.0,
+        rewards=paid, values=jnp.zeros_like(paid), completion_mask=completion_mask, gamma=gamma, gae_lambda=1.0
     )
     return whiten(values=to_go, mask=completion_mask, weights=weights)
 
@@ -248,9 +242,7 @@ def frac_reward_zero_std(rewards: Float[Array, " N"], group_size: int) -> Float[
 def _grouped(rewards: Array, group_size: int) -> Array:
     chex.assert_rank(rewards, 1)
     if group_size < 2:
-        raise ValueError(
-            f"group_size: got {group_size}, expected >= 2 because a completion is compared with its group"
-        )
+        raise ValueError(f"group_size: got {group_size}, expected >= 2 because a completion is compared with its group")
     if rewards.shape[0] % group_size:
         raise ValueError(f"rewards: got {rewards.shape[0]}, expected a multiple of group_size = {group_size}")
     return jax.lax.stop_gradient(rewards.astype(jnp.float32)).reshape(-1, group_size)

@@ -69,11 +69,7 @@ def bradley_terry_loss(
 
 
 def ranking_loss(
-    *,
-    scores: Float[Array, "P K"],
-    ranks: Int[Array, "P K"],
-    mask: Bool[Array, "P K"],
-    center_coef: Scalar = 0.0,
+    *, scores: Float[Array, "P K"], ranks: Int[Array, "P K"], mask: Bool[Array, "P K"], center_coef: Scalar = 0.0
 ) -> ObjectiveOutput:
     """All pairs of a ranked list, averaged within the prompt.
 
@@ -118,10 +114,7 @@ def ranking_loss(
 
 
 def ensemble_score(
-    *,
-    scores: Float[Array, "E B"],
-    reduction: EnsembleReduction,
-    variance_coef: Scalar = 0.0,
+    *, scores: Float[Array, "E B"], reduction: EnsembleReduction, variance_coef: Scalar = 0.0
 ) -> Float[Array, " B"]:
     """One reward from E reward models, pessimistic where they disagree.
 

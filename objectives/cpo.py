@@ -98,9 +98,7 @@ def cpo_loss(
     return ObjectiveOutput(losses, jax.lax.stop_gradient(metrics))
 
 
-def _contrast(
-    loss_type: CPOLossType, difference: Array, margin: Array, beta: Scalar, label_smoothing: Scalar
-) -> Array:
+def _contrast(loss_type: CPOLossType, difference: Array, margin: Array, beta: Scalar, label_smoothing: Scalar) -> Array:
     if loss_type == "ipo":
         return jnp.square(difference - 0.5 / beta)
     if loss_type == "hinge":

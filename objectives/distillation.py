@@ -141,10 +141,7 @@ def topk_distillation_loss(
     student, teacher = (_masked_rows(x, mask) for x in (student_topk_logps, teacher_topk_logps))
     teacher = jax.lax.stop_gradient(teacher)
     student = jnp.where(teacher > -jnp.inf, student, -jnp.inf)
-    metrics = {
-        "teacher_topk_mass": jnp.exp(_mass(teacher)),
-        "student_topk_mass": jnp.exp(_mass(student)),
-    }
+    metrics = {"teacher_topk_mass": jnp.exp(_mass(teacher)), "student_topk_mass": jnp.exp(_mass(student))}
     if tail == "renormalize":
         student, teacher = _log_softmax(student), _log_softmax(teacher)
     else:
@@ -172,9 +169,7 @@ def _expectation(logps: Array, values: Array) -> Array:
     return (jnp.exp(logps) * values).sum(axis=-1)
 
 
-def _log_probs(
-    student_logits: Array, teacher_logits: Array, mask: Array, temperature: Scalar
-) -> tuple[Array, Array]:
+def _log_probs(student_logits: Array, teacher_logits: Array, mask: Array, temperature: Scalar) -> tuple[Array, Array]:
     """Log-probs of both, 0 logits where masked, no gradient to the teacher."""
     chex.assert_equal_shape([student_logits, teacher_logits])
     chex.assert_shape(student_logits, (*mask.shape, None))

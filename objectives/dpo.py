@@ -159,9 +159,7 @@ def dpo_loss(
     used = OPTIONS[loss_type] | ({"chosen_lengths"} if has_nll else set())
     refuse_unused(given, used, f"loss_type {loss_type!r}")
     lengths = {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
-    require_lengths(
-        lengths, used, "rpo_alpha" if "chosen_lengths" not in OPTIONS[loss_type] else f"{loss_type!r}"
-    )
+    require_lengths(lengths, used, "rpo_alpha" if "chosen_lengths" not in OPTIONS[loss_type] else f"{loss_type!r}")
     _check_label_smoothing(loss_type, label_smoothing)
 
     policy_chosen, policy_rejected, ref_chosen, ref_rejected = float32_rows(
@@ -183,9 +181,7 @@ def dpo_loss(
             scores_chosen = mean_logps(scores_chosen, chosen_lengths)
             scores_rejected = mean_logps(scores_rejected, rejected_lengths)
         # beta after the difference: XLA fuses `beta * c - beta * r` into a multiply-add, and a tie would not be 0
-        losses = _contrast_loss(
-            loss_type, scores_chosen - scores_rejected, beta, label_smoothing, discopop_tau
-        )
+        losses = _contrast_loss(loss_type, scores_chosen - scores_rejected, beta, label_smoothing, discopop_tau)
     else:
         losses = _two_sided_loss(loss_type, log_ratio_chosen, log_ratio_rejected, beta, bco_delta)
 
@@ -258,6 +254,4 @@ def _check_label_smoothing(loss_type: DPOLossType, label_smoothing: Scalar) -> N
             f"label_smoothing: got {label_smoothing}, expected in [0, 0.5) because 'robust' divides by 1 - 2e"
         )
     if loss_type == "exo_pair" and not 0 < label_smoothing < 1:
-        raise ValueError(
-            f"label_smoothing: got {label_smoothing}, expected in (0, 1) because 'exo_pair' takes log e"
-        )
+        raise ValueError(f"label_smoothing: got {label_smoothing}, expected in (0, 1) because 'exo_pair' takes log e")

@@ -60,11 +60,7 @@ def f_divergence_score(
 
 
 def length_desensitized_logps(
-    *,
-    token_logps: Float[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    public_lengths: Int[Array, " B"],
-    ld_alpha: Scalar,
+    *, token_logps: Float[Array, "B T"], mask: Bool[Array, "B T"], public_lengths: Int[Array, " B"], ld_alpha: Scalar
 ) -> Float[Array, " B"]:
     """Sequence log-probs in which what exceeds the pair's common length counts less.
 

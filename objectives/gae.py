@@ -87,9 +87,7 @@ def gae(
     rewards = jax.lax.stop_gradient(masked(rewards, mask))
     values = jax.lax.stop_gradient(masked(values, mask))
 
-    def backwards(
-        after: tuple[Array, Array], slot: tuple[Array, Array, Array]
-    ) -> tuple[tuple[Array, Array], Array]:
+    def backwards(after: tuple[Array, Array], slot: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
         next_value, next_advantage = after
         reward, value, inside = slot
         advantage = reward + gamma * next_value - value + gamma * gae_lambda * next_advantage

@@ -130,21 +130,11 @@ def grpo_loss(
     old_logps = jax.lax.stop_gradient(masked(old_logps, mask))
     advantages = jax.lax.stop_gradient(_per_token("advantages", advantages, mask))
     log_ratio = policy_logps - old_logps
-    ratio = guarded_exp(
-        log_ratio_at(policy_logps=policy_logps, old_logps=old_logps, mask=mask, level=ratio_level)
-    )
-    metrics = {
-        "log_ratio": log_ratio,
-        "ratio": ratio,
-        "approx_kl": kl_estimate(old_logps, policy_logps, "k3"),
-    }
+    ratio = guarded_exp(log_ratio_at(policy_logps=policy_logps, old_logps=old_logps, mask=mask, level=ratio_level))
+    metrics = {"log_ratio": log_ratio, "ratio": ratio, "approx_kl": kl_estimate(old_logps, policy_logps, "k3")}
     if surrogate == "clip":
         clip = clipped_surrogate(
-            ratio=ratio,
-            advantages=advantages,
-            clip_eps_low=clip_eps_low,
-            clip_eps_high=clip_eps_high,
-            dual_clip=delta,
+            ratio=ratio, advantages=advantages, clip_eps_low=clip_eps_low, clip_eps_high=clip_eps_high, dual_clip=delta
         )
         losses = clip.losses
         metrics["clip_fraction_low"], metrics["clip_fraction_high"] = clip.clipped_low, clip.clipped_high
@@ -153,9 +143,7 @@ def grpo_loss(
             metrics["clip_fraction_dual"] = clip.clipped_dual
     elif surrogate == "cispo":
         assert cispo_clip is not None
-        losses = cispo_surrogate(
-            ratio=ratio, advantages=advantages, policy_logps=policy_logps, cap=cispo_clip
-        )
+        losses = cispo_surrogate(ratio=ratio, advantages=advantages, policy_logps=policy_logps, cap=cispo_clip)
         metrics["cispo_clip_fraction"] = (mask & (ratio > cispo_clip)).astype(jnp.float32)
     else:
         assert sapo_temperature_pos is not None and sapo_temperature_neg is not None

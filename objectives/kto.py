@@ -16,10 +16,7 @@ KTOLossType = Literal["kto", "apo_zero_unpaired"]
 
 
 def kto_reference_point(
-    *,
-    policy_kl_logps: Float[Array, " B"],
-    ref_kl_logps: Float[Array, " B"],
-    weights: Float[Array, " B"] | None = None,
+    *, policy_kl_logps: Float[Array, " B"], ref_kl_logps: Float[Array, " B"], weights: Float[Array, " B"] | None = None
 ) -> Float[Array, ""]:
     """What a completion's log-ratio is compared with: an estimate of `KL(policy || ref)`.
 
@@ -83,9 +80,7 @@ def kto_loss(
     require_choice("loss_type", loss_type, KTOLossType)
     is_zero = isinstance(reference_point, int | float) and reference_point == 0
     if loss_type == "apo_zero_unpaired" and not is_zero:
-        raise ValueError(
-            f"reference_point: given, but it would have no effect with loss_type {loss_type!r}; pass 0"
-        )
+        raise ValueError(f"reference_point: given, but it would have no effect with loss_type {loss_type!r}; pass 0")
     policy, ref = float32_rows(policy_logps, ref_logps)
     chex.assert_equal_shape([policy, desirable])
     desirable = bool_mask(desirable)

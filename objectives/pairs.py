@@ -33,12 +33,7 @@ def smoothed_nll(margin: Float[Array, " B"], label_smoothing: Scalar) -> Float[A
 
 
 def pair_metrics(
-    *,
-    rewards_chosen: Array,
-    rewards_rejected: Array,
-    margin: Array,
-    logps_chosen: Array,
-    logps_rejected: Array,
+    *, rewards_chosen: Array, rewards_rejected: Array, margin: Array, logps_chosen: Array, logps_rejected: Array
 ) -> dict[str, Array]:
     """The metrics every objective on pairs logs; `margin` is passed because only it rounds a tie to 0."""
     return {

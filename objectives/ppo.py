@@ -129,12 +129,8 @@ def ppo_value_loss(
       ValueError: one of `old_values` and `clip_eps_value` without the other.
     """
     if (old_values is None) != (clip_eps_value is None):
-        given, missing = (
-            ("clip_eps_value", "old_values") if old_values is None else ("old_values", "clip_eps_value")
-        )
-        raise ValueError(
-            f"{given}: given, but it would have no effect because {missing} is None; pass both or none"
-        )
+        given, missing = ("clip_eps_value", "old_values") if old_values is None else ("old_values", "clip_eps_value")
+        raise ValueError(f"{given}: given, but it would have no effect because {missing} is None; pass both or none")
     mask = bool_mask(completion_mask)
     values = masked(values, mask)
     returns = jax.lax.stop_gradient(masked(returns, mask))

@@ -18,10 +18,7 @@ StepReduction = Literal["min", "prod", "last", "mean"]
 
 
 def prm_loss(
-    *,
-    step_logits: Float[Array, "B T 2"],
-    labels: Float[Array, "B T"],
-    label_mask: Bool[Array, "B T"],
+    *, step_logits: Float[Array, "B T 2"], labels: Float[Array, "B T"], label_mask: Bool[Array, "B T"]
 ) -> ObjectiveOutput:
     """Two-class cross-entropy at the labelled tokens, on hard or soft labels.
 
@@ -92,9 +89,7 @@ def solution_scores(
     return jnp.where(mask.any(axis=1), scores, 0.0)
 
 
-def step_reward_tokens(
-    *, step_probs: Float[Array, "B T"], label_mask: Bool[Array, "B T"]
-) -> Float[Array, "B T"]:
+def step_reward_tokens(*, step_probs: Float[Array, "B T"], label_mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
     """The step scores as a dense reward, each paid at its step's last token.
 
     `r_t = [t ends a step] * q_t`

@@ -89,11 +89,7 @@ def require_above_clip(name: str, bound: Scalar | None, clip_eps_high: Scalar) -
 
 
 def cispo_surrogate(
-    *,
-    ratio: Float[Array, "..."],
-    advantages: Float[Array, "..."],
-    policy_logps: Float[Array, "..."],
-    cap: Scalar,
+    *, ratio: Float[Array, "..."], advantages: Float[Array, "..."], policy_logps: Float[Array, "..."], cap: Scalar
 ) -> Float[Array, "..."]:
     """REINFORCE with a truncated importance weight: no token loses its gradient.
 
@@ -115,11 +111,7 @@ def cispo_surrogate(
 
 
 def sapo_surrogate(
-    *,
-    ratio: Float[Array, "..."],
-    advantages: Float[Array, "..."],
-    temperature_pos: Scalar,
-    temperature_neg: Scalar,
+    *, ratio: Float[Array, "..."], advantages: Float[Array, "..."], temperature_pos: Scalar, temperature_neg: Scalar
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """A soft gate in place of the clip: the gradient fades as the ratio leaves 1, on either side.
 
@@ -144,11 +136,7 @@ def sapo_surrogate(
 
 
 def log_ratio_at(
-    *,
-    policy_logps: Float[Array, "B T"],
-    old_logps: Float[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    level: RatioLevel,
+    *, policy_logps: Float[Array, "B T"], old_logps: Float[Array, "B T"], mask: Bool[Array, "B T"], level: RatioLevel
 ) -> Float[Array, "B T"]:
     """The log of the ratio that each token's surrogate uses.
 

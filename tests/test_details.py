@@ -76,11 +76,7 @@ DETAILS: list[tuple[str, ...]] = [
         "objectives/test_gae.py::test_what_follows_the_eos_never_matters_and_neither_does_the_start_slot",
         "objectives/test_advantages.py::test_reinforce_pp_golden",
     ),
-    (
-        "10",
-        "no dropout in any log-prob",
-        "test_details.py::test_no_model_has_dropout",
-    ),
+    ("10", "no dropout in any log-prob", "test_details.py::test_no_model_has_dropout"),
     (
         "11",
         "reward head small at first; rewards of mean 0 on reference completions",
@@ -93,11 +89,7 @@ DETAILS: list[tuple[str, ...]] = [
         "Adam's epsilon, and where it sits",
         "research/core/test_optim.py::test_adam_by_hand_with_epsilon_outside_the_root",
     ),
-    (
-        "13",
-        "BOS exactly once",
-        "research/data/test_chat.py::test_bos_once_and_prompt_is_a_prefix",
-    ),
+    ("13", "BOS exactly once", "research/data/test_chat.py::test_bos_once_and_prompt_is_a_prefix"),
     (
         "14",
         "prompt tokens are a prefix, or the sample is refused",
@@ -158,11 +150,7 @@ DETAILS: list[tuple[str, ...]] = [
         "objectives/test_ppo.py::test_policy_golden",
         "objectives/test_prm.py::test_golden",
     ),
-    (
-        "T2",
-        "check_grads",
-        "objectives/test_properties.py::test_gradients_pass_check_grads",
-    ),
+    ("T2", "check_grads", "objectives/test_properties.py::test_gradients_pass_check_grads"),
     (
         "T3",
         "padding changes neither value nor gradient",
@@ -193,11 +181,7 @@ DETAILS: list[tuple[str, ...]] = [
         "GAE at lambda 0 and 1",
         "objectives/test_gae.py::test_lambda_zero_is_the_one_step_error_and_lambda_one_the_return",
     ),
-    (
-        "T8",
-        "jit and no jit",
-        "objectives/test_properties.py::test_jit_changes_nothing",
-    ),
+    ("T8", "jit and no jit", "objectives/test_properties.py::test_jit_changes_nothing"),
     (
         "T9",
         "bfloat16 inputs",
@@ -351,8 +335,7 @@ def test_padding_with_the_eos_changes_no_mask() -> None:
     made = rollouts(np.arange(4.0), np.array([8, 1, 3, 5]), group_size=2)
     eos = int(made.tokens[1, 0])  # the last token of the second completion
     filled = made._replace(
-        tokens=np.where(made.mask, made.tokens, eos),
-        prompt_tokens=np.where(made.prompt_mask, made.prompt_tokens, eos),
+        tokens=np.where(made.mask, made.tokens, eos), prompt_tokens=np.where(made.prompt_mask, made.prompt_tokens, eos)
     )
     plain, padded = (rollout_batch(r, mask_truncated=False).sequences for r in (made, filled))
     assert (plain.tokens != padded.tokens).any() and padded.loss_mask.sum() == 8 + 1 + 3 + 5

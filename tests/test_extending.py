@@ -38,9 +38,7 @@ def test_a_task_and_an_optimizer_train(tmp_path: Path) -> None:
     config.stages = ("sft",)
     experiment = resolve(config, (*NAMES, *OPTIMIZER))
     setup = set_up(experiment, tmp_path / "run")
-    assert setup.sources.task.answer(setup.sources.held_out[0]) == str(
-        len(setup.sources.held_out[0]["prompt"])
-    )
+    assert setup.sources.task.answer(setup.sources.held_out[0]) == str(len(setup.sources.held_out[0]["prompt"]))
     (done,) = run_chain(experiment, tmp_path / "run", setup=setup)
     assert 0 <= done.metrics["eval/pass@1"] <= 1
 

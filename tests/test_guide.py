@@ -58,9 +58,7 @@ print("trained", done.metrics["eval/loss"])
 def digests(folder: Path) -> dict[str, str]:
     """Of every file below the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-    }
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def run(tree: Path, *command: str) -> str:

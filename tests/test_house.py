@@ -46,9 +46,7 @@ def files_of_the_checkout() -> list[Path]:
         listed = subprocess.run(command, capture_output=True, text=True, check=True)
         paths = {ROOT / name for name in listed.stdout.split("\0") if name}
     else:
-        paths = {
-            p for room in (*ROOMS, "tests") for p in (ROOT / room).rglob("*") if "__pycache__" not in p.parts
-        }
+        paths = {p for room in (*ROOMS, "tests") for p in (ROOT / room).rglob("*") if "__pycache__" not in p.parts}
     return sorted(path for path in paths if path.is_file())
 
 
@@ -105,11 +103,7 @@ def test_imports_point_one_way() -> None:
         ("research", "from launch import train", False),
         ("research", "from experiments import base", False),
         ("research", "from tests import conftest", False),
-        (
-            "experiments",
-            "from ml_collections import ConfigDict\nfrom experiments.base import get_config",
-            True,
-        ),
+        ("experiments", "from ml_collections import ConfigDict\nfrom experiments.base import get_config", True),
         ("experiments", "import jax", False),
         ("experiments", "from research import config", False),
         ("launch", "from research import config\nfrom absl import app", True),
@@ -124,27 +118,14 @@ def test_the_import_rule_itself(room: str, source: str, allowed: bool) -> None:
 
 # Packages of research/: each imports only those before it. `analysis` imports `core` only, and all may import it.
 ORDER = (
-    *(
-        "core",
-        "config",
-        "data",
-        "tasks",
-        "rewards",
-        "environments",
-        "algorithms",
-        "sampling",
-        "evals",
-        "rollouts",
-    ),
+    *("core", "config", "data", "tasks", "rewards", "environments", "algorithms", "sampling", "evals", "rollouts"),
     *("train", "ablation", "comparisons"),
 )
 
 
 def violations_of_the_order(package: str, path: Path, source: str) -> Iterator[str]:
     """Sentences about the imports in `source`, a file at `path` in `research/<package>/`."""
-    allowed = (
-        {"core", "analysis"} if package == "analysis" else {*ORDER[: ORDER.index(package) + 1], "analysis"}
-    )
+    allowed = {"core", "analysis"} if package == "analysis" else {*ORDER[: ORDER.index(package) + 1], "analysis"}
     for node in ast.walk(ast.parse(source)):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -201,10 +182,7 @@ def test_no_source_file_is_longer_than_500_lines() -> None:
 @pytest.mark.parametrize(
     ("pattern", "reason"),
     [
-        (
-            r"\bgetattr\(\s*(self\.)?_?(config|cfg)\b",
-            "a config key is read by name, so that a typo is an error",
-        ),
+        (r"\bgetattr\(\s*(self\.)?_?(config|cfg)\b", "a config key is read by name, so that a typo is an error"),
         (r"\b(config|cfg)\.get\(", "every key has its one default, where it is declared"),
         (r"^\s*except\s*:", "a bare except swallows KeyboardInterrupt and bugs"),
     ],
@@ -268,9 +246,7 @@ def test_every_package_that_is_imported_is_declared() -> None:
     for path in SOURCES:
         if path.relative_to(ROOT).parts[0] not in ROOMS or path.parent == ROOT / PEERS:
             continue
-        for node in ast.parse(
-            path.read_text("utf-8")
-        ).body:  # optional packages are imported inside functions
+        for node in ast.parse(path.read_text("utf-8")).body:  # optional packages are imported inside functions
             names = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]

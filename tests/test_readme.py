@@ -28,9 +28,7 @@ def _quick() -> Iterator[None]:
 
 def overrides() -> list[str]:
     """Of the command that names the user's files."""
-    (command,) = (
-        block for block in re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S) if "my_reward.py" in block
-    )
+    (command,) = (block for block in re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S) if "my_reward.py" in block)
     words = shlex.split(command.replace("\\\n", " "))
     return [word.removeprefix("--config.") for word in words if word.startswith("--config.")]
 
@@ -47,10 +45,7 @@ def test_a_reward_and_an_evaluator_in_files_of_a_users_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Run as the README says; then the reward function is edited, and what learned from it runs again."""
-    assert (
-        sorted(FILES) == ["my_evaluator.py", "my_reward.py"]
-        and sum(t.count("\n") for t in FILES.values()) <= 20
-    )
+    assert sorted(FILES) == ["my_evaluator.py", "my_reward.py"] and sum(t.count("\n") for t in FILES.values()) <= 20
     monkeypatch.chdir(tmp_path)
     for name, text in FILES.items():
         Path(name).write_text(text, encoding="utf-8")
@@ -67,9 +62,7 @@ def test_a_reward_and_an_evaluator_in_files_of_a_users_own(
     assert {"reward/right_and_short/mean", "reward/right_and_short/right"} <= row.keys()
 
     capsys.readouterr()
-    Path("my_reward.py").write_text(
-        "# A comment changes nothing.\n" + FILES["my_reward.py"], encoding="utf-8"
-    )
+    Path("my_reward.py").write_text("# A comment changes nothing.\n" + FILES["my_reward.py"], encoding="utf-8")
     again = train(tmp_path)
     assert [done.reused for done in again] == [True, True]
     Path("my_reward.py").write_text(FILES["my_reward.py"].replace("0.5", "0.25"), encoding="utf-8")

@@ -14,9 +14,7 @@ EVERY_STEP = 1e-9
 def tiny_config() -> ConfigDict:
     """A config with the quickstart's keys and stages, small enough for a test."""
     config = quickstart.get_config()
-    config.model.update(
-        {"num_layers": 2, "d_model": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "d_ff": 64}
-    )
+    config.model.update({"num_layers": 2, "d_model": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "d_ff": 64})
     config.data.validation_one_in = 5
     config.data.text.max_bytes = 100_000
     config.data.problems.arithmetic.update({"train": 400, "test": 40, "max_steps": 2})
@@ -24,22 +22,11 @@ def tiny_config() -> ConfigDict:
     config.pretrain.update({"steps": 6, "batch_size": 8, "length": 64, "log_every": 2, "eval_batches": 2})
     config.sft.update({"steps": 6, "batch_size": 8, "length": 64, "log_every": 2, "eval_batches": 2})
     config.sft.data.limit = 100
-    config.rl.update(
-        {"steps": 4, "batch_size": 8, "length": 64, "log_every": 1, "eval_every": 2, "eval_problems": 8}
-    )
-    config.rl.rollout.update(
-        {"prompts_per_step": 8, "group_size": 4, "max_new_tokens": 24, "max_prompt_length": 40}
-    )
+    config.rl.update({"steps": 4, "batch_size": 8, "length": 64, "log_every": 1, "eval_every": 2, "eval_problems": 8})
+    config.rl.rollout.update({"prompts_per_step": 8, "group_size": 4, "max_new_tokens": 24, "max_prompt_length": 40})
     config.rl.objective.dpo = {"pairs_per_prompt": 2}
     config.evaluation.update(
-        {
-            "problems": 8,
-            "samples": 4,
-            "k": (1, 4),
-            "batch_problems": 8,
-            "max_prompt_length": 40,
-            "max_new_tokens": 24,
-        }
+        {"problems": 8, "samples": 4, "k": (1, 4), "batch_problems": 8, "max_prompt_length": 40, "max_new_tokens": 24}
     )
     config.ablation.seeds = (0, 1)
     return config

@@ -37,9 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     sizes = {"": _cpu, "cpu": _cpu, "gpu": _gpu, "toy": _toy}
     if arg not in sizes:
         raise ValueError(f"got the argument {arg!r}, expected cpu, gpu or toy")
-    return ConfigDict(
-        {"question": "How fast are rollouts, training steps and iterations of GRPO?", **sizes[arg]()}
-    )
+    return ConfigDict({"question": "How fast are rollouts, training steps and iterations of GRPO?", **sizes[arg]()})
 
 
 def _cpu() -> dict[str, object]:

@@ -12,9 +12,7 @@ from models.kernels.products import einsum_float32
 from models.kernels.xla import MASKED_SCORE
 
 
-def cached_attention(
-    q_BTHN: Float[Array, "B T H N"], cache: LayerCache, reach: Reach
-) -> Float[Array, "B T H N"]:
+def cached_attention(q_BTHN: Float[Array, "B T H N"], cache: LayerCache, reach: Reach) -> Float[Array, "B T H N"]:
     """Attention of T queries to the shared prefix and to their own row, with a float32 softmax.
 
     The scales of an int8 cache multiply scores and weights, which are fewer than keys and values.

@@ -39,9 +39,7 @@ class LayerCache(flax.struct.PyTreeNode):
     prefix_keys: Float[Array, "P K C N"] | None = None
     prefix_values: Float[Array, "P K C N"] | None = None
 
-    def write(
-        self, keys: Float[Array, "B T K N"], values: Float[Array, "B T K N"], at: Int[Array, ""]
-    ) -> "LayerCache":
+    def write(self, keys: Float[Array, "B T K N"], values: Float[Array, "B T K N"], at: Int[Array, ""]) -> "LayerCache":
         """Writes T new slots starting at slot `at`."""
         heads = self.keys.shape[:-2]  # B and K, or K alone
 

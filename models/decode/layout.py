@@ -21,11 +21,7 @@ Quantize = Callable[[Float[Array, "..."], tuple[int, ...]], tuple[Int[Array, "..
 
 
 def decode_params(
-    params: Params,
-    config: ModelConfig,
-    *,
-    dtype: DTypeLike | None = None,
-    quantize: Quantize | None = None,
+    params: Params, config: ModelConfig, *, dtype: DTypeLike | None = None, quantize: Quantize | None = None
 ) -> Params:
     """The same model laid out for sampling; done once per update of the policy.
 
@@ -70,10 +66,7 @@ def _fused(layer: Params, config: ModelConfig, kept: jnp.dtype, quantize: Quanti
             **keep("wqkv", wqkv, (None, "kv_heads", None, "head_dim")),
             **keep("wo", attention["wo"], ("heads", "head_dim", None), inputs=2),
         },
-        "mlp": {
-            **keep("gate_up", gate_up, (None, None, "mlp")),
-            **keep("down", mlp["down"], ("mlp", None)),
-        },
+        "mlp": {**keep("gate_up", gate_up, (None, None, "mlp")), **keep("down", mlp["down"], ("mlp", None))},
     }
 
 

@@ -50,9 +50,7 @@ def resize(cache: KVCache, slots: int, *, drop: int | Int[Array, ""] = 0) -> KVC
     )
 
 
-def insert_rows(
-    cache: KVCache, filled: KVCache, rows: Int[Array, " R"], sources: Int[Array, " R"]
-) -> KVCache:
+def insert_rows(cache: KVCache, filled: KVCache, rows: Int[Array, " R"], sources: Int[Array, " R"]) -> KVCache:
     """Copies rows `sources` of a filled cache to rows `rows`, right-aligned before the next slot.
 
     Args:

@@ -101,16 +101,12 @@ def self_attention(
         return KERNELS[name].run(*args, group)
     names = {each: choose_kernel("auto", each, dtype=dtype, head_dim=N)[0] for each in _FASTEST}
     fastest = {
-        _LOWERED_AS[each]: partial(KERNELS[name].run, group=group)
-        for each, name in names.items()
-        if name != "xla"
+        _LOWERED_AS[each]: partial(KERNELS[name].run, group=group) for each, name in names.items() if name != "xla"
     }
     return jax.lax.platform_dependent(*args, **fastest, default=partial(KERNELS["xla"].run, group=group))
 
 
-def choose_kernel(
-    wanted: AttentionKernel, platform: Platform, *, dtype: jnp.dtype, head_dim: int
-) -> tuple[str, str]:
+def choose_kernel(wanted: AttentionKernel, platform: Platform, *, dtype: jnp.dtype, head_dim: int) -> tuple[str, str]:
     """The kernel for a platform, and why it is not the fastest one ("" where it is).
 
     Raises:

@@ -42,9 +42,9 @@ def attention(
     rows = nn.logical_to_mesh_axes(("batch", "length", "activation_heads", "head_dim"), RULES)
     segments = nn.logical_to_mesh_axes(("batch", "length"), RULES)
     assert rows is not None and segments is not None
-    return jax.shard_map(
-        local, mesh=mesh, in_specs=(rows, rows, rows, segments), out_specs=rows, check_vma=False
-    )(q_BTHN, k_BTKN, v_BTKN, segment_ids_BT)
+    return jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, rows, segments), out_specs=rows, check_vma=False)(
+        q_BTHN, k_BTKN, v_BTKN, segment_ids_BT
+    )
 
 
 def _local(q_BTHN: Array, k_BTKN: Array, v_BTKN: Array, segment_ids_BT: Array, interpret: bool) -> Array:
@@ -54,12 +54,7 @@ def _local(q_BTHN: Array, k_BTKN: Array, v_BTKN: Array, segment_ids_BT: Array, i
     T, H, N = q_BTHN.shape[1:]
     size = next(size for size in (512, 384, 256, 128) if T % size == 0)
     sizes = splash.BlockSizes(
-        block_q=size,
-        block_kv=size,
-        block_q_dkv=size,
-        block_kv_dkv=size,
-        block_q_dq=size,
-        block_kv_dq=size,
+        block_q=size, block_kv=size, block_q_dkv=size, block_kv_dkv=size, block_q_dq=size, block_kv_dq=size
     )
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([splash.CausalMask((T, T))] * H),

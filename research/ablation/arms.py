@@ -95,9 +95,7 @@ def _read_arms(tree: Tree) -> list[Arm]:
         if names.count(name) > 1:
             raise ConfigError(f"ablation.arms.{name}: is given twice")
     if not arms:
-        raise ConfigError(
-            "ablation.arms: got none, expected name -> ('dotted.key=value', ...), or ablation.grid"
-        )
+        raise ConfigError("ablation.arms: got none, expected name -> ('dotted.key=value', ...), or ablation.grid")
     return arms
 
 
@@ -105,9 +103,7 @@ def _grid_arms(grid: Mapping[str, Any]) -> list[Arm]:
     """Every combination of the grid's values; names say the last part of each key that tells the keys apart."""
     for key, values in grid.items():
         if not isinstance(values, list | tuple) or not values or len(set(map(str, values))) < len(values):
-            raise ConfigError(
-                f"ablation.grid.{key}: got {short(values)}, expected a tuple of different values"
-            )
+            raise ConfigError(f"ablation.grid.{key}: got {short(values)}, expected a tuple of different values")
     if not grid:
         return []
     named = _shortened(list(grid))
@@ -157,9 +153,7 @@ def _check_ablation(base: Experiment, arms: list[Arm]) -> None:
         raise ConfigError(f"ablation.control: got {section.control!r}, expected one of {', '.join(names)}")
     for pair in section.pairs:
         if pair.count(":") != 1 or not set(pair.split(":")) <= set(names):
-            raise ConfigError(
-                f"ablation.pairs: got {pair!r}, expected 'a:b' of two arms among {', '.join(names)}"
-            )
+            raise ConfigError(f"ablation.pairs: got {pair!r}, expected 'a:b' of two arms among {', '.join(names)}")
     known = flatten(base.tree)
     for key in section.seed_keys:
         if key not in known:

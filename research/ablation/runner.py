@@ -24,10 +24,7 @@ from research.train.setup import Setup, set_up
 
 
 def run_ablation(
-    config: ConfigDict,
-    workdir: Path,
-    overrides: Iterable[str] = (),
-    interrupts: Interrupts | None = None,
+    config: ConfigDict, workdir: Path, overrides: Iterable[str] = (), interrupts: Interrupts | None = None
 ) -> tuple[list[RunResult], ReportPaths]:
     """Runs what is not finished, notes the results after every run and writes the report after every seed.
 
@@ -66,12 +63,7 @@ def run_ablation(
 
 
 def _run(
-    planned: Plan,
-    arm: Arm,
-    seed: int,
-    workdir: Path,
-    setups: dict[str, Setup],
-    interrupts: Interrupts | None,
+    planned: Plan, arm: Arm, seed: int, workdir: Path, setups: dict[str, Setup], interrupts: Interrupts | None
 ) -> RunResult:
     """One run; whatever stops it is recorded, so that the other arms are not lost."""
     experiment, section = planned.run(arm, seed), planned.base.ablation
@@ -104,9 +96,7 @@ def _run(
         done = next(f for f in chain if f.stage.name == section.stage)
         metrics = done.metrics
         if section.metric not in metrics:
-            raise ConfigError(
-                f"ablation.metric: got {section.metric!r}, expected one of {', '.join(sorted(metrics))}"
-            )
+            raise ConfigError(f"ablation.metric: got {section.metric!r}, expected one of {', '.join(sorted(metrics))}")
     except Exception as error:  # noqa: BLE001 - one failed arm must not lose the others; recorded, reported
         place.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(place, traceback.format_exc())
@@ -156,10 +146,7 @@ def _setup_key(experiment: Experiment) -> str:
     """Equal for experiments that share data, mesh and model."""
     tree = experiment.tree
     parts = [tree[name] for name in ("data", "mesh", "model", "teacher_model", "evaluation", "tools")]
-    stages = [
-        (s.name, s.model, s.facts.given, s.online, s.batch_size, s.rollout, s.length)
-        for s in experiment.stages
-    ]
+    stages = [(s.name, s.model, s.facts.given, s.online, s.batch_size, s.rollout, s.length) for s in experiment.stages]
     return repr((parts, stages))
 
 

@@ -120,14 +120,10 @@ class Algorithm(abc.ABC):
         return False
 
     @abc.abstractmethod
-    def loss(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Summed:
+    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Total and count of the loss, and of each metric, of one micro-batch."""
 
-    def prepare(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Batch:
+    def prepare(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Batch:
         """What is computed once on the global batch, before the first update on it, without gradient.
 
         Reference and old log-probs, values, and advantages, which depend on the whole batch.
@@ -228,9 +224,7 @@ class Objective:
     least_prompts: int = 1
     untruncated: bool = False
 
-    def static(
-        self, options: Mapping[str, Any], online: bool, group_size: int, max_new_tokens: int
-    ) -> Algorithm:
+    def static(self, options: Mapping[str, Any], online: bool, group_size: int, max_new_tokens: int) -> Algorithm:
         """The algorithm as far as it can be known without a tokenizer."""
         return self.make(Setting(options, online, group_size, max_new_tokens))
 

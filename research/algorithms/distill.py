@@ -61,9 +61,7 @@ class Distill(Algorithm):
         """The teacher."""
         return ("teacher",)
 
-    def loss(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Summed:
+    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over all response tokens of the global batch, rows weighted; runs the teacher's forward pass too."""
         assert isinstance(batch, DistillBatch) and frozen.teacher is not None
         student, teacher = batch.student, batch.teacher
@@ -75,9 +73,7 @@ class Distill(Algorithm):
             logps = jax.nn.log_softmax(student_logits)
             metrics = {
                 "entropy": -jnp.sum(jnp.exp(logps) * logps, axis=-1),
-                "agreement": (likeliest_token(student_logits) == likeliest_token(teacher_logits)).astype(
-                    jnp.float32
-                ),
+                "agreement": (likeliest_token(student_logits) == likeliest_token(teacher_logits)).astype(jnp.float32),
             }
             if not self.top_k:
                 losses = token_divergence(student_logits, teacher_logits, every, self.divergence, jsd_beta)
@@ -117,9 +113,7 @@ class Distill(Algorithm):
     def check_model(self, config: ModelConfig) -> None:
         """Raises ValueError where more of the teacher's tokens are asked for than there are."""
         if self.top_k > config.vocab_size:
-            raise ValueError(
-                f"top_k: got {self.top_k}, expected at most the vocabulary's {config.vocab_size} tokens"
-            )
+            raise ValueError(f"top_k: got {self.top_k}, expected at most the vocabulary's {config.vocab_size} tokens")
 
     def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
         """All B rows (on-policy distillation); rewards are not read."""
@@ -134,15 +128,11 @@ class Distill(Algorithm):
 
 def _make(setting: Setting) -> Algorithm:
     options = setting.options
-    return Distill(
-        options["divergence"], options["top_k"], options["tail"], setting.context_ids, setting.bos_id
-    )
+    return Distill(options["divergence"], options["top_k"], options["tail"], setting.context_ids, setting.bos_id)
 
 
 OPTIONS = {
-    "divergence": choice(
-        "reverse_kl", "forward_kl (teacher || student), reverse_kl, jsd.", *get_args(Divergence)
-    ),
+    "divergence": choice("reverse_kl", "forward_kl (teacher || student), reverse_kl, jsd.", *get_args(Divergence)),
     "jsd_beta": number(
         0.5,
         "The teacher's weight in the mixture.",
@@ -153,15 +143,11 @@ OPTIONS = {
     ),
     "temperature": number(1.0, "Divides both models' logits.", 1e-3),
     "top_k": static_number(0, "The teacher's likeliest tokens; 0 compares the whole vocabulary.", 0),
-    "tail": choice(
-        "bucket", "The other tokens, with top_k.", *get_args(Tail), used=lambda o, _: o["top_k"] > 0
-    ),
+    "tail": choice("bucket", "The other tokens, with top_k.", *get_args(Tail), used=lambda o, _: o["top_k"] > 0),
 }
 
 PROVIDES = {
     "objective": {
-        "distill": Objective(
-            "distill", _make, OPTIONS, given="chat", own=True, reads=lambda _options: frozenset()
-        )
+        "distill": Objective("distill", _make, OPTIONS, given="chat", own=True, reads=lambda _options: frozenset())
     }
 }

@@ -61,9 +61,7 @@ class DPO(PairAlgorithm):
         """Whether micro-batches would change the loss."""
         return self.loss_type in BATCH_COUPLED
 
-    def loss(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Summed:
+    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over pairs; log-probs are summed over the completion."""
         del frozen
         assert isinstance(batch, PreferenceBatch)
@@ -79,9 +77,7 @@ class DPO(PairAlgorithm):
 
         policy = summed(sides[0].logps, 0), summed(sides[1].logps, 1)
         ref = summed(batch.ref_chosen_logps, 0), summed(batch.ref_rejected_logps, 1)
-        options: dict[str, Any] = {
-            name: scalars[name] for name in ("label_smoothing", "discopop_tau") if name in read
-        }
+        options: dict[str, Any] = {name: scalars[name] for name in ("label_smoothing", "discopop_tau") if name in read}
         if "rejected_lengths" in read:
             options["rejected_lengths"] = lengths(masks[1])
         if "weights" in read:
@@ -112,9 +108,7 @@ class DPO(PairAlgorithm):
         )
         return mean_over_pairs(out, weights)
 
-    def prepare(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Batch:
+    def prepare(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Batch:
         """Fills in both sides' token log-probs under the reference."""
         del params, config, scalars
         return with_reference(batch, frozen)
@@ -146,21 +140,14 @@ def _check(options: Mapping[str, Any]) -> None:
 
 
 DPO_OPTIONS = {
-    "loss_type": choice(
-        "sigmoid", "Which function of the contrast: see objectives/dpo.py.", *get_args(DPOLossType)
-    ),
+    "loss_type": choice("sigmoid", "Which function of the contrast: see objectives/dpo.py.", *get_args(DPOLossType)),
     "f_divergence": choice(
-        "reverse_kl",
-        "What keeps the policy near the reference.",
-        *get_args(FDivergence),
-        used=_reads("f_divergence"),
+        "reverse_kl", "What keeps the policy near the reference.", *get_args(FDivergence), used=_reads("f_divergence")
     ),
     "weighting": choice(
         "none", "wpo weighs a pair by how likely the policy itself is to write it.", *get_args(PairWeighting)
     ),
-    "beta": number(
-        0.1, "Inverse temperature of the implicit reward.", 1e-6, None, "at 0 the loss is constant"
-    ),
+    "beta": number(0.1, "Inverse temperature of the implicit reward.", 1e-6, None, "at 0 the loss is constant"),
     "label_smoothing": number(
         0.0,
         "Probability that a label is flipped.",
@@ -177,12 +164,7 @@ DPO_OPTIONS = {
         used=lambda o, f: o["f_divergence"] == "alpha" and _reads("f_divergence")(o, f),
     ),
     "discopop_tau": number(
-        0.05,
-        "Temperature of discopop.",
-        1e-6,
-        None,
-        "the contrast is divided by it",
-        used=_reads("discopop_tau"),
+        0.05, "Temperature of discopop.", 1e-6, None, "the contrast is divided by it", used=_reads("discopop_tau")
     ),
     "rpo_alpha": number(0.0, "Weight of the chosen's negative log-likelihood a token; 0 is off.", 0),
     "ld_alpha": number(1.0, "Weight of the tokens beyond the shorter side's length; 1 is off.", 0, 1),
@@ -192,13 +174,7 @@ DPO_OPTIONS = {
 PROVIDES = {
     "objective": {
         "dpo": Objective(
-            "dpo",
-            _make,
-            DPO_OPTIONS,
-            given="preferences",
-            own=True,
-            check=_check,
-            rows_per_group=pairs_per_group,
+            "dpo", _make, DPO_OPTIONS, given="preferences", own=True, check=_check, rows_per_group=pairs_per_group
         )
     }
 }

@@ -103,9 +103,7 @@ class GRPO(Algorithm):
         batch = rollout_batch(rollouts, mask_truncated=self.mask_truncated)
         return batch, {"frac_reward_zero_std": float(frac_reward_zero_std(batch.scores, rollouts.group_size))}
 
-    def prepare(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Batch:
+    def prepare(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Batch:
         """Old and reference log-probs, at the rollout's temperature, and advantages."""
         assert isinstance(batch, RolloutBatch)
         rows, temperature = drawn_rows(batch), scalars["temperature"]
@@ -129,27 +127,16 @@ class GRPO(Algorithm):
         scale = batch.advantage_scale
         if self.advantage == "reinforce_pp":
             return scale[:, None] * reinforce_pp_advantages(
-                rewards=rewards,
-                completion_mask=rows.loss_mask,
-                kl_penalty=kl,
-                kl_coef=coef,
-                weights=rows.weights,
+                rewards=rewards, completion_mask=rows.loss_mask, kl_penalty=kl, kl_coef=coef, weights=rows.weights
             )
         if kl is not None:
             rewards = rewards - coef * sequence_sum(kl, batch.completion_mask)
         if self.advantage == "reinforce_pp_baseline":
             return scale[:, None] * reinforce_pp_baseline_advantages(
-                rewards=rewards,
-                group_size=self.group_size,
-                completion_mask=rows.loss_mask,
-                weights=rows.weights,
+                rewards=rewards, group_size=self.group_size, completion_mask=rows.loss_mask, weights=rows.weights
             )
         advantages = scale * group_advantages(
-            rewards,
-            self.group_size,
-            baseline=self.baseline,
-            normalization=self.normalization,
-            ddof=self.ddof,
+            rewards, self.group_size, baseline=self.baseline, normalization=self.normalization, ddof=self.ddof
         )
         if batch.step_rewards is None or batch.step_mask is None:
             return advantages
@@ -161,14 +148,10 @@ class GRPO(Algorithm):
             ddof=self.ddof,
         )
 
-    def loss(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Summed:
+    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
         """The surrogate at the rollout's temperature, reduced as configured."""
         del frozen
-        assert (
-            isinstance(batch, RolloutBatch) and batch.old_logps is not None and batch.advantages is not None
-        )
+        assert isinstance(batch, RolloutBatch) and batch.old_logps is not None and batch.advantages is not None
         rows, mask = batch.sequences, used_mask(batch.sequences)
         scored = batch_logps(params, config, rows, scalars["temperature"])
         weights = None
@@ -201,11 +184,7 @@ class GRPO(Algorithm):
         gap = jnp.abs(jax.lax.stop_gradient(scored.logps) - batch.sampler_logps)
         metrics = {**out.metrics, "entropy": scored.entropy, "sampler_trainer_gap": gap}
         loss = reduce(
-            out.losses,
-            mask,
-            aggregation=self.aggregation,
-            max_length=float(self.max_new_tokens),
-            weights=rows.weights,
+            out.losses, mask, aggregation=self.aggregation, max_length=float(self.max_new_tokens), weights=rows.weights
         )
         return loss, reduce_metrics(metrics, mask=mask, weights=rows.weights)
 
@@ -239,9 +218,7 @@ OPTIONS = {
     "advantage": choice(
         "group", "Relative to the group, or whitened over the batch.", "reinforce_pp", "reinforce_pp_baseline"
     ),
-    "normalization": choice(
-        "group", "Whose standard deviation divides the advantage.", "batch", "none", used=_group
-    ),
+    "normalization": choice("group", "Whose standard deviation divides the advantage.", "batch", "none", used=_group),
     "baseline": choice("mean", "What is subtracted from the reward.", "leave_one_out", used=_group),
     "ddof": static_number(
         1,
@@ -266,12 +243,8 @@ OPTIONS = {
     "beta": number(0.0, "Weight of the KL to the reference; 0 needs no reference.", 0),
     "kl_in": choice("loss", "Where the KL enters.", "reward", used=lambda o, _: o["beta"] > 0),
     "kl_estimator": choice("k3", "Of a KL in the loss.", "k2", why=NO_K1, used=_kl_loss),
-    "kl_correction": choice(
-        "none", "Whether a KL in the loss is weighted by the ratio.", "ratio", used=_kl_loss
-    ),
-    "importance": choice(
-        "none", "Correction for a sampler that differs from the trainer.", "token", "sequence"
-    ),
+    "kl_correction": choice("none", "Whether a KL in the loss is weighted by the ratio.", "ratio", used=_kl_loss),
+    "importance": choice("none", "Correction for a sampler that differs from the trainer.", "token", "sequence"),
     "importance_mode": choice("truncate", "What happens above the cap.", "mask", used=_corrects),
     "importance_cap": number(2.0, "Largest weight.", 1e-6, None, "at 0 nothing is learned", used=_corrects),
     "mask_truncated": choice(False, "Leave completions cut at their limit out of the loss.", True),
@@ -322,12 +295,7 @@ FAMILY: Mapping[str, Mapping[str, Any]] = {
     "grpo": {},
     "dr_grpo": {"aggregation": "constant", "normalization": "none"},
     "dapo": {"aggregation": "token_mean", "clip_eps_high": 0.28},
-    "rloo": {
-        "aggregation": "constant",
-        "baseline": "leave_one_out",
-        "normalization": "none",
-        "kl_in": "reward",
-    },
+    "rloo": {"aggregation": "constant", "baseline": "leave_one_out", "normalization": "none", "kl_in": "reward"},
     "reinforce_pp": {"advantage": "reinforce_pp", "aggregation": "token_mean", "kl_in": "reward"},
     "gspo": {"ratio_level": "sequence", "clip_eps_low": 3e-4, "clip_eps_high": 4e-4},
     "cispo": {"surrogate": "cispo", "aggregation": "token_mean"},
@@ -338,13 +306,7 @@ FAMILY: Mapping[str, Mapping[str, Any]] = {
 PROVIDES = {
     "objective": {
         name: Objective(
-            name,
-            _make,
-            with_defaults(OPTIONS, changes),
-            own=True,
-            check=_check,
-            reads=_reads,
-            untruncated=True,
+            name, _make, with_defaults(OPTIONS, changes), own=True, check=_check, reads=_reads, untruncated=True
         )
         for name, changes in FAMILY.items()
     }

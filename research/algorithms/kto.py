@@ -48,9 +48,7 @@ class KTO(Algorithm):
         """The reference."""
         return ("reference",)
 
-    def loss(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Summed:
+    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over completions."""
         del frozen
         assert isinstance(batch, UnpairedBatch)
@@ -70,9 +68,7 @@ class KTO(Algorithm):
         weights = batch.rows.weights
         return example_mean(out.losses, weights), reduce_metrics(out.metrics, weights=weights)
 
-    def prepare(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Batch:
+    def prepare(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Batch:
         """Fills in the reference's log-probs and the reference point, from the mismatched rows."""
         del scalars
         assert isinstance(batch, UnpairedBatch) and frozen.reference is not None
@@ -103,9 +99,7 @@ class KTO(Algorithm):
             given=None if rollouts.given is None else np.roll(rollouts.given, -G, axis=0),
         )
         ones = np.ones(B)
-        batch = UnpairedBatch(
-            sequence_rows(rollouts, None, ones), sequence_rows(others, None, ones), rollouts.correct
-        )
+        batch = UnpairedBatch(sequence_rows(rollouts, None, ones), sequence_rows(others, None, ones), rollouts.correct)
         return batch, {"desirable_fraction": float(rollouts.correct.mean())}
 
 
@@ -120,9 +114,7 @@ def _make(setting: Setting) -> Algorithm:
 
 OPTIONS = {
     "loss_type": choice("kto", "kto or apo_zero_unpaired.", *get_args(KTOLossType)),
-    "beta": number(
-        0.1, "Inverse temperature of the implicit reward.", 1e-6, None, "at 0 the loss is constant"
-    ),
+    "beta": number(0.1, "Inverse temperature of the implicit reward.", 1e-6, None, "at 0 the loss is constant"),
     "desirable_weight": number(1.0, "Of desirable completions.", 0),
     "undesirable_weight": number(1.0, "Of undesirable completions.", 0),
 }

@@ -36,9 +36,7 @@ class PairAlgorithm(Algorithm):
         return best_and_worst(rollouts, seed, self.pairs_per_prompt)
 
 
-def best_and_worst(
-    rollouts: Rollouts, seed: int, pairs_per_prompt: int
-) -> tuple[PreferenceBatch, dict[str, float]]:
+def best_and_worst(rollouts: Rollouts, seed: int, pairs_per_prompt: int) -> tuple[PreferenceBatch, dict[str, float]]:
     """Disjoint pairs of each group: best against worst by reward, second best against second worst, ...
 
     Ties are broken at random. A pair of equal rewards, or one more than a group can fill, has weight 0.
@@ -82,9 +80,7 @@ def pair_masks(batch: PreferenceBatch) -> tuple[Bool[Array, "B T"], Bool[Array, 
     return batch.chosen.loss_mask & used, batch.rejected.loss_mask & used
 
 
-def pair_sums(
-    logps: tuple[Array, Array], masks: tuple[Array, Array]
-) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+def pair_sums(logps: tuple[Array, Array], masks: tuple[Array, Array]) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """Both sides' sequence log-probs."""
     return sequence_sum(logps[0], masks[0]), sequence_sum(logps[1], masks[1])
 
@@ -109,7 +105,7 @@ def mean_over_pairs(out: ObjectiveOutput, weights: Float[Array, " B"]) -> Summed
 PAIR_OPTIONS: Mapping[str, Key] = {
     "pairs_per_prompt": static_number(
         4, "With own samples: disjoint pairs of a group, at most.", 1, used=lambda _, facts: facts.online
-    ),
+    )
 }
 
 

@@ -63,9 +63,7 @@ class PPO(Algorithm):
     aggregation: Aggregation = "token_mean"
     kl: Literal["none", "loss", "reward"] = "reward"
     kl_estimator: LossKLEstimator = "k3"
-    adaptive: bool = dataclasses.field(
-        default=False, compare=False
-    )  # with the next two, read on the host only
+    adaptive: bool = dataclasses.field(default=False, compare=False)  # with the next two, read on the host only
     target_kl: float = dataclasses.field(default=6.0, compare=False)
     horizon: float = dataclasses.field(default=10_000.0, compare=False)
     clips_value: bool = True
@@ -85,18 +83,14 @@ class PPO(Algorithm):
         del seed
         return rollout_batch(rollouts, mask_truncated=self.mask_truncated), {}
 
-    def prepare(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Batch:
+    def prepare(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Batch:
         """Reference log-probs, values, returns; then advantages, whitened over the global batch."""
         assert isinstance(batch, RolloutBatch)
         rows, mask = batch.sequences, batch.sequences.loss_mask
         ref_logps, kl, coef = None, None, 0.0
         if frozen.reference is not None:
             reference = frozen.reference
-            scored = batch_logps(
-                reference.params, reference.config, drawn_rows(batch), scalars["temperature"]
-            )
+            scored = batch_logps(reference.params, reference.config, drawn_rows(batch), scalars["temperature"])
             ref_logps = scored.logps
         if self.kl == "reward":
             assert ref_logps is not None
@@ -104,11 +98,7 @@ class PPO(Algorithm):
             coef = scalars["kl_coef"]
         values = row_values(params["value"], config, rows)
         rewards = token_rewards(
-            scores=batch.scores,
-            completion_mask=mask,
-            kl_penalty=kl,
-            kl_coef=coef,
-            step_rewards=batch.step_rewards,
+            scores=batch.scores, completion_mask=mask, kl_penalty=kl, kl_coef=coef, step_rewards=batch.step_rewards
         )
         advantages, returns = gae(
             rewards=rewards,
@@ -127,9 +117,7 @@ class PPO(Algorithm):
             advantages=advantages * batch.advantage_scale[:, None],
         )
 
-    def loss(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Summed:
+    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Policy loss at the rollout's temperature plus `value_coef` times the value loss."""
         del frozen
         assert isinstance(batch, RolloutBatch) and batch.old_logps is not None
@@ -238,15 +226,9 @@ OPTIONS = {
     "gamma": number(1.0, "Discount per token.", 0, 1),
     "gae_lambda": number(0.95, "Lambda of GAE.", 0, 1),
     "kl_coef": number(0.05, "Weight of the KL to the reference; 0 needs no reference.", 0),
-    "kl_in": choice(
-        "reward", "Where the KL enters: the reward (k1 a token) or the loss.", "loss", used=_has_kl
-    ),
+    "kl_in": choice("reward", "Where the KL enters: the reward (k1 a token) or the loss.", "loss", used=_has_kl),
     "kl_estimator": choice(
-        "k3",
-        "Of a KL in the loss.",
-        "k2",
-        why=NO_K1,
-        used=lambda o, f: _has_kl(o, f) and o["kl_in"] == "loss",
+        "k3", "Of a KL in the loss.", "k2", why=NO_K1, used=lambda o, f: _has_kl(o, f) and o["kl_in"] == "loss"
     ),
     "kl_controller": choice("fixed", "Whether kl_coef follows target_kl.", "adaptive", used=_has_kl),
     "target_kl": static_number(

@@ -34,9 +34,7 @@ class StepScorer(Algorithm):
 
     layout = "step_scorer"
 
-    def loss(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Summed:
+    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over the labelled steps of the global batch, rows weighted."""
         del scalars, frozen
         assert isinstance(batch, StepBatch)
@@ -45,10 +43,7 @@ class StepScorer(Algorithm):
             mask, labels = outcome(labels, mask)
         out = prm_loss(step_logits=row_outputs(params, config, batch.rows), labels=labels, label_mask=mask)
         weights = batch.rows.weights
-        return (
-            token_mean(out.losses, mask, weights=weights),
-            reduce_metrics(out.metrics, mask=mask, weights=weights),
-        )
+        return (token_mean(out.losses, mask, weights=weights), reduce_metrics(out.metrics, mask=mask, weights=weights))
 
 
 def outcome(

@@ -30,9 +30,7 @@ from research.core.batch import PreferenceBatch
 class ReferenceFree(PairAlgorithm):
     """A loss of both sides' summed log-probs and lengths."""
 
-    def loss(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Summed:
+    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over pairs."""
         del frozen
         assert isinstance(batch, PreferenceBatch)
@@ -73,10 +71,7 @@ class SimPO(ReferenceFree):
     def objective(self, sides: dict[str, Any], scalars: Scalars) -> ObjectiveOutput:
         """`simpo_loss`."""
         return simpo_loss(
-            **sides,
-            beta=scalars["beta"],
-            gamma=scalars["gamma"],
-            label_smoothing=scalars["label_smoothing"],
+            **sides, beta=scalars["beta"], gamma=scalars["gamma"], label_smoothing=scalars["label_smoothing"]
         )
 
 

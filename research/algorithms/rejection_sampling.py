@@ -50,9 +50,7 @@ class RejectionSampling(NextToken):
 
 
 def _make(setting: Setting) -> Algorithm:
-    return RejectionSampling(
-        keep_per_prompt=setting.options["keep_per_prompt"], selector=setting.options["selector"]
-    )
+    return RejectionSampling(keep_per_prompt=setting.options["keep_per_prompt"], selector=setting.options["selector"])
 
 
 OPTIONS = {

@@ -25,9 +25,7 @@ class RewardModel(Algorithm):
 
     layout = "scorer"
 
-    def loss(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Summed:
+    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over pairs; both sides' scores come from one pass, each read at its last real token."""
         del frozen
         assert isinstance(batch, PreferenceBatch)
@@ -54,9 +52,7 @@ class RankingRewardModel(Algorithm):
 
     layout = "scorer"
 
-    def loss(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Summed:
+    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over prompts."""
         del frozen
         assert isinstance(batch, RankingBatch)

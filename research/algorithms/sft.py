@@ -6,15 +6,7 @@ from models.config import ModelConfig
 from models.transformer import Params
 from objectives.next_token import next_token_loss
 from objectives.reduce import reduce_metrics, token_mean
-from research.algorithms.base import (
-    Algorithm,
-    Batch,
-    DataKind,
-    Frozen,
-    Objective,
-    Scalars,
-    Summed,
-)
+from research.algorithms.base import Algorithm, Batch, DataKind, Frozen, Objective, Scalars, Summed
 from research.config.schema import number
 from research.core.batch import SequenceBatch
 from research.core.network import batch_logps
@@ -32,9 +24,7 @@ class NextToken(Algorithm):
 
     every_token: bool = False
 
-    def loss(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Summed:
+    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over all target tokens of the global batch, rows weighted."""
         del frozen
         assert isinstance(batch, SequenceBatch)

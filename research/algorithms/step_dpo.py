@@ -34,9 +34,7 @@ class StepDPO(Algorithm):
         """The reference."""
         return ("reference",)
 
-    def loss(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Summed:
+    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over pairs; a pair of which one side has no differing step weighs nothing (`no_step`)."""
         del frozen
         assert isinstance(batch, PreferenceBatch)
@@ -58,9 +56,7 @@ class StepDPO(Algorithm):
         counted = reduce_metrics({"no_step": 1.0 - has_step}, weights=batch.chosen.weights)
         return loss, {**metrics, **counted}
 
-    def prepare(
-        self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen
-    ) -> Batch:
+    def prepare(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Batch:
         """Fills in both sides' token log-probs under the reference."""
         del params, config, scalars
         return with_reference(batch, frozen)
@@ -75,9 +71,7 @@ def first_differing_step(
       ValueError: no token ends a step, so that a step would be all that follows.
     """
     if not step_end_ids:
-        raise ValueError(
-            "step_end_ids: got none, expected the ids of the tokens that end a step (line breaks)"
-        )
+        raise ValueError("step_end_ids: got none, expected the ids of the tokens that end a step (line breaks)")
     masks = pair_masks(batch)
     tokens = batch.chosen.tokens, batch.rejected.tokens
     differs = ((tokens[0] != tokens[1]) & (masks[0] | masks[1])) | (masks[0] != masks[1])
@@ -96,12 +90,8 @@ def _make(setting: Setting) -> Algorithm:
 
 
 OPTIONS = {
-    "beta": number(
-        0.1, "Inverse temperature of the implicit reward.", 1e-6, None, "at 0 the loss is constant"
-    ),
-    "label_smoothing": number(
-        0.0, "Probability that a label is flipped.", 0, 0.4999, "at 0.5 the labels are noise"
-    ),
+    "beta": number(0.1, "Inverse temperature of the implicit reward.", 1e-6, None, "at 0 the loss is constant"),
+    "label_smoothing": number(0.0, "Probability that a label is flipped.", 0, 0.4999, "at 0.5 the labels are noise"),
 }
 
 PROVIDES = {"objective": {"step_dpo": Objective("step_dpo", _make, OPTIONS, given="preferences")}}

@@ -9,9 +9,7 @@ from research.analysis.results import RunResult
 from research.core.errors import DataError
 
 
-def config_differences(
-    runs: Mapping[str, Sequence[RunResult]], control: str
-) -> dict[str, dict[str, tuple[str, str]]]:
+def config_differences(runs: Mapping[str, Sequence[RunResult]], control: str) -> dict[str, dict[str, tuple[str, str]]]:
     """By arm: dotted config key -> (control's value, arm's value), as the resolved configs have them.
 
     The whole resolved configs are compared, not only what the arm declares, so that a second variable that
@@ -27,10 +25,7 @@ def config_differences(
             continue
         run = next((run for run in runs[arm] if run.seed in controls), runs[arm][0])
         reference = controls.get(run.seed, runs[control][0])
-        theirs, ours = (
-            flatten_config(reference.config_text, reference.arm),
-            flatten_config(run.config_text, arm),
-        )
+        theirs, ours = (flatten_config(reference.config_text, reference.arm), flatten_config(run.config_text, arm))
         keys = sorted({key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)})
         differences[arm] = {key: (theirs.get(key, NOTHING), ours.get(key, NOTHING)) for key in keys}
     return differences

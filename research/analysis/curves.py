@@ -56,9 +56,7 @@ def draw_curves(
         if only is not None and summary.arm not in (only, comparison.control):
             continue
         runs = [r for r in results if r.arm == summary.arm and r.seed in summary.values]
-        points = [
-            {p["step"]: (p[x], p[style.name]) for p in r.curve if style.name in p and x in p} for r in runs
-        ]
+        points = [{p["step"]: (p[x], p[style.name]) for p in r.curve if style.name in p and x in p} for r in runs]
         curve = mean_curve(points)
         if curve is not None:
             drawn = True
@@ -74,9 +72,7 @@ def training_metrics(logs: Mapping[tuple[str, int], Rows]) -> list[str]:
     return [found for names in TRAINING if (found := next((n for n in names if n in logged), None))]
 
 
-def draw_training(
-    axes: Axes, logs: Mapping[tuple[str, int], Rows], comparison: Comparison, metric: str
-) -> None:
+def draw_training(axes: Axes, logs: Mapping[tuple[str, int], Rows], comparison: Comparison, metric: str) -> None:
     """A logged metric of every arm: running means over a tenth of the steps, mean and range over seeds."""
     found = describe(metric)
     dress(axes, metric, "running mean over a tenth of the steps · band: lowest to highest seed")
@@ -132,9 +128,7 @@ def arm_look(place: int) -> tuple[str, str, LineStyle]:
 def arm_handles(count: int) -> list[Line2D]:
     """The first `count` arms' marks, for a legend."""
     looks = [arm_look(place) for place in range(count)]
-    return [
-        Line2D([], [], color=c, marker=m, linestyle=line, linewidth=2.0, markersize=6) for c, m, line in looks
-    ]
+    return [Line2D([], [], color=c, marker=m, linestyle=line, linewidth=2.0, markersize=6) for c, m, line in looks]
 
 
 def number_axis(axes: Axes, which: Literal["x", "y"], percent: bool) -> None:

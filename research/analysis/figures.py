@@ -85,9 +85,7 @@ def legend_below(figure: Figure, handles: Sequence[Artist], names: Sequence[str]
     """A legend below the panels, of as many columns as fit; makes the figure higher by its rows."""
     labels = drawable(names, 48)
     width, height = figure.get_size_inches()
-    column = max(
-        0.75 + 0.085 * len(label) for label in labels
-    )  # inches, roughly: line, gap and 10 pt letters
+    column = max(0.75 + 0.085 * len(label) for label in labels)  # inches, roughly: line, gap and 10 pt letters
     columns = max(1, min(len(labels), int(width / column)))
     figure.set_size_inches(width, height + 0.22 * -(-len(labels) // columns))
     legend = figure.legend(handles, ["x"] * len(labels), loc="outside lower center", ncols=columns,

@@ -23,9 +23,7 @@ class Metric(NamedTuple):
 def entries() -> tuple[Metric, ...]:
     """The rows of the tables in `METRICS.md`."""
     text = Path(__file__).with_name("METRICS.md").read_text(encoding="utf-8")
-    rows = [
-        Metric(*(re.sub(r"\\(.)", r"\1", cell) for cell in match.groups())) for match in _ROW.finditer(text)
-    ]
+    rows = [Metric(*(re.sub(r"\\(.)", r"\1", cell) for cell in match.groups())) for match in _ROW.finditer(text)]
     return tuple(sorted(rows, key=lambda metric: metric.name.count("<")))  # an exact name before a pattern
 
 

@@ -78,9 +78,7 @@ def _draw(axes: Axes, rows: Sequence[Row], line: float | None, style: MetricForm
         offsets = np.linspace(-0.17, 0.17, len(row.points)) if len(row.points) > 1 else np.zeros(1)
         axes.plot(row.points, place + offsets, linestyle="none", marker=marker, markersize=5, color=color,
                   markeredgecolor="white", markeredgewidth=0.6, alpha=0.8, zorder=3)  # fmt: skip
-        axes.plot(
-            np.mean(row.points), place, marker="|", markersize=17, markeredgewidth=2.4, color=INK, zorder=4
-        )
+        axes.plot(np.mean(row.points), place, marker="|", markersize=17, markeredgewidth=2.4, color=INK, zorder=4)
     margin = 0.05 * ((max(shown) - min(shown)) or 1.0)
     axes.set_xlim(min(shown) - margin, max(shown) + margin)
     axes.set_ylim(len(rows) - 0.4, -0.6)

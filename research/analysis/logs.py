@@ -46,9 +46,7 @@ def gather(results: Sequence[RunResult], workdir: Path, metric: str) -> Evidence
                 logs[run.arm, run.seed] = load_metrics(path)
         except DataError as error:
             notes.append(f"{who}: its training curves are left out ({error})")
-        reason = (
-            diverged(run, logs.get((run.arm, run.seed), ()), metric) if run.status == "finished" else None
-        )
+        reason = diverged(run, logs.get((run.arm, run.seed), ()), metric) if run.status == "finished" else None
         if reason is not None:
             run = dataclasses.replace(run, status="failed", error=f"diverged: {reason}")
         if run.curve and run.evaluation and run.curve_evaluation not in ("", run.evaluation):

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 def printable(text: str) -> str:
     """The text on one line; controls, bidirectional marks and lone surrogates show as `\\x00`, `\\u202e`."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in " ".join(text.split())
-    )
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in " ".join(text.split()))
 
 
 def escape(text: str) -> str:

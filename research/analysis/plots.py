@@ -22,11 +22,7 @@ CROWD = 8
 
 @matplotlib.rc_context(STYLE)
 def write_plots(
-    evidence: Evidence,
-    comparison: Comparison,
-    style: MetricFormat,
-    directory: Path,
-    kinds: Sequence[str] = ("png",),
+    evidence: Evidence, comparison: Comparison, style: MetricFormat, directory: Path, kinds: Sequence[str] = ("png",)
 ) -> dict[str, Path]:
     """Draws what there is to draw of, and writes it.
 
@@ -60,9 +56,7 @@ def write_plots(
     for name, figure in figures.items():
         for kind in kinds:
             save(figure, paths[name].with_suffix(f".{kind}"))
-    by_arm = {
-        arm.arm: [rows for (name, _), rows in logs.items() if name == arm.arm] for arm in comparison.arms
-    }
+    by_arm = {arm.arm: [rows for (name, _), rows in logs.items() if name == arm.arm] for arm in comparison.arms}
     with_kl = {arm: runs for arm, runs in by_arm.items() if any(KL in row for rows in runs for row in rows)}
     if with_kl:
         path = directory / "reward_against_kl.png"
@@ -103,9 +97,7 @@ def _crowd(evidence: Evidence, comparison: Comparison, style: MetricFormat) -> F
     figure, panels = small_panels(len(comparison.arms) - 1, height=2.5)
     for axes, summary in zip(panels, comparison.arms[1:], strict=True):
         draw_curves(axes, evidence.results, comparison, style, x="tokens_spent", only=summary.arm)
-    figure.supxlabel(
-        "tokens spent (sampled + trained) · grey: control · band: lowest to highest seed", fontsize=10
-    )
+    figure.supxlabel("tokens spent (sampled + trained) · grey: control · band: lowest to highest seed", fontsize=10)
     figure.supylabel(style.label, fontsize=10)
     return figure
 

@@ -136,12 +136,9 @@ def write_report(
         "Base config": fenced(spec.base_config_text) if spec.base_config_text else "",
     }
     begin = f"# {escape(spec.title)}\n\n{escape(spec.question)}"
-    markdown = (
-        "\n\n".join([begin, *(f"## {title}\n\n{text}" for title, text in parts.items() if text)]) + "\n"
-    )
+    markdown = "\n\n".join([begin, *(f"## {title}\n\n{text}" for title, text in parts.items() if text)]) + "\n"
     images = {
-        path.name: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-        for path in plots.values()
+        path.name: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in plots.values()
     }
     table_path = folder / "table.tex" if "latex" in formats else None
     paths = ReportPaths(folder / "report.md", folder / "report.html", plots, table_path, head)
@@ -195,9 +192,7 @@ def rewrite_report(
         earlier["higher_is_better"] = higher_is_better
     kept = [pair for pair in earlier.get("pairs", ()) if earlier["control"] not in pair]
     names = {result.arm for result in results}
-    earlier["pairs"] = (
-        tuple(map(tuple, kept)) if pairs is None else tuple(_pair(text, names) for text in pairs)
-    )
+    earlier["pairs"] = tuple(map(tuple, kept)) if pairs is None else tuple(_pair(text, names) for text in pairs)
     return write_report(results, ReportSpec(**earlier), workdir, formats=formats, directory=directory)
 
 
@@ -212,16 +207,7 @@ def _pair(text: str, names: Collection[str]) -> tuple[str, str]:
 def print_headline(console: Console, paths: ReportPaths) -> None:
     """Prints the main result; no name is cut: a terminal folds it, a log gets the width that the table takes."""
     head = paths.headline
-    titles = [
-        "arm",
-        "n",
-        "mean",
-        "95%\nt-interval",
-        "difference\nto control",
-        "95%\nt-interval",
-        "",
-        "Holm p",
-    ]
+    titles = ["arm", "n", "mean", "95%\nt-interval", "difference\nto control", "95%\nt-interval", "", "Holm p"]
     grid = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown = [place for place, title in enumerate(titles) if title]  # without p: Holm's counts
     for place in shown:

@@ -104,9 +104,7 @@ class RunResult:
         _check_keys(cls, record, source)
         _check_keys(Budget, record["budget"], f"{source}, budget")
         if record["status"] not in get_args(Status):
-            raise DataError(
-                f"{source}: got status {record['status']!r}, expected one of {list(get_args(Status))}."
-            )
+            raise DataError(f"{source}: got status {record['status']!r}, expected one of {list(get_args(Status))}.")
         fields = dict(record)
         fields["metrics"] = _numbers(record["metrics"])
         fields["budget"] = Budget(**_numbers(record["budget"]))
@@ -166,9 +164,7 @@ def _check_keys(kind: type, record: Any, source: str) -> None:
     expected = {f.name for f in fields}
     optional = {f.name for f in fields if (f.default, f.default_factory) != (dataclasses.MISSING,) * 2}
     if not isinstance(record, dict):
-        raise DataError(
-            f"{source}: got a {type(record).__name__}, expected an object with keys {sorted(expected)}."
-        )
+        raise DataError(f"{source}: got a {type(record).__name__}, expected an object with keys {sorted(expected)}.")
     if missing := sorted(expected - optional - set(record)):
         raise DataError(f"{source}: the keys {missing} are missing.")
     if unknown := sorted(set(record) - expected):

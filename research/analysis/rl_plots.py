@@ -34,9 +34,7 @@ def reward_curve(runs: Sequence[Rows], reward: str) -> Float[np.ndarray, "N 2"]:
 
 
 @matplotlib.rc_context(STYLE)
-def write_reward_against_kl(
-    runs: Mapping[str, Sequence[Rows]], path: Path, kinds: Sequence[str] = ("png",)
-) -> Path:
+def write_reward_against_kl(runs: Mapping[str, Sequence[Rows]], path: Path, kinds: Sequence[str] = ("png",)) -> Path:
     """Draws proxy and gold reward over the square root of the KL (Gao et al. 2023, Figure 1), a panel for each arm.
 
     Points are steps, lines their running means; the same bytes for the same rows.

@@ -108,15 +108,7 @@ def seeds_section(comparison: Comparison, style: MetricFormat) -> str:
 
 def budget_section(runs: Runs, control: str) -> str:
     """What the compared stage cost, and what the whole chain took."""
-    header = [
-        "arm",
-        "tokens sampled",
-        "completions sampled",
-        "tokens trained",
-        "FLOPs",
-        "wall clock",
-        "all stages",
-    ]
+    header = ["arm", "tokens sampled", "completions sampled", "tokens trained", "FLOPs", "wall clock", "all stages"]
     columns: list[tuple[Callable[[Budget], float], Callable[[float], str]]] = [
         (lambda budget: budget.tokens_sampled, format_count),
         (lambda budget: budget.completions_sampled, format_count),
@@ -141,9 +133,7 @@ def budget_section(runs: Runs, control: str) -> str:
             if reused:
                 cells[place], marked = cells[place] + " †", True
         rows.append([escape(with_role(arm, control)), *cells])
-    text = (
-        f"The compared stage, mean over the finished runs of each arm.\n\n{table(header, rows, right_from=1)}"
-    )
+    text = f"The compared stage, mean over the finished runs of each arm.\n\n{table(header, rows, right_from=1)}"
     note = "† A stage was read from disk, not run: its time was measured when it ran, perhaps on another machine."
     return f"{text}\n\n{note}" if marked else text
 
@@ -154,9 +144,7 @@ def differences_section(runs: Runs, control: str) -> str:
     for arm, keys in config_differences(runs, control).items():
         declared = runs[arm][0].overrides.keys() | runs[control][0].overrides.keys()
         for key, (theirs, ours) in keys.items():
-            rows.append(
-                [escape(arm), code(key), code(theirs), code(ours), "yes" if key in declared else "**no**"]
-            )
+            rows.append([escape(arm), code(key), code(theirs), code(ours), "yes" if key in declared else "**no**"])
         if not keys:
             rows.append([escape(arm), NOTHING, NOTHING, NOTHING, NOTHING])
     if not rows:
@@ -174,13 +162,9 @@ def places_section(results: Sequence[RunResult]) -> str:
     for run in results:
         who = [escape(run.arm), str(run.seed)]
         for stage in run.stages:
-            rows.append(
-                [*who, escape(stage.name), code(stage.folder), "read from disk" if stage.reused else "run"]
-            )
+            rows.append([*who, escape(stage.name), code(stage.folder), "read from disk" if stage.reused else "run"])
         if not any(stage.folder == run.run_dir for stage in run.stages):
-            what = (
-                "traceback" if run.status == "failed" and not run.run_dir.startswith("stages") else "compared"
-            )
+            what = "traceback" if run.status == "failed" and not run.run_dir.startswith("stages") else "compared"
             rows.append([*who, what, code(run.run_dir), NOTHING])
     text = "Relative to the working directory.\n\n"
     return text + table(["arm", "seed", "stage", "folder", "by the last command"], rows)

@@ -136,9 +136,7 @@ def compare_arms(
         found = " and ".join(f"arm {r.arm!r}, seed {r.seed}" for r in list(yardsticks.values())[:2])
         raise DataError(f"{found} were measured by different evaluations, expected one for all arms.")
     _check_pairs(pairs, names, control)
-    arms = {
-        name: _summarise([result for result in results if result.arm == name], name, metric) for name in names
-    }
+    arms = {name: _summarise([result for result in results if result.arm == name], name, metric) for name in names}
     wanted = [*((name, control) for name in names if name != control), *pairs]
     raw = [_paired(arms[one], arms[other]) for one, other in wanted]
     corrected = iter(holm([difference.p for difference in raw if difference.p is not None]))
@@ -218,9 +216,7 @@ def _summarise(runs: Sequence[RunResult], arm: str, metric: str) -> ArmSummary:
         std=float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None,
         t_interval=t_interval(numbers),
         bootstrap_interval=bootstrap_interval(numbers),
-        missing=tuple(
-            f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} {reason}" for reason, seeds in why.items()
-        ),
+        missing=tuple(f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} {reason}" for reason, seeds in why.items()),
         failed=not values and any(run.status == "failed" for run in runs),
     )
 

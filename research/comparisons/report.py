@@ -17,13 +17,9 @@ from research.core.versions import collect_versions
 
 _ROWS: Mapping[str, Callable[[Result, str], str]] = {
     "tokens/s": lambda result, name: f"{result.series[name].rate:,.0f}",
-    "slowest .. fastest": lambda r, name: "{:,.0f} .. {:,.0f}".format(
-        *np.sort(r.series[name].rates)[[0, -1]]
-    ),
+    "slowest .. fastest": lambda r, name: "{:,.0f} .. {:,.0f}".format(*np.sort(r.series[name].rates)[[0, -1]]),
     "Temper / it": lambda result, name: f"{result.ratios(name)[0]:.2f}x" if result.ratios(name) else "",
-    "median over rounds": lambda result, name: (
-        f"{result.ratios(name)[1]:.2f}x" if result.ratios(name) else ""
-    ),
+    "median over rounds": lambda result, name: f"{result.ratios(name)[1]:.2f}x" if result.ratios(name) else "",
     "share of FLOP/s": lambda result, name: _percent(result.shares(name).get("flops")),
     "share of bandwidth": lambda result, name: _percent(result.shares(name).get("bandwidth")),
     "first run beyond second, s": lambda result, name: f"{result.series[name].compile_seconds:.1f}",
@@ -52,9 +48,7 @@ def table(result: Result) -> str:
     return "\n\n".join([f"## {work.name}", grid, text, *missing]) + "\n"
 
 
-def write(
-    results: Sequence[Result], folder: Path, *, config: Mapping[str, Any], load: float
-) -> tuple[str, list[Path]]:
+def write(results: Sequence[Result], folder: Path, *, config: Mapping[str, Any], load: float) -> tuple[str, list[Path]]:
     """Writes `comparison.json`, `comparison.md` and, for each case of several batch sizes, a plot.
 
     Args:

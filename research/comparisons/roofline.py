@@ -43,9 +43,7 @@ def decode_step_bytes(model: ModelConfig, rows: int, context: float) -> float:
     return parameter_bytes(model) + rows * context * cache_bytes(model)
 
 
-def rollout_cost(
-    model: ModelConfig, prompt_length: int, lengths: np.ndarray, rows: int, group_size: int = 1
-) -> Cost:
+def rollout_cost(model: ModelConfig, prompt_length: int, lengths: np.ndarray, rows: int, group_size: int = 1) -> Cost:
     """Prefill and decode, a completion token, if no slot is ever idle.
 
     Args:
@@ -73,9 +71,7 @@ def forward_flops(model: ModelConfig, lengths: Sequence[int] | np.ndarray) -> fl
     return model.flops_per_token(float((sizes * (sizes + 1) / 2).sum() / sizes.sum()))
 
 
-def grpo_cost(
-    model: ModelConfig, prompt_length: int, max_new_tokens: int, prompts: int, group_size: int
-) -> Cost:
+def grpo_cost(model: ModelConfig, prompt_length: int, max_new_tokens: int, prompts: int, group_size: int) -> Cost:
     """Sampling, log-probs of the reference, one update; a completion token. Prompts are computed once a group."""
     rows = prompts * group_size
     sampling = rollout_cost(model, prompt_length, np.full(rows, max_new_tokens), rows, group_size)

@@ -84,9 +84,7 @@ class Result:
 
     def shares(self, system: str) -> dict[str, float]:
         """A system's share of the limits, see `roofline.shares`; empty where they are not known."""
-        return (
-            {} if self.limits is None else shares(self.workload.cost, self.series[system].rate, self.limits)
-        )
+        return {} if self.limits is None else shares(self.workload.cost, self.series[system].rate, self.limits)
 
     def record(self) -> dict[str, Any]:
         """Plain JSON: everything measured and everything derived."""

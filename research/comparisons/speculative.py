@@ -121,9 +121,7 @@ def problem_prompts(
         if n <= length and whole.tokens.size - n >= new_tokens:
             tokens = np.full((1, length), tokenizer.pad_id, np.int32)
             tokens[0, length - n :] = whole.tokens[:n]
-            found.append(
-                Prompts(tokens, np.arange(length)[None] >= length - n, np.array([len(found)], np.int32))
-            )
+            found.append(Prompts(tokens, np.arange(length)[None] >= length - n, np.array([len(found)], np.int32)))
             if len(found) == count:
                 return found
     raise DataError(

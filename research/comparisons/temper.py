@@ -118,9 +118,7 @@ def train(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Run
         tokens, state = 0, kept.pop()
         for batch in islice(batches, steps):
             tokens += int((batch.segment_ids > 0).sum())
-            state, metrics = train_step(
-                state, to_device(mesh, batch), scalars, algorithm=algorithm, config=config
-            )
+            state, metrics = train_step(state, to_device(mesh, batch), scalars, algorithm=algorithm, config=config)
         kept.append(jax.block_until_ready(state))
         assert np.isfinite(metrics["loss"]), "the loss is not finite"
         return tokens
@@ -134,9 +132,7 @@ def full(work: Work) -> Iterator[SequenceBatch]:
     positions = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
     fixed = {"loss_mask": positions > 0, "segment_ids": np.ones(shape, np.int32), "positions": positions}
     while True:
-        yield SequenceBatch.from_arrays(
-            {"tokens": rng.integers(0, work["vocab_size"], shape, np.int32), **fixed}
-        )
+        yield SequenceBatch.from_arrays({"tokens": rng.integers(0, work["vocab_size"], shape, np.int32), **fixed})
 
 
 def packed(work: Work) -> tuple[Iterator[SequenceBatch], int]:
@@ -146,9 +142,7 @@ def packed(work: Work) -> tuple[Iterator[SequenceBatch], int]:
     n, size, length = len(tokens), work["batch_size"], work["length"]
     examples = Examples(tokens, masks, np.arange(n), DataReport("examples", n, n))
     rows = grain.MapDataset.source(PackedStream(examples, length, work["seed"], PAD))
-    return map(SequenceBatch.from_arrays, batched(rows, size)), -(
-        -int(examples.lengths.sum()) // (size * length)
-    )
+    return map(SequenceBatch.from_arrays, batched(rows, size)), -(-int(examples.lengths.sum()) // (size * length))
 
 
 def grpo(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Run:
@@ -158,10 +152,7 @@ def grpo(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Run:
         "grpo", work["learning_rate"], {"beta": work["beta"]}, group_size=G, max_new_tokens=N
     )
     tokens = np.array(work["prompts"], np.int32)
-    mask, spec = (
-        np.ones((P, tokens.shape[1]), bool),
-        SamplerSpec(N, G, (), PAD, cache_bucket=work["cache_bucket"]),
-    )
+    mask, spec = (np.ones((P, tokens.shape[1]), bool), SamplerSpec(N, G, (), PAD, cache_bucket=work["cache_bucket"]))
     frozen = Frozen(reference=Network(jax.tree.map(jnp.copy, state.params), config))
     kept, steps = [state], count()
 

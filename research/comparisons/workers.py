@@ -56,9 +56,7 @@ class Worker:
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
         env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
         env |= dict.fromkeys(names, str(threads)) | ({"PYTHONPATH": system.path} if system.path else {})
-        env["XLA_PYTHON_CLIENT_PREALLOCATE"] = (
-            "false"  # several systems hold a GPU: none may take all its memory
-        )
+        env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several systems hold a GPU: none may take all its memory
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
                 system.command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
@@ -77,9 +75,7 @@ class Worker:
         self.facts = self._ask(json.dumps(work))
         found = self.facts["parameters"]
         if abs(found - parameters) > 0.01 * parameters:
-            raise SystemFailed(
-                f"{self._name}: its model has {found:,} parameters, expected Temper's {parameters:,}"
-            )
+            raise SystemFailed(f"{self._name}: its model has {found:,} parameters, expected Temper's {parameters:,}")
         self.run()
         self.run()
         self.warm_up, self.laps = tuple(lap["seconds"] for lap in self.laps), []

@@ -33,9 +33,7 @@ class Settings:
     """What holds for all cases."""
 
     platform: str = key("cpu", "Where the systems compute.", choices=("cpu", "gpu"))
-    threads: int = key(
-        2, "Cores of each system; on a CPU, Temper splits rows over one XLA device a core.", low=1
-    )
+    threads: int = key(2, "Cores of each system; on a CPU, Temper splits rows over one XLA device a core.", low=1)
     repetitions: int = key(5, "Timed runs of each system, in turn.", low=1)
     pause: float = key(0.3, "Between two runs.", unit="seconds", low=0)
     timeout: float = key(1800.0, "Of one run, compilation included.", unit="seconds", low=0.1)
@@ -112,9 +110,7 @@ class TrainCase:
     length: int = key(256, "Of a row.", unit="tokens", low=4)
     steps: int = key(4, "In a repetition; with examples, as many as one pass takes.", low=1)
     examples: int = key(0, "Chat examples, which Temper packs; 0: full rows.", low=0)
-    mean_length: int = key(
-        180, "Of an example; a third of it is the standard deviation.", unit="tokens", low=4
-    )
+    mean_length: int = key(180, "Of an example; a third of it is the standard deviation.", unit="tokens", low=4)
 
     def workloads(self, name: str, settings: Settings, model: ModelConfig) -> Iterator[Workload]:
         """One."""
@@ -196,9 +192,7 @@ class Comparison(NamedTuple):
     tree: Mapping[str, Any]
 
 
-def read_comparison(
-    config: ConfigDict, overrides: Iterable[str] = (), only: Sequence[str] = ()
-) -> Comparison:
+def read_comparison(config: ConfigDict, overrides: Iterable[str] = (), only: Sequence[str] = ()) -> Comparison:
     """What a config and "dotted.key=value" overrides describe; `only` names cases or kinds, none is all.
 
     Raises:

@@ -46,9 +46,7 @@ def _check_evaluation(how: Evaluation) -> None:
 def _check_mesh(experiment: Experiment) -> None:
     axes = vars(experiment.mesh)
     if list(axes.values()).count(-1) > 1 or 0 in axes.values():
-        raise ConfigError(
-            f"mesh: got {axes}, expected sizes of at least 1, at most one of them -1 (what is left)"
-        )
+        raise ConfigError(f"mesh: got {axes}, expected sizes of at least 1, at most one of them -1 (what is left)")
 
 
 def _check_stage(stage: Stage, experiment: Experiment) -> None:
@@ -58,14 +56,10 @@ def _check_stage(stage: Stage, experiment: Experiment) -> None:
         _check_context(f"{name}.rollout", rollout, stage.model, limit)
         _check_online(stage)
     elif stage.length > limit:
-        raise ConfigError(
-            f"{name}.length: got {stage.length}, expected at most {stage.model}.max_length={limit}"
-        )
+        raise ConfigError(f"{name}.length: got {stage.length}, expected at most {stage.model}.max_length={limit}")
     if stage.facts.given == "text" and stage.data.text_weight + stage.data.problems_weight <= 0:
         raise ConfigError(f"{name}.data: got text_weight and problems_weight 0, expected one to be positive")
-    algorithm = stage.objective.static(
-        stage.options, stage.online, rollout.group_size, rollout.max_new_tokens
-    )
+    algorithm = stage.objective.static(stage.options, stage.online, rollout.group_size, rollout.max_new_tokens)
     if stage.micro_batches > 1 and algorithm.batch_coupled:
         raise ConfigError(
             f"{name}.micro_batches: got {stage.micro_batches}, expected 1 under these options of "
@@ -145,15 +139,7 @@ def _check_unread(stage: Stage) -> None:
         return
     used = stage.parsed.sections["reward"].used_keys(stage.facts)
     plain = vars(Reward())
-    switches = {
-        "source",
-        "normalize",
-        "score_clip",
-        "format_mode",
-        "format_coef",
-        "length_coef",
-        "overlong_buffer",
-    }
+    switches = {"source", "normalize", "score_clip", "format_mode", "format_coef", "length_coef", "overlong_buffer"}
     switches |= {"missing_eos_penalty", "difficulty_weighting", "step_coef", "functions", "weights"}
     for key in sorted(switches):
         value = getattr(stage.reward, key)

@@ -57,9 +57,7 @@ def describe(path: str, stage: str = "rl") -> list[Described]:
     if first not in {*SECTIONS, stage, ""}:  # another stage's name
         known = list(_all(first))
     wanted = f"{first}{dot}{rest}"
-    found = [
-        each for each in known if each.path == wanted or not wanted or each.path.startswith(f"{wanted}.")
-    ]
+    found = [each for each in known if each.path == wanted or not wanted or each.path.startswith(f"{wanted}.")]
     if not found:
         raise unknown_key(path, [each.path for each in known])
     return found

@@ -54,7 +54,4 @@ def run_identity(experiment: Experiment, until: str) -> Tree:
 
 def _sampling(experiment: Experiment) -> Mapping[str, Any]:
     tools = experiment.parsed["tools"].effective(None, _RESULT) if experiment.tools.any else {}
-    return {
-        "sampler": experiment.parsed["sampler"].effective(None, _RESULT),
-        **({"tools": tools} if tools else {}),
-    }
+    return {"sampler": experiment.parsed["sampler"].effective(None, _RESULT), **({"tools": tools} if tools else {})}

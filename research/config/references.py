@@ -97,9 +97,7 @@ def find(kind: Kind, reference: str, where: str) -> Component:
         listed = ", ".join(sorted(n for n, v in vars(module).items() if _offered(module, n, v))) or "nothing"
         raise ConfigError(f"{where}: {place} has no {attribute!r}, expected one of: {listed}")
     name = getattr(target, "name", None)
-    return Component(
-        kind, reference, name if isinstance(name, str) else attribute, target, source_hash(module)
-    )
+    return Component(kind, reference, name if isinstance(name, str) else attribute, target, source_hash(module))
 
 
 @functools.cache
@@ -113,17 +111,13 @@ def provided(kind: Kind) -> Mapping[str, tuple[ModuleType, Any]]:
     package = importlib.import_module(PACKAGES[kind])
     for info in sorted(pkgutil.walk_packages(package.__path__, f"{package.__name__}."), key=lambda i: i.name):
         path = Path(*info.name.split(".")[1:])
-        file = Path(package.__path__[0]).parent / (
-            path / "__init__.py" if info.ispkg else path.with_suffix(".py")
-        )
+        file = Path(package.__path__[0]).parent / (path / "__init__.py" if info.ispkg else path.with_suffix(".py"))
         if "\nPROVIDES" not in file.read_text(encoding="utf-8"):  # spares the import of all others
             continue
         module = importlib.import_module(info.name)
         for name, target in module.PROVIDES.get(kind, {}).items():
             if name in found:
-                raise ConfigError(
-                    f"{kind} {name!r}: is offered by {found[name][0].__name__} and {module.__name__}"
-                )
+                raise ConfigError(f"{kind} {name!r}: is offered by {found[name][0].__name__} and {module.__name__}")
             found[name] = (module, target)
     return found
 
@@ -226,6 +220,4 @@ def said_by(error: Exception, path: Path) -> str:
 
 def _offered(module: ModuleType, name: str, value: Any) -> bool:
     """Whether a module itself defines something that could be a component."""
-    return (
-        not name.startswith("_") and callable(value) and getattr(value, "__module__", None) == module.__name__
-    )
+    return not name.startswith("_") and callable(value) and getattr(value, "__module__", None) == module.__name__

@@ -22,15 +22,7 @@ from research.config.sections import (
     StageSection,
     Tools,
 )
-from research.config.tree import (
-    Section,
-    Tree,
-    flatten,
-    parse_section,
-    to_tree,
-    unknown_key,
-    with_overrides,
-)
+from research.config.tree import Section, Tree, flatten, parse_section, to_tree, unknown_key, with_overrides
 from research.core.errors import ConfigError
 
 SECTIONS: Mapping[str, type] = {
@@ -190,9 +182,7 @@ def _start(name: str, section: StageSection, before: list[Stage]) -> str:
             f"{name}.start_from: got {given!r}, expected scratch, the folder of a finished stage, or an earlier stage: "
             f"{listed}"
         )
-    policies = [
-        s.name for s in before if s.model == section.model and s.facts.trains in ("policy", "actor_critic")
-    ]
+    policies = [s.name for s in before if s.model == section.model and s.facts.trains in ("policy", "actor_critic")]
     return given or (policies[-1] if policies else "")
 
 
@@ -224,9 +214,7 @@ def refuse_without_effect(experiment: Experiment, overridden: Iterable[str]) -> 
         if key in used or key.startswith(("ablation.arms", "ablation.grid")):
             continue
         section = key.split(".")[0]
-        under = [
-            f"{s.name}.objective.name={s.objective.name}" for s in experiment.stages if s.name == section
-        ]
+        under = [f"{s.name}.objective.name={s.objective.name}" for s in experiment.stages if s.name == section]
         raise ConfigError(
             f"{key}: has no effect under {under[0] if under else 'this config'}; expected it not to be set"
         )

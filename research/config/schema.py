@@ -16,9 +16,7 @@ Effect = Literal["result", "evaluation", "speed", "record", "report"]
 down and when; only tables and plots. Only "result" enters the identity of a stage, and only "evaluation" that of an
 evaluation; all others may change from one run to the next."""
 
-Kind = Literal[
-    "objective", "reward", "task", "transform", "evaluator", "tool", "environment", "optimizer", "schedule"
-]
+Kind = Literal["objective", "reward", "task", "transform", "evaluator", "tool", "environment", "optimizer", "schedule"]
 """What a config can name by reference, see `research/config/references.py`."""
 
 
@@ -140,9 +138,7 @@ def key(
     component: Kind | None = None,
 ) -> Any:
     """A field of a section's dataclass: see `Key`."""
-    declared = Key(
-        default, doc, unit, low, high, why, choices, element, effect=effect, used=used, component=component
-    )
+    declared = Key(default, doc, unit, low, high, why, choices, element, effect=effect, used=used, component=component)
     return dataclasses.field(default=default, metadata={"key": declared})
 
 

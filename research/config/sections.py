@@ -186,9 +186,7 @@ class Sampler:
                      effect="speed", used=lambda s, _: s.slots > 0)  # fmt: skip
     admit: int = key(8, "Prompts admitted at a time, once so many slots are free.", low=1, effect="speed",
                      used=lambda s, _: s.slots > 0)  # fmt: skip
-    cache_bucket: int = key(
-        128, "The KV cache grows by so many tokens.", unit="tokens", low=1, effect="speed"
-    )
+    cache_bucket: int = key(128, "The KV cache grows by so many tokens.", unit="tokens", low=1, effect="speed")
     int8_cache: bool = key(False, "Keys and values in 8 bits: half the memory of bfloat16, and not exact.")
     weights: Literal["compute", "bfloat16", "int8"] = key(
         "compute",
@@ -255,9 +253,7 @@ class StageData:
         component="transform",
         used=lambda _, f: not f.online and f.given != "text",
     )
-    context: str = key(
-        "", "A system turn that only the teacher sees.", used=lambda _, f: "teacher" in f.roles
-    )
+    context: str = key("", "A system turn that only the teacher sees.", used=lambda _, f: "teacher" in f.roles)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -388,13 +384,9 @@ class Rollout:
     epochs: int = _rollout_key(1, "Passes over each iteration's samples.", low=1)
     minibatches: int = _rollout_key(1, "Optimizer steps a pass; groups stay whole.", low=1)
     resample_rounds: int = _rollout_key(
-        0,
-        "Extra prompt batches sampled to replace zero-variance groups (DAPO dynamic sampling).",
-        low=0,
+        0, "Extra prompt batches sampled to replace zero-variance groups (DAPO dynamic sampling).", low=0
     )
-    curriculum_low: float = _rollout_key(
-        0.0, "Prompts whose pass rate lies in this band are sampled.", low=0, high=1
-    )
+    curriculum_low: float = _rollout_key(0.0, "Prompts whose pass rate lies in this band are sampled.", low=0, high=1)
     curriculum_high: float = _rollout_key(1.0, "Upper end of the band; 0 and 1 take all.", low=0, high=1)
     curriculum_decay: float = key(
         0.5, "Share of an attempt's weight that is left at the next visit.", low=0, high=1, used=_filters
@@ -426,8 +418,7 @@ class StageSection:
 
     model: str = key("model", "The section that describes its model: model or teacher_model.")
     start_from: str = key(
-        "",
-        "An earlier stage's name, the folder of a finished stage, or scratch; '' is the newest policy of the model.",
+        "", "An earlier stage's name, the folder of a finished stage, or scratch; '' is the newest policy of the model."
     )
     extend: str = key(
         "",
@@ -449,9 +440,7 @@ class StageSection:
         used=lambda s, f: f.policy and s.final_answer == "prm",
     )
     seed: int = key(0, "Of everything random in the stage.", low=0, high=COUNTER, why=_SEED)
-    steps: int = key(
-        100, "Optimizer steps, or rollout iterations where the policy samples its own data.", low=1
-    )
+    steps: int = key(100, "Optimizer steps, or rollout iterations where the policy samples its own data.", low=1)
     batch_size: int = key(32, "Rows an optimizer step, where the data are given.", low=1, used=_offline)
     length: int = key(128, "Of a row, where the data are given.", unit="tokens", low=2, used=_offline)
     micro_batches: int = key(1, "Gradients are accumulated over so many parts of a batch.", low=1)

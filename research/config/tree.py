@@ -33,11 +33,7 @@ class Chosen:
             for name, declared in self.component.options.items()
             if declared.used is None or declared.used(self.options, facts)
         }
-        return {
-            "name": self.component.name,
-            "source": self.component.source,
-            **({"options": used} if used else {}),
-        }
+        return {"name": self.component.name, "source": self.component.source, **({"options": used} if used else {})}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +69,7 @@ class Section:
                 many = self.chosen.get(name)
                 found[name] = getattr(self.value, name) if many is None else [c.identity(facts) for c in many]
         return found | {
-            name: inner
-            for name, section in self.sections.items()
-            if (inner := section.effective(facts, effects))
+            name: inner for name, section in self.sections.items() if (inner := section.effective(facts, effects))
         }
 
     def used_keys(self, facts: Any) -> set[str]:
@@ -95,10 +89,7 @@ class Section:
 
 def to_tree(config: ConfigDict) -> Tree:
     """A config as nested dicts."""
-    return {
-        k: to_tree(v) if isinstance(v, ConfigDict) else v
-        for k, v in config.items(preserve_field_references=False)
-    }
+    return {k: to_tree(v) if isinstance(v, ConfigDict) else v for k, v in config.items(preserve_field_references=False)}
 
 
 def to_json(tree: Tree) -> Tree:
@@ -171,9 +162,7 @@ def parse_section(cls: type, given: Any, where: str = "", others: Iterable[str] 
     chosen: dict[str, tuple[Chosen, ...]] = {}
     for name, key in declared.items():
         if key.component is not None:
-            named = (
-                values[name] if isinstance(values[name], tuple) else (values[name],) if values[name] else ()
-            )
+            named = values[name] if isinstance(values[name], tuple) else (values[name],) if values[name] else ()
             found = [find(key.component, reference, f"{where}{name}") for reference in named]
             chosen[name] = tuple(Chosen(c, _options(c, given.get(c.name, {}), where)) for c in found)
     names = {each.component.name for many in chosen.values() for each in many}
@@ -182,9 +171,7 @@ def parse_section(cls: type, given: Any, where: str = "", others: Iterable[str] 
     for name in given:
         if name not in known:
             unused[name] = dict(_unchosen(declared.values(), name, given[name], where, known))
-    sections = {
-        name: parse_section(each, given.get(name, {}), f"{where}{name}.") for name, each in inner.items()
-    }
+    sections = {name: parse_section(each, given.get(name, {}), f"{where}{name}.") for name, each in inner.items()}
     value = cls(**values, **{name: section.value for name, section in sections.items()})
     return Section(where, value, chosen, sections, unused)
 
@@ -202,9 +189,7 @@ def _options(component: Component, given: Any, where: str) -> Mapping[str, Any]:
     }
 
 
-def _unchosen(
-    keys: Iterable[Key], name: str, given: Any, where: str, known: Iterable[str]
-) -> Mapping[str, Any]:
+def _unchosen(keys: Iterable[Key], name: str, given: Any, where: str, known: Iterable[str]) -> Mapping[str, Any]:
     """Options of a component that the config does not choose: checked all the same."""
     kinds = [key.component for key in keys if key.component is not None]
     for kind in kinds:

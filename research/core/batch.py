@@ -46,9 +46,7 @@ class SequenceBatch(flax.struct.PyTreeNode):
     @property
     def group(self) -> Group | None:
         """What adjacent rows share; None where they share nothing."""
-        return (
-            Group(self.group_size, self.first_target) if self.group_size > 1 and self.first_target else None
-        )
+        return Group(self.group_size, self.first_target) if self.group_size > 1 and self.first_target else None
 
 
 class PreferenceBatch(flax.struct.PyTreeNode):
@@ -157,9 +155,7 @@ class DistillBatch(flax.struct.PyTreeNode):
     teacher_slots: Int[Any, "B T"]
 
 
-Batch = (
-    SequenceBatch | PreferenceBatch | RankingBatch | UnpairedBatch | StepBatch | RolloutBatch | DistillBatch
-)
+Batch = SequenceBatch | PreferenceBatch | RankingBatch | UnpairedBatch | StepBatch | RolloutBatch | DistillBatch
 
 
 def rows_of(batch: Batch) -> list[SequenceBatch]:

@@ -37,13 +37,8 @@ PyTree = Any
 _MANIFEST = "manifest.json"
 _DELETED = ".deleted"
 _ARRAYS, _RECORD = "arrays", "record"
-_METADATA, _COMMITTED = (
-    "_CHECKPOINT_METADATA",
-    "commit_timestamp_nsecs",
-)  # Orbax adds that time after the manifest
-_UNLISTED = frozenset(
-    {_MANIFEST, "commit_success.txt"}
-)  # the latter comes after the manifest too, and is never read
+_METADATA, _COMMITTED = ("_CHECKPOINT_METADATA", "commit_timestamp_nsecs")  # Orbax adds that time after the manifest
+_UNLISTED = frozenset({_MANIFEST, "commit_success.txt"})  # the latter comes after the manifest too, and is never read
 
 
 class Restored(NamedTuple):
@@ -97,9 +92,7 @@ class Checkpointer:
         try:
             record = to_plain_json(record, finite=False)
         except WorkdirError as error:
-            raise CheckpointError(
-                f"{self._directory / str(step)}: the record cannot be saved: {error}"
-            ) from error
+            raise CheckpointError(f"{self._directory / str(step)}: the record cannot be saved: {error}") from error
         self.wait()
         with self._explained("be saved"):
             steps = _steps(self._directory)
@@ -171,16 +164,11 @@ class Checkpointer:
                 raise
             step, self._saving = self._saving, None
             where = self._directory if step is None else self._directory / str(step)
-            raise CheckpointError(
-                f"{where}: cannot {what}: {reason}{_advice(self._directory, step)}"
-            ) from error
+            raise CheckpointError(f"{where}: cannot {what}: {reason}{_advice(self._directory, step)}") from error
 
 
 def restore_subtree(
-    directory: str | os.PathLike[str],
-    abstract_arrays: PyTree,
-    *,
-    key: str | None = "params",
+    directory: str | os.PathLike[str], abstract_arrays: PyTree, *, key: str | None = "params"
 ) -> Restored:
     """Reads one top-level entry of a finished run's checkpoint, for a stage that starts from its parameters.
 
@@ -239,7 +227,11 @@ class _WithManifest:
 
 def _write_manifest(folder: Path) -> None:
     files = {name: _fingerprint(folder / name, sync=True) for name in _files_under(folder)}
-    write_json_atomic(folder / _MANIFEST, {"format": 1, "files": files})
+    write_json_atomic(folder / _MANIFEST, {"format": 2, "files": files, "sha256": _json_digest(files)})
+
+
+def _json_digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint(path: Path, *, sync: bool) -> dict[str, int | str]:
@@ -247,10 +239,9 @@ def _fingerprint(path: Path, *, sync: bool) -> dict[str, int | str]:
     if path.name == _METADATA:
         try:
             found = json.loads(path.read_bytes())
-            text = json.dumps({**found, _COMMITTED: None}, sort_keys=True)
+            return {"sha256": _json_digest({**found, _COMMITTED: None})}
         except (ValueError, TypeError):
             return {"sha256": "no JSON object"}
-        return {"sha256": hashlib.sha256(text.encode()).hexdigest()}
     with open(path, "rb") as handle:
         if sync:
             os.fsync(handle.fileno())
@@ -277,16 +268,13 @@ def _damage_in_share(folder: Path, index: int, count: int) -> str | None:
     if not (folder / _MANIFEST).exists():
         return f"{_MANIFEST} is missing"
     try:
-        files = json.loads((folder / _MANIFEST).read_bytes())["files"]
-        expected = {
-            name: {key: mark[key] for key in ("bytes", "sha256") if key in mark}
-            for name, mark in files.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        expected = manifest["files"]
+        whole = manifest["sha256"] == _json_digest(expected)
+    except (ValueError, KeyError, TypeError) as error:
         return f"{_MANIFEST} is not what was written there ({error})"
-    unlisted = [name for name in (_METADATA, f"{_RECORD}/metadata") if not expected.get(name)]
-    if unlisted or not all(expected.values()):
-        return f"{_MANIFEST} is not what was written there ({(unlisted or ['a file'])[0]} is not in it)"
+    if not whole:
+        return f"{_MANIFEST} has changed since it was written (its SHA-256 differs)"
     for name in sorted(expected)[index::count]:
         path, size = folder / name, expected[name].get("bytes")
         if not path.exists():
@@ -301,9 +289,7 @@ def _damage_in_share(folder: Path, index: int, count: int) -> str | None:
 # --- restoring ---
 
 
-def _restore(
-    manager: ocp.CheckpointManager, directory: Path, abstract: PyTree, *, key: str | None
-) -> Restored | None:
+def _restore(manager: ocp.CheckpointManager, directory: Path, abstract: PyTree, *, key: str | None) -> Restored | None:
     steps = _steps(directory)
     if not steps:
         return None
@@ -316,14 +302,10 @@ def _restore(
     _check_match(folder, saved["arrays"], describe(abstract if key is None else {key: abstract}), key)
 
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device), abstract
-    )
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device), abstract)
     item = placed if key is None else {key: placed}
     arguments = ocp.args.PyTreeRestore(
-        item=item,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-        partial_restore=key is not None,
+        item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=key is not None
     )
     try:
         arrays = manager.restore(step, args=ocp.args.Composite(**{_ARRAYS: arguments}))[_ARRAYS]
@@ -395,9 +377,7 @@ def _disk_error(error: BaseException) -> str | None:
             return "no space left on the device"
         if isinstance(cause, OSError):
             return "a file is in its place" if cause.errno == errno.EEXIST else (cause.strerror or text)
-        status = re.match(
-            r"[A-Z_]{5,}: ", text
-        )  # TensorStore's errors are ValueErrors that start with their status
+        status = re.match(r"[A-Z_]{5,}: ", text)  # TensorStore's errors are ValueErrors that start with their status
         if status:
             return text.splitlines()[0][:300]
         cause = cause.__cause__

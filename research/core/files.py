@@ -31,10 +31,7 @@ def sync_directory(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (
-            errno.EINVAL,
-            errno.ENOTSUP,
-        ):  # network mounts may not do this
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # network mounts may not do this
             raise
     finally:
         os.close(handle)

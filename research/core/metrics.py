@@ -97,11 +97,7 @@ class MetricsWriter:
     """
 
     def __init__(
-        self,
-        directory: Path | str,
-        *,
-        offsets: Mapping[str, int] | None = None,
-        sinks: Sequence[Sink] = (),
+        self, directory: Path | str, *, offsets: Mapping[str, int] | None = None, sinks: Sequence[Sink] = ()
     ) -> None:
         """Opens the files.
 
@@ -152,9 +148,7 @@ class MetricsWriter:
     def write_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Appends one line per sample (prompt, completion, reward ...), each with the step."""
         if any("step" in sample for sample in samples):
-            raise ValueError(
-                "a sample has a key 'step': the name is taken by the step itself; expected another name."
-            )
+            raise ValueError("a sample has a key 'step': the name is taken by the step itself; expected another name.")
         self._append(SAMPLES, [{"step": int(step), **encode_numbers(sample)} for sample in samples])
 
     def offsets(self) -> dict[str, int]:
@@ -193,9 +187,7 @@ class MetricsWriter:
     def _append(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
         try:
-            self._handles[name].write(
-                text.encode("utf-8", "backslashreplace")
-            )  # lone surrogates as JSON escapes
+            self._handles[name].write(text.encode("utf-8", "backslashreplace"))  # lone surrogates as JSON escapes
             self._handles[name].flush()
         except OSError as error:
             raise WorkdirError(explain_os_error(error, self.directory / name)) from error
@@ -207,9 +199,7 @@ def _number(key: str, value: ArrayLike) -> int | float:
     if key == "step":
         raise ValueError("metric 'step': the name is taken by the step itself; expected another name.")
     if array.size != 1 or array.dtype.kind in "OSUc":
-        raise ValueError(
-            f"metric {key!r}: got shape {array.shape}, dtype {array.dtype}; expected one number."
-        )
+        raise ValueError(f"metric {key!r}: got shape {array.shape}, dtype {array.dtype}; expected one number.")
     return int(array.item()) if array.dtype.kind in "biu" else float(array.item())
 
 
@@ -225,15 +215,11 @@ def _check_offsets(directory: Path, offsets: Mapping[str, int] | None) -> None:
                 )
         return
     if set(offsets) != set(FILES):
-        raise WorkdirError(
-            f"{directory}: the checkpoint has offsets for {sorted(offsets)}, expected {list(FILES)}."
-        )
+        raise WorkdirError(f"{directory}: the checkpoint has offsets for {sorted(offsets)}, expected {list(FILES)}.")
     for name, offset in offsets.items():
         path = directory / name
         if offset and name not in sizes:
-            raise WorkdirError(
-                f"{path}: missing, but the checkpoint to resume from has {offset} bytes of it."
-            )
+            raise WorkdirError(f"{path}: missing, but the checkpoint to resume from has {offset} bytes of it.")
         if sizes.get(name, 0) < offset:
             raise WorkdirError(
                 f"{path}: got {sizes[name]} bytes, expected at least {offset}, which the checkpoint to "

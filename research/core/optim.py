@@ -82,9 +82,7 @@ def learning_rate_at(step: Int[Array, ""], s: OptimizerScalars) -> Float[Array, 
 def make_optimizer(s: OptimizerScalars, step: Int[Array, ""]) -> optax.GradientTransformation:
     """The update rule at one step; built inside jit from traced numbers, its state's shape never changes."""
     return optax.chain(
-        optax.clip_by_global_norm(s.clip_norm),
-        s.rule.make(s.rule_options),
-        optax.scale(-learning_rate_at(step, s)),
+        optax.clip_by_global_norm(s.clip_norm), s.rule.make(s.rule_options), optax.scale(-learning_rate_at(step, s))
     )
 
 
@@ -94,9 +92,7 @@ def init_optimizer(params: Any, rule: Rule) -> optax.OptState:
     zero = jnp.float32(0.0)
     options = dict.fromkeys(rule.options, zero)
     still = Schedule({}, lambda _options, _done: zero)
-    return make_optimizer(
-        OptimizerScalars(zero, zero, zero, zero, options, {}, rule, still), jnp.int32(0)
-    ).init(params)
+    return make_optimizer(OptimizerScalars(zero, zero, zero, zero, options, {}, rule, still), jnp.int32(0)).init(params)
 
 
 def decayed(coef: Float[Any, ""]) -> optax.GradientTransformation:

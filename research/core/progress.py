@@ -72,9 +72,7 @@ class Progress:
                 TextColumn("{task.fields[note]}", markup=False),
                 console=self._console,
             )
-            self._bar.add_task(
-                escape(self.description), total=self.total, completed=self.done, note=self.summary()
-            )
+            self._bar.add_task(escape(self.description), total=self.total, completed=self.done, note=self.summary())
             self._bar.start()
         return self
 
@@ -86,9 +84,7 @@ class Progress:
         elif self.done != self._line_done:
             self._print_line()
 
-    def advance(
-        self, amount: int = 1, *, tokens: int = 0, metrics: Mapping[str, float] | None = None
-    ) -> None:
+    def advance(self, amount: int = 1, *, tokens: int = 0, metrics: Mapping[str, float] | None = None) -> None:
         """Counts finished work; of work that a device does meanwhile, only what it is known to have finished.
 
         Args:
@@ -136,9 +132,7 @@ class Progress:
 
     def _print_line(self) -> None:
         self._line_at, self._line_done = self._marks[-1][0], self.done
-        self._console.print(
-            f"{self.description}: {self.summary()}", markup=False, highlight=False, soft_wrap=True
-        )
+        self._console.print(f"{self.description}: {self.summary()}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _span(seconds: float) -> str:

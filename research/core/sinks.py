@@ -50,18 +50,11 @@ def check_sinks(names: Sequence[str]) -> None:
     if len(set(names)) != len(names):
         raise ConfigError(f"sinks: got {list(names)}, expected each once")
     if "wandb" in names and importlib.util.find_spec("wandb") is None:
-        raise ConfigError(
-            'sinks: got wandb, expected the package wandb to be installed: pip install "temper[wandb]"'
-        )
+        raise ConfigError('sinks: got wandb, expected the package wandb to be installed: pip install "temper[wandb]"')
 
 
 def make_sinks(
-    names: Sequence[str],
-    workdir: Path | str,
-    run_name: str,
-    *,
-    identity: str,
-    config: Mapping[str, Any] | None = None,
+    names: Sequence[str], workdir: Path | str, run_name: str, *, identity: str, config: Mapping[str, Any] | None = None
 ) -> tuple[Sink, ...]:
     """Opens the named sinks for one run.
 

@@ -68,13 +68,7 @@ class StageDir:
 
     @classmethod
     def open(
-        cls,
-        workdir: Path | str,
-        name: str,
-        resolved: Mapping[str, Any],
-        inputs: Sequence[str] = (),
-        *,
-        label: str = "",
+        cls, workdir: Path | str, name: str, resolved: Mapping[str, Any], inputs: Sequence[str] = (), *, label: str = ""
     ) -> "StageDir":
         """Finds the stage's folder, or makes it with its config in it.
 
@@ -116,9 +110,7 @@ class StageDir:
         """
         for name in ("config.json", "inputs.json"):
             if not (folder / name).exists():
-                raise WorkdirError(
-                    f"{folder}: is not the folder of a stage that has run, expected {name} in it"
-                )
+                raise WorkdirError(f"{folder}: is not the folder of a stage that has run, expected {name} in it")
         stage = cls(folder, "")
         return dataclasses.replace(stage, hash=stage_hash(stage.config(), stage.inputs()))
 

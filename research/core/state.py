@@ -40,9 +40,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Any
 
 
-def init_state(
-    config: ModelConfig, mesh: Mesh, seed: int, rule: Rule, layout: Layout = "policy"
-) -> TrainState:
+def init_state(config: ModelConfig, mesh: Mesh, seed: int, rule: Rule, layout: Layout = "policy") -> TrainState:
     """A fresh state, created already split over the mesh."""
     init = jax.jit(
         _unboxed_init,

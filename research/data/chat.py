@@ -111,9 +111,7 @@ def strip_calculator(answer: str) -> str:
     return _CALCULATOR.sub("", answer) if _GSM8K_END.search(answer) else answer
 
 
-def with_system(
-    messages: tuple[Message, ...], record: Mapping[str, Any], *, where: str
-) -> tuple[Message, ...]:
+def with_system(messages: tuple[Message, ...], record: Mapping[str, Any], *, where: str) -> tuple[Message, ...]:
     """The messages with what the record's `system` and `tools` say in their system turn.
 
     Raises:
@@ -156,9 +154,7 @@ def _schemas(tools: Any, *, where: str) -> list[Mapping[str, Any]]:
         try:
             tools = json.loads(tools)
         except ValueError as error:
-            raise DataError(
-                f"{where}: tools: got {_short(tools)}, expected a list of tool schemas."
-            ) from error
+            raise DataError(f"{where}: tools: got {_short(tools)}, expected a list of tool schemas.") from error
     if not tools:
         return []
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
@@ -195,9 +191,7 @@ def _parse_message(turn: Any, *, where: str) -> Message:
     if not isinstance(thinking, str):
         raise DataError(f"{where}: thinking is {_short(thinking)}, expected text.")
     if role != "assistant" and (calls or thinking):
-        raise DataError(
-            f"{where}: a {role} turn has thinking or tool_calls, expected them on assistants only."
-        )
+        raise DataError(f"{where}: a {role} turn has thinking or tool_calls, expected them on assistants only.")
     text = "" if content is None else _text(content, where=where)
     return Message(role, text, thinking, calls, _trains(turn, where=where))
 
@@ -216,9 +210,7 @@ def _calls(calls: Any, *, where: str) -> tuple[str, ...]:
     if not isinstance(calls, Sequence) or not all(isinstance(call, str | Mapping) for call in calls):
         raise DataError(f"{where}: tool_calls is {_short(calls)}, expected a list of texts or objects.")
     return tuple(
-        call
-        if isinstance(call, str)
-        else json.dumps(call.get("function", call), ensure_ascii=False, sort_keys=True)
+        call if isinstance(call, str) else json.dumps(call.get("function", call), ensure_ascii=False, sort_keys=True)
         for call in calls
     )
 
@@ -239,8 +231,7 @@ def split_response(messages: Sequence[Message], *, where: str) -> tuple[tuple[Me
     if len(messages) < 2 or messages[-1].role != "assistant":
         last = messages[-1].role if messages else "nobody"
         raise DataError(
-            f"{where}: the last of {len(messages)} turns is by {last}, "
-            "expected a prompt and then an assistant turn."
+            f"{where}: the last of {len(messages)} turns is by {last}, expected a prompt and then an assistant turn."
         )
     return tuple(messages[:-1]), messages[-1]
 

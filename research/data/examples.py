@@ -64,9 +64,7 @@ def text_documents(source: Records, tokenizer: Tokenizer, *, name: str) -> Docum
     return Documents(np.concatenate(parts), lengths, report)
 
 
-def sft_examples(
-    source: Records, tokenizer: Tokenizer, *, length: int, name: str, limits: Limits
-) -> Examples:
+def sft_examples(source: Records, tokenizer: Tokenizer, *, length: int, name: str, limits: Limits) -> Examples:
     """Tokenises conversations, whose assistant turns carry loss."""
     fit = Fitter(source, name, length, limits)
     kept: list[tuple[int, Rendered]] = []
@@ -80,9 +78,7 @@ def sft_examples(
     return _examples(kept, fit.report(tokens=tokens, target_tokens=targets))
 
 
-def prompt_examples(
-    source: Records, tokenizer: Tokenizer, *, length: int, name: str, limits: Limits
-) -> PromptExamples:
+def prompt_examples(source: Records, tokenizer: Tokenizer, *, length: int, name: str, limits: Limits) -> PromptExamples:
     """Tokenises the prompt of each record, ready for generation."""
     fit = Fitter(source, name, length, limits)
     kept: list[tuple[int, np.ndarray]] = []

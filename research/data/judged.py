@@ -258,14 +258,7 @@ _KINDS: Mapping[JudgedKind, Callable[[Records, Tokenizer, Options], _Items]] = M
 
 
 def check_lengths(
-    kind: str,
-    source: Records,
-    tokenizer: Tokenizer,
-    *,
-    length: int,
-    name: str,
-    limits: Limits,
-    candidates: int = 2,
+    kind: str, source: Records, tokenizer: Tokenizer, *, length: int, name: str, limits: Limits, candidates: int = 2
 ) -> DataReport:
     """What becomes of a source's records under these limits, before anything is trained.
 
@@ -292,9 +285,7 @@ def _answers(
 ) -> list[Rendered] | None:
     """Several answers to one prompt as rows that fit, with loss on the answers; None where they are left out."""
     where = fit.where(index)
-    rendered = [
-        render_messages((*prompt, answer), tokenizer, where=where, train_on="last") for answer in answers
-    ]
+    rendered = [render_messages((*prompt, answer), tokenizer, where=where, train_on="last") for answer in answers]
     return fit.rows(index, (*prompt, *answers), rendered)
 
 

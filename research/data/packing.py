@@ -16,9 +16,7 @@ import numpy as np
 Row = dict[str, np.ndarray]
 
 
-def assemble_row(
-    tokens: Sequence[np.ndarray], loss_masks: Sequence[np.ndarray], length: int, pad_id: int
-) -> Row:
+def assemble_row(tokens: Sequence[np.ndarray], loss_masks: Sequence[np.ndarray], length: int, pad_id: int) -> Row:
     """One row [length] of these sequences one after the other, right-padded."""
     row = empty_row(length, pad_id)
     ramp = np.arange(length, dtype=np.int32)
@@ -126,10 +124,7 @@ def _pieces(starts: np.ndarray, lengths: np.ndarray, size: int, phase: int) -> t
     offset = head[document] + nth * size
     body_sizes = np.minimum(size, lengths[document] - offset)
     has_head = head > 0
-    return (
-        np.concatenate([starts[has_head], starts[document] + offset]),
-        np.concatenate([head[has_head], body_sizes]),
-    )
+    return (np.concatenate([starts[has_head], starts[document] + offset]), np.concatenate([head[has_head], body_sizes]))
 
 
 def _split_at_rows(starts: np.ndarray, sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,14 +22,7 @@ from research.data.examples import PromptExamples, prompt_examples, sft_examples
 from research.data.packing import Row, assemble_row, empty_row
 from research.data.records import Records
 from research.data.report import DataReport, Limits
-from research.data.streams import (
-    BucketStream,
-    Finite,
-    PackedStream,
-    PromptStream,
-    TextStream,
-    stack_padded,
-)
+from research.data.streams import BucketStream, Finite, PackedStream, PromptStream, TextStream, stack_padded
 from research.data.tokenizer import Tokenizer
 
 _INLINE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # a batch costs less than a thread hop
@@ -65,8 +58,7 @@ def text_batches(
     check_shape(name, batch_size=batch_size, length=length, seed=seed)
     if not sources or len(weights) != len(sources) or min(weights) <= 0:
         raise DataError(
-            f"{name}: got {len(sources)} sources with weights {list(weights)}, "
-            "expected one positive weight each."
+            f"{name}: got {len(sources)} sources with weights {list(weights)}, expected one positive weight each."
         )
     names = [name] if len(sources) == 1 else [f"{name}[{index}]" for index in range(len(sources))]
     stores = [text_documents(part, tokenizer, name=each) for part, each in zip(sources, names, strict=True)]
@@ -131,9 +123,7 @@ def prompt_batches(
     prompts = prompt_examples(source, tokenizer, length=max_prompt_length, name=name, limits=limits)
     count = len(prompts.tokens)
     if count < prompts_per_batch:
-        raise DataError(
-            f"{name}: holds {count} prompts, expected at least prompts_per_batch = {prompts_per_batch}."
-        )
+        raise DataError(f"{name}: holds {count} prompts, expected at least prompts_per_batch = {prompts_per_batch}.")
     row = partial(_prompt_row, prompts, max_prompt_length, tokenizer.pad_id)
     stream = PromptStream(count, prompts_per_batch, row, seed)
     return Pipeline(grain.MapDataset.source(stream).to_iter_dataset(_INLINE), prompts.report)

@@ -113,9 +113,7 @@ def parse_ranking(record: Mapping[str, Any], *, where: str) -> Ranking:
         raise DataError(f"{where}: ranks: found {found} for {len(texts)} completions, expected one each.")
     for index, rank in enumerate(ranks):
         if not isinstance(rank, int) or isinstance(rank, bool):
-            raise DataError(
-                f"{where}: ranks[{index}]: got {rank!r:.60}, expected an integer, lower is better."
-            )
+            raise DataError(f"{where}: ranks[{index}]: got {rank!r:.60}, expected an integer, lower is better.")
     if len(set(ranks)) == 1:
         raise DataError(f"{where}: ranks: all are {ranks[0]}, so the ranking states no preference.")
     completions = tuple(

@@ -57,8 +57,7 @@ class DataReport:
         if self.changed:
             lost = self.changed.get(LOST_END, 0)
             parts.append(
-                f"{self.changed[TRUNCATED]:,} truncated"
-                + (f" ({lost:,} lost their end of turn)" * (lost > 0))
+                f"{self.changed[TRUNCATED]:,} truncated" + (f" ({lost:,} lost their end of turn)" * (lost > 0))
             )
         return ", ".join(parts)
 
@@ -73,13 +72,7 @@ class DataReport:
 
     def record(self) -> dict[str, Any]:
         """All of it as JSON."""
-        return {
-            "records": self.records,
-            "kept": self.kept,
-            "dropped": dict(self.dropped),
-            **self.changed,
-            **self.sizes,
-        }
+        return {"records": self.records, "kept": self.kept, "dropped": dict(self.dropped), **self.changed, **self.sizes}
 
 
 class Fitter:
@@ -111,9 +104,7 @@ class Fitter:
         self._first = self._first or self.where(index)
         self._dropped[reason] += 1
 
-    def rows(
-        self, index: int, messages: Sequence[Message], rendered: Sequence[Rendered]
-    ) -> list[Rendered] | None:
+    def rows(self, index: int, messages: Sequence[Message], rendered: Sequence[Rendered]) -> list[Rendered] | None:
         """Rows that fit, cut where they are too long and may be cut; None where the record is left out.
 
         Args:
@@ -169,18 +160,14 @@ class Fitter:
             raise DataError(f"{self.name}: holds no records, expected at least one.")
         if dropped == self._seen or dropped > self.limits.max_dropped * self._seen:
             share = (
-                "which are all"
-                if dropped == self._seen
-                else f"more than data.max_dropped={self.limits.max_dropped:g}"
+                "which are all" if dropped == self._seen else f"more than data.max_dropped={self.limits.max_dropped:g}"
             )
             raise DataError(
                 f"{self.name}: {dropped} of {self._seen} records do not fit {self.length} tokens or are empty "
                 f"({_listed(self._dropped)}; the first is {self._first}), {share}; the longest has {self._longest} "
                 "tokens."
             )
-        return DataReport(
-            self.name, self._seen, self._seen - dropped, dict(self._dropped), dict(self._changed), sizes
-        )
+        return DataReport(self.name, self._seen, self._seen - dropped, dict(self._dropped), dict(self._changed), sizes)
 
     def _measure(self, tokens: int) -> int:
         self._longest = max(self._longest, tokens)

@@ -16,9 +16,7 @@ from pathlib import Path
 from research.core.errors import DataError
 
 # Test suites, third-party packages, and tools whose files are data rather than modules.
-_SKIPPED = frozenset(
-    {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "__pycache__"}
-)
+_SKIPPED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "__pycache__"})
 _Documented = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -145,9 +145,7 @@ def _label(label: Any, *, where: str) -> float | None:
     if label is None or (isinstance(label, float) and math.isnan(label)):  # null as it is stored
         return None
     if not isinstance(label, bool | int | float) or not 0 <= label <= 1:
-        raise DataError(
-            f"{where}: got {label!r:.60}, expected a number from 0 (wrong) to 1 (right), or null."
-        )
+        raise DataError(f"{where}: got {label!r:.60}, expected a number from 0 (wrong) to 1 (right), or null.")
     return float(label)
 
 

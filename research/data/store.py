@@ -127,9 +127,7 @@ class RecordSource:
         return _column(self._raw[int(index)], "place") or f"record {index}"
 
 
-def prepare(
-    kind: str, data_dir: str | Path, *, inputs: Mapping[str, Any], load: Callable[[], Splits]
-) -> Prepared:
+def prepare(kind: str, data_dir: str | Path, *, inputs: Mapping[str, Any], load: Callable[[], Splits]) -> Prepared:
     """Opens the folder that `inputs` hash to, writing it first if it does not exist.
 
     Args:
@@ -171,14 +169,10 @@ def _write(version: str, splits: Splits, incomplete: Path, place: Path, what: st
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
         with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(
-                download_dir=downloads, download_config=config, file_format="array_record"
-            )
+            builder.download_and_prepare(download_dir=downloads, download_config=config, file_format="array_record")
         written = Path(builder.data_path)
         files = sorted(path for path in written.rglob("*") if path.is_file())
-        write_json_atomic(
-            written / _MANIFEST, {str(path.relative_to(written)): file_hash(path) for path in files}
-        )
+        write_json_atomic(written / _MANIFEST, {str(path.relative_to(written)): file_hash(path) for path in files})
         make_folder(place.parent)
         os.replace(written, place)
     except OSError as error:
@@ -188,11 +182,7 @@ def _write(version: str, splits: Splits, incomplete: Path, place: Path, what: st
 def _verify(folder: Path) -> None:
     """Raises DataError where a written file is missing or has changed."""
     try:
-        damaged = [
-            name
-            for name, digest in read_json(folder / _MANIFEST).items()
-            if file_hash(folder / name) != digest
-        ]
+        damaged = [name for name, digest in read_json(folder / _MANIFEST).items() if file_hash(folder / name) != digest]
     except (WorkdirError, DataError) as error:
         raise DataError(f"{error} Delete {folder} to prepare the data again.") from error
     if damaged:

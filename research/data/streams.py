@@ -95,9 +95,7 @@ class BucketStream(_EpochStream[list[np.ndarray]]):
     rows, so an epoch is always `ceil(N / batch_size)` batches.
     """
 
-    def __init__(
-        self, examples: Examples, batch_size: int, buckets: Sequence[int], seed: int, pad_id: int
-    ) -> None:
+    def __init__(self, examples: Examples, batch_size: int, buckets: Sequence[int], seed: int, pad_id: int) -> None:
         self._lengths = examples.lengths
         super().__init__(-(-len(self._lengths) // batch_size))
         self._buckets = np.asarray(buckets)
@@ -115,9 +113,7 @@ class BucketStream(_EpochStream[list[np.ndarray]]):
         members = plan[index].tolist()
         length = int(self._buckets[max(self._bucket_of[member] for member in members)])
         rows = [
-            assemble_row(
-                [self._examples.tokens[member]], [self._examples.loss_masks[member]], length, self._pad_id
-            )
+            assemble_row([self._examples.tokens[member]], [self._examples.loss_masks[member]], length, self._pad_id)
             for member in members
         ]
         return stack_padded(rows, batch_size=self._batch_size, empty=empty_row(length, self._pad_id))

@@ -16,12 +16,7 @@ _MAX_CHARACTERS = 8000
 
 
 def prepare_text_corpus(
-    data_dir: str | Path,
-    path: str,
-    split: Split,
-    *,
-    max_bytes: int = 0,
-    max_characters: int = _MAX_CHARACTERS,
+    data_dir: str | Path, path: str, split: Split, *, max_bytes: int = 0, max_characters: int = _MAX_CHARACTERS
 ) -> Prepared:
     """Splits of documents {name, text}.
 
@@ -74,9 +69,7 @@ def split_document(text: str, max_characters: int) -> list[str]:
                 if parts and len(parts[-1]) + len(piece) <= max_characters:
                     parts[-1] += piece
                 else:
-                    parts += (
-                        [piece] if len(piece) <= max_characters else split_document(piece, max_characters)
-                    )
+                    parts += [piece] if len(piece) <= max_characters else split_document(piece, max_characters)
             return parts
     return [text[start : start + max_characters] for start in range(0, len(text), max_characters)]
 

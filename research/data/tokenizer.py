@@ -21,10 +21,7 @@ IM_START, IM_SEP, IM_END = "<|im_start|>", "<|im_sep|>", "<|im_end|>"
 THINK, END_THINK = "<think>", "</think>"
 TOOL_CALL, END_TOOL_CALL = "<tool_call>", "</tool_call>"
 TOOL_RESULT, END_TOOL_RESULT = "<tool_result>", "</tool_result>"
-MARKUP = (
-    *(IM_START, IM_SEP, IM_END, THINK, END_THINK),
-    *(TOOL_CALL, END_TOOL_CALL, TOOL_RESULT, END_TOOL_RESULT),
-)
+MARKUP = (*(IM_START, IM_SEP, IM_END, THINK, END_THINK), *(TOOL_CALL, END_TOOL_CALL, TOOL_RESULT, END_TOOL_RESULT))
 
 # SentencePiece writes a space as this character inside its pieces, so a literal one must travel as bytes.
 _SPACE = "\u2581"
@@ -63,9 +60,7 @@ class Tokenizer:
     @cached_property
     def markup_bytes(self) -> tuple[bytes, ...]:
         """`token_bytes`, with the names of control symbols as their bytes."""
-        return tuple(
-            text or piece.encode() for text, piece in zip(self.token_bytes, self.pieces, strict=True)
-        )
+        return tuple(text or piece.encode() for text, piece in zip(self.token_bytes, self.pieces, strict=True))
 
     @cached_property
     def _space_ids(self) -> tuple[int, ...] | None:

@@ -42,9 +42,7 @@ def calculate(expression: str) -> str:
       ToolError: it is no such expression, divides by zero, or a number gets larger than 4096 bits.
     """
     if len(expression) > _MOST_CHARACTERS:
-        raise ToolError(
-            f"the expression has {len(expression)} characters, expected at most {_MOST_CHARACTERS}"
-        )
+        raise ToolError(f"the expression has {len(expression)} characters, expected at most {_MOST_CHARACTERS}")
     source = expression.translate(_SIGNS).strip()
     try:
         tree = ast.parse(source, mode="eval")
@@ -65,11 +63,7 @@ def _value(node: ast.expr, source: str) -> Fraction:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
         value = _value(node.operand, source)
         return -value if isinstance(node.op, ast.USub) else value
-    if (
-        isinstance(node, ast.Constant)
-        and isinstance(node.value, int | float)
-        and not isinstance(node.value, bool)
-    ):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         return _bounded(_literal(ast.get_source_segment(source, node) or "", node.value))
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
         name = node.func.id

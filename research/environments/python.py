@@ -38,9 +38,7 @@ def python(sandbox: Sandbox) -> Tool:
         ),
         parameters={
             "type": "object",
-            "properties": {
-                "code": {"type": "string", "description": "the program; print what is to be seen"}
-            },
+            "properties": {"code": {"type": "string", "description": "the program; print what is to be seen"}},
             "required": ["code"],
             "additionalProperties": False,
         },

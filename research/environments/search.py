@@ -52,9 +52,7 @@ def _records(path: Path) -> Iterator[Document]:
         text, title, name = record.get("text"), record.get("title", ""), record.get("id", number)
         if not isinstance(text, str) or not text.strip() or not isinstance(title, str):
             found = ", ".join(record) or "(none)"
-            raise DataError(
-                f"{path}:{number}: found the keys {found}, expected a non-empty text (and title)."
-            )
+            raise DataError(f"{path}:{number}: found the keys {found}, expected a non-empty text (and title).")
         yield Document(str(name), text, title)
 
 

@@ -70,9 +70,7 @@ class Toolbox:
             raise ConfigError(f"tools: got {', '.join(names) or 'none'}, expected tools of different names.")
         odd = [name for name in names if not _NAME.fullmatch(name)]
         if odd:
-            raise ConfigError(
-                f"tools: the name {odd[0]!r} has other characters than letters, digits, _ and -."
-            )
+            raise ConfigError(f"tools: the name {odd[0]!r} has other characters than letters, digits, _ and -.")
         if timeout_s <= 0:
             raise ConfigError(f"tools: timeout_s: got {timeout_s}, expected > 0 seconds.")
         try:
@@ -105,9 +103,7 @@ class Toolbox:
         if isinstance(call, CallError):
             return _failed(call.text, "", "malformed")
         if call.name not in self.tools:
-            return _failed(
-                f"no tool {call.name!r}, expected one of {', '.join(self.tools)}", "", "unknown_tool"
-            )
+            return _failed(f"no tool {call.name!r}, expected one of {', '.join(self.tools)}", "", "unknown_tool")
         wrong = _misfit(call.arguments, self._validators[call.name])
         if wrong:
             return _failed(f"{call.name}: {wrong}", call.name, "arguments")
@@ -170,9 +166,7 @@ def clip_text(text: str, tokenizer: Tokenizer, limit: int) -> str:
 
     `limit` is at least the tokens of the mark. Characters that the vocabulary lacks are dropped.
     """
-    size = 8 * (
-        limit + 1
-    )  # characters; the tokenizer never sees the megabytes of which it could keep nothing
+    size = 8 * (limit + 1)  # characters; the tokenizer never sees the megabytes of which it could keep nothing
     tokens = tokenizer.encode(spellable(text[:size], tokenizer))
     while len(tokens) <= limit and size < len(text):
         size *= 2
@@ -185,9 +179,7 @@ def clip_text(text: str, tokenizer: Tokenizer, limit: int) -> str:
         clipped = "".join(map(decoder.push, tokens[:kept])) + mark
         if len(tokenizer.encode(clipped)) <= limit:
             return clipped
-    raise ValueError(
-        f"clip_text: limit {limit} is less than the {len(tokenizer.encode(mark))} tokens of {mark!r}."
-    )
+    raise ValueError(f"clip_text: limit {limit} is less than the {len(tokenizer.encode(mark))} tokens of {mark!r}.")
 
 
 def tool_schema_text(tools: Sequence[Tool]) -> str:
@@ -196,11 +188,7 @@ def tool_schema_text(tools: Sequence[Tool]) -> str:
         [
             {
                 "type": "function",
-                "function": {
-                    "name": tool.name,
-                    "description": tool.description,
-                    "parameters": dict(tool.parameters),
-                },
+                "function": {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)},
             }
             for tool in tools
         ]
@@ -220,9 +208,7 @@ def _validator(tool: Tool) -> Any:
     try:
         jsonschema.Draft202012Validator.check_schema(tool.parameters)
     except jsonschema.SchemaError as error:
-        raise ConfigError(
-            f"tools: {tool.name}: parameters is not a JSON schema ({error.message})."
-        ) from error
+        raise ConfigError(f"tools: {tool.name}: parameters is not a JSON schema ({error.message}).") from error
     return jsonschema.Draft202012Validator(tool.parameters)
 
 

@@ -114,9 +114,7 @@ class Turns:
             answers = [env.step(said) for env, said in asked]
         else:
             with ThreadPoolExecutor(min(self.workers, len(asked))) as pool:
-                answers = list(
-                    pool.map(lambda pair: pair[0].step(pair[1]), asked)
-                )  # in the order of the rows
+                answers = list(pool.map(lambda pair: pair[0].step(pair[1]), asked))  # in the order of the rows
         left = iter(answers)
         return [
             Advance(state) if said is None else self._advance(state, len(tokens), said.room, next(left))
@@ -132,18 +130,14 @@ class Turns:
             return None
         after = len(turn) - 1 - turn.index(self.stop_id)
         if after:
-            raise ValueError(
-                f"turns: {after} tokens follow the end of a turn, expected the row to stop there."
-            )
+            raise ValueError(f"turns: {after} tokens follow the end of a turn, expected the row to stop there.")
         spent = len(tokens) + self.limits.min_answer_tokens
         room = max(0, self.limits.max_new_tokens - spent) if state.turns < self.limits.max_turns else 0
         return Completion(self.tokenizer.decode(turn[:-1]), tuple(turn[:-1]), room)
 
     def _advance(self, state: RowTurns, length: int, room: int, turn: Turn) -> Advance:
         info = {**state.info, **{k: state.info.get(k, 0.0) + float(v) for k, v in turn.info.items()}}
-        after = replace(
-            state, calls=(*state.calls, *turn.calls), reward=state.reward + turn.reward, info=info
-        )
+        after = replace(state, calls=(*state.calls, *turn.calls), reward=state.reward + turn.reward, info=info)
         if turn.done:
             return Advance(replace(after, finish="answered"))
         if state.turns == self.limits.max_turns:

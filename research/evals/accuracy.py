@@ -57,9 +57,7 @@ class Accuracy:
         """One value a problem; needs `k` samples at least."""
         how = policy.settings
         if max(how.k, default=1) > how.samples:
-            raise ConfigError(
-                f"evaluation.k: got {max(how.k)}, expected at most evaluation.samples={how.samples}"
-            )
+            raise ConfigError(f"evaluation.k: got {max(how.k)}, expected at most evaluation.samples={how.samples}")
         records = policy.held_out(how.problems)
         groups = policy.generate(records, seed=seed)
         judged = judge(policy, records, groups)

@@ -57,9 +57,7 @@ class PreferenceAccuracy:
             if number == self.max_batches > 0:
                 break
             chosen, rejected = (
-                np.where(rows.loss_mask, policy.logps(rows) - policy.logps(rows, reference=True), 0.0).sum(
-                    axis=1
-                )
+                np.where(rows.loss_mask, policy.logps(rows) - policy.logps(rows, reference=True), 0.0).sum(axis=1)
                 for rows in (pairs.chosen, pairs.rejected)
             )
             margins.append((chosen - rejected)[pairs.chosen.weights > 0])

@@ -142,12 +142,8 @@ def check_scores(scores: ArrayLike, shape: tuple[int, int], *, name: str) -> Val
     """
     found = np.asarray(scores, dtype=np.float64)
     if found.shape != shape:
-        raise DataError(
-            f"{name}: got scores of shape {found.shape}, expected {shape}: one a problem and sample."
-        )
-    _refuse(
-        np.isnan(found) | np.isposinf(found), found, name=name, expected="a score that is a number or -inf"
-    )
+        raise DataError(f"{name}: got scores of shape {found.shape}, expected {shape}: one a problem and sample.")
+    _refuse(np.isnan(found) | np.isposinf(found), found, name=name, expected="a score that is a number or -inf")
     return found
 
 
@@ -169,8 +165,7 @@ def _refuse(wrong: NDArray[np.bool_], found: Values, *, name: str, expected: str
         problem, sample = places[0]
         more = f" (and {len(places) - 1} more such)" if len(places) > 1 else ""
         raise DataError(
-            f"{name}: problem {problem}, sample {sample}: got {found[problem, sample]}, expected "
-            f"{expected}{more}."
+            f"{name}: problem {problem}, sample {sample}: got {found[problem, sample]}, expected {expected}{more}."
         )
 
 
@@ -190,20 +185,11 @@ def mean_with_error(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) 
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
-        raise DataError(
-            f"mean over problems: got an array of shape {array.shape}, expected one value a problem."
-        )
+        raise DataError(f"mean over problems: got an array of shape {array.shape}, expected one value a problem.")
     if array.size == 1:
         return Estimate(float(array[0]), math.nan, math.nan, math.nan)
     result = stats.bootstrap(
-        (array,),
-        np.mean,
-        n_resamples=resamples,
-        batch=100,
-        method="percentile",
-        rng=np.random.default_rng(seed),
+        (array,), np.mean, n_resamples=resamples, batch=100, method="percentile", rng=np.random.default_rng(seed)
     )
     low, high = result.confidence_interval
-    return Estimate(
-        float(array.mean()), float(array.std(ddof=1) / math.sqrt(array.size)), float(low), float(high)
-    )
+    return Estimate(float(array.mean()), float(array.std(ddof=1) / math.sqrt(array.size)), float(low), float(high))

@@ -182,9 +182,7 @@ class TrainedPolicy:
         """See `Policy`; a completion that was cut is wrong, whatever it says."""
         if not sample.stopped:
             return 0.0
-        turns = (
-            None if sample.turns is None else Dialogue(sample.shown, sample.turns.calls, sample.turns.reward)
-        )
+        turns = None if sample.turns is None else Dialogue(sample.shown, sample.turns.calls, sample.turns.reward)
         prompt = self.task.prompt(record)
         context = RewardContext(self.task, prompt, sample.length, sample.stopped, self.settings.seed, turns)
         judged = score([Judged(sample.text, record, context, 0)], [WeightedReward("correct", self.yardstick)])

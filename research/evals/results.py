@@ -58,9 +58,7 @@ def evaluate(policy: TrainedPolicy, evaluators: Mapping[str, Evaluator], seed: i
         for metric, found in evaluator.run(policy, seed):
             array = np.asarray(found)
             if metric in values:
-                raise ConfigError(
-                    f"evaluation.evaluators: {name} gives {metric}, which another one gives too"
-                )
+                raise ConfigError(f"evaluation.evaluators: {name} gives {metric}, which another one gives too")
             if array.ndim != 1 or not array.size or array.dtype.kind not in "biuf":
                 raise ConfigError(
                     f"evaluation.evaluators: {name}: {metric}: got {array.dtype} of shape {array.shape}, expected one "
@@ -128,14 +126,10 @@ def lacking(facts: Facts, *, answers: bool) -> dict[Need, str]:
 def checkable(task: Task, records: Records, look_at: int = 32) -> bool:
     """Whether the answer of any of the first held-out problems can be told from others."""
     found = (records[place] for place in range(min(len(records), look_at)))
-    return any(
-        task.answer(record) and task.correct(task.answer(record), record) is not None for record in found
-    )
+    return any(task.answer(record) and task.correct(task.answer(record), record) is not None for record in found)
 
 
-def fitting(
-    evaluators: Mapping[str, Evaluator], missing: Mapping[Need, str]
-) -> tuple[dict[str, Evaluator], list[str]]:
+def fitting(evaluators: Mapping[str, Evaluator], missing: Mapping[Need, str]) -> tuple[dict[str, Evaluator], list[str]]:
     """The evaluators that can run, and a sentence on each that cannot.
 
     Args:

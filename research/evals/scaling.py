@@ -31,14 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from research.core.errors import DataError
 from research.evals.draws import Values, pick, shuffles, subsets, vote
-from research.evals.passk import (
-    Estimate,
-    best_of_n,
-    check_scores,
-    check_weights,
-    mean_with_error,
-    pass_at_k,
-)
+from research.evals.passk import Estimate, best_of_n, check_scores, check_weights, mean_with_error, pass_at_k
 
 PASS, RANDOM, MAJORITY, BEST, WEIGHTED = "pass", "random", "majority", "best_of_n", "weighted"
 STRATEGIES = (PASS, RANDOM, MAJORITY, BEST, WEIGHTED)
@@ -248,9 +241,7 @@ def _table(correct: ArrayLike) -> tuple[Values, tuple[int, int]]:
 def _nonnegative(given: ArrayLike, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
     found = np.asarray(given, dtype=np.float64)
     if found.shape != shape or not (np.isfinite(found) & (found >= 0)).all():
-        raise DataError(
-            f"{name}: got shape {found.shape}, expected {shape}, numbers of tokens that are not negative."
-        )
+        raise DataError(f"{name}: got shape {found.shape}, expected {shape}, numbers of tokens that are not negative.")
     return found
 
 

@@ -181,13 +181,7 @@ def score_samples(
             prompt_mask[row, max_prompt_length - len(prompt) :] = True
             tokens[row, : len(ids)], drawn[row, : len(ids)], given[row, : len(ids)] = ids, own, ~own
         rows = completion_rows(
-            prompt_tokens,
-            prompt_mask,
-            tokens,
-            drawn,
-            np.ones(at_once),
-            given,
-            group_size=math.gcd(n, at_once),
+            prompt_tokens, prompt_mask, tokens, drawn, np.ones(at_once), given, group_size=math.gcd(n, at_once)
         )
         parts.append(score(rows).astype(np.float64))
     scores = np.concatenate(parts, axis=-1)[..., : len(flat)]

@@ -135,8 +135,6 @@ def _steps(network: Network, rows: SequenceBatch, ends: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames="reductions")
-def _solutions(
-    network: Network, rows: SequenceBatch, ends: Array, *, reductions: tuple[StepReduction, ...]
-) -> Array:
+def _solutions(network: Network, rows: SequenceBatch, ends: Array, *, reductions: tuple[StepReduction, ...]) -> Array:
     probs = step_probabilities(network.params, network.config, rows, ends)
     return jnp.stack([solution_scores(step_probs=probs, step_mask=ends, reduction=how) for how in reductions])

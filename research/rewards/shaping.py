@@ -156,9 +156,7 @@ def overlong_penalty(lengths: np.ndarray, *, max_length: int, buffer: int) -> np
       ValueError: buffer outside [1, max_length].
     """
     if not 1 <= buffer <= max_length:
-        raise ValueError(
-            f"overlong_buffer: got {buffer}, expected between 1 and max_new_tokens = {max_length}"
-        )
+        raise ValueError(f"overlong_buffer: got {buffer}, expected between 1 and max_new_tokens = {max_length}")
     over = np.asarray(lengths, np.float64) - (max_length - buffer)
     return -np.clip(over / buffer, 0.0, 1.0)
 
@@ -188,7 +186,5 @@ def advantage_scale(correct: np.ndarray, group_size: int, weighting: str) -> np.
     elif weighting == "inverse_pass_rate":
         scale = 1.0 / np.maximum(passed, 1.0 / group_size)
     else:
-        raise ValueError(
-            f"difficulty_weighting: got {weighting!r}, expected none, fail_rate or inverse_pass_rate"
-        )
+        raise ValueError(f"difficulty_weighting: got {weighting!r}, expected none, fail_rate or inverse_pass_rate")
     return np.repeat(scale, group_size).astype(np.float32)

@@ -46,9 +46,7 @@ class Curriculum:
     small G wants a larger `retry`.
     """
 
-    def __init__(
-        self, size: int, *, band: tuple[float, float], decay: float = 0.5, retry: float = 0.1
-    ) -> None:
+    def __init__(self, size: int, *, band: tuple[float, float], decay: float = 0.5, retry: float = 0.1) -> None:
         """Nothing tried yet.
 
         Args:
@@ -125,9 +123,7 @@ class Curriculum:
     def _checked(self, prompt_ids: np.ndarray) -> np.ndarray:
         ids = np.asarray(prompt_ids, np.int64)
         if ids.size and not (ids.min() >= 0 and ids.max() < self.size):
-            raise ValueError(
-                f"prompt_ids: got {ids.min()} .. {ids.max()}, expected within 0 .. {self.size - 1}"
-            )
+            raise ValueError(f"prompt_ids: got {ids.min()} .. {ids.max()}, expected within 0 .. {self.size - 1}")
         return ids
 
 
@@ -143,13 +139,7 @@ class CurriculumSampler:
     """
 
     def __init__(
-        self,
-        source: PromptIterator,
-        curriculum: Curriculum,
-        *,
-        batch_size: int,
-        max_skipped: int,
-        seed: int,
+        self, source: PromptIterator, curriculum: Curriculum, *, batch_size: int, max_skipped: int, seed: int
     ) -> None:
         """At the source's position.
 
@@ -214,12 +204,7 @@ class CurriculumSampler:
     def get_state(self) -> dict[str, Any]:
         """Plain JSON: position and curriculum."""
         source = self.source.get_state() if self._batch is None else self._before
-        return {
-            "source": source,
-            "pulls": self._pulls,
-            "row": self._row,
-            "curriculum": self.curriculum.get_state(),
-        }
+        return {"source": source, "pulls": self._pulls, "row": self._row, "curriculum": self.curriculum.get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """The inverse of `get_state`."""

@@ -62,11 +62,7 @@ class RolloutRewards:
         return tuple(each.config for each in (*networks, *([self.process.network] if self.process else [])))
 
     def __call__(
-        self,
-        prompts: Mapping[str, np.ndarray],
-        records: Sequence[Mapping[str, Any]],
-        out: Decoded,
-        step: int,
+        self, prompts: Mapping[str, np.ndarray], records: Sequence[Mapping[str, Any]], out: Decoded, step: int
     ) -> Collected:
         """Rewards the completions of P prompts.
 
@@ -148,18 +144,14 @@ class RolloutRewards:
             prompt, number = divmod(row, self.group_size)
             prompt_id = int(prompt_ids[prompt])
             seed = np.random.SeedSequence((self.seed, step, prompt_id, number)).generate_state(1)[0]
-            turns = (
-                Dialogue(out.shown[row], out.turns[row].calls, out.turns[row].reward) if out.turns else None
-            )
+            turns = Dialogue(out.shown[row], out.turns[row].calls, out.turns[row].reward) if out.turns else None
             context = RewardContext(
                 self.task, asked[prompt], int(out.lengths[row]), bool(out.stopped[row]), int(seed), turns
             )
             found.append(Sample(text, records[prompt], context, prompt_id))
         return found
 
-    def _verdicts(
-        self, samples: list[Sample], paid: Scores | None
-    ) -> tuple[np.ndarray, tuple[RewardError, ...]]:
+    def _verdicts(self, samples: list[Sample], paid: Scores | None) -> tuple[np.ndarray, tuple[RewardError, ...]]:
         """The yardstick's values, NaN where it cannot tell, and all errors; it runs once where it is a reward too."""
         if paid is not None:
             for reward in self.functions:

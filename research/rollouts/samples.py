@@ -44,9 +44,7 @@ def split_groups(collected: Collected) -> list[Collected]:
         rows = slice(start, start + G)
         arrays: dict[str, Any] = {key: value[rows] for key, value in _arrays(collected.rollouts).items()}
         rollouts = collected.rollouts._replace(**arrays)
-        groups.append(
-            Collected(rollouts, collected.gold[rows], collected.texts[rows], collected.prompts[rows], {})
-        )
+        groups.append(Collected(rollouts, collected.gold[rows], collected.texts[rows], collected.prompts[rows], {}))
     return groups
 
 

@@ -71,9 +71,7 @@ class Grammars:
       ConfigError: llguidance is not installed, there is no stop token, or V is smaller than the tokenizer's.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, stop_tokens: Sequence[int], vocab_size: int | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop_tokens: Sequence[int], vocab_size: int | None = None) -> None:
         self.llguidance = _import_llguidance()
         self.tokenizer = tokenizer
         self.vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
@@ -162,9 +160,7 @@ class Grammars:
     def _check_options(self, constraint: Constraint, max_new_tokens: int | None) -> None:
         options = constraint.value
         if isinstance(options, str) or not options or not all(isinstance(o, str) for o in options):
-            raise ConfigError(
-                f"constraint: {constraint.kind} got {options!r}, expected strings to choose from."
-            )
+            raise ConfigError(f"constraint: {constraint.kind} got {options!r}, expected strings to choose from.")
         lengths: dict[str, int] = {}
         for option in options:
             fewest = self._fewest_tokens(option)
@@ -221,9 +217,7 @@ class ConstraintRows:
         self._rows: dict[int, _Row] = {}
         self._stops = set(grammars.stop_tokens)
 
-    def start(
-        self, row: int, constraint: Constraint | None, *, name: str, max_new_tokens: int | None = None
-    ) -> None:
+    def start(self, row: int, constraint: Constraint | None, *, name: str, max_new_tokens: int | None = None) -> None:
         """Puts a new completion into a row, in place of what was there.
 
         Args:
@@ -301,9 +295,7 @@ class ConstraintRows:
             reason = _reason(row.matcher.get_error())
             if reason.startswith("NoExtension"):
                 reason = "this vocabulary cannot spell what the constraint requires next"
-            raise DataError(
-                f"{row.name}: no token is allowed by {row.constraint} after {self._text(row)!r}: {reason}."
-            )
+            raise DataError(f"{row.name}: no token is allowed by {row.constraint} after {self._text(row)!r}: {reason}.")
 
 
 class _Vocabulary:
@@ -321,9 +313,7 @@ class _Vocabulary:
         self.special_token_ids = sorted(control | set(stop_tokens))
         self._stops = set(stop_tokens)
         # The byte piece <0x0A> spells a newline too.
-        self._others = {
-            text: token for token, text in enumerate(spelled) if text and token not in self._stops
-        }
+        self._others = {text: token for token, text in enumerate(spelled) if text and token not in self._stops}
 
     def __call__(self, text: str) -> list[int]:
         """The tokens of a forced text; none where the vocabulary does not spell it.

@@ -83,9 +83,7 @@ def make_controls(
     biases = dict(logit_bias or {})
     for token, bias in biases.items():
         if not 0 <= token < vocab_size:
-            raise ConfigError(
-                f"logit_bias: got token {token}, expected 0 to {vocab_size - 1} in this vocabulary."
-            )
+            raise ConfigError(f"logit_bias: got token {token}, expected 0 to {vocab_size - 1} in this vocabulary.")
         if bias != -math.inf:
             check_number(f"logit_bias: token {token}", bias, LOGIT_BIAS, other="-inf (banned) or ")
     check_number("repetition_penalty", repetition_penalty, REPETITION_PENALTY, other="1 (off) or ")
@@ -102,9 +100,7 @@ def make_controls(
     spec = ControlSpec(bool(biases), repetition_penalty != 1.0, min_new_tokens > 0, constrained)
     table = np.zeros(vocab_size, np.float32)
     table[list(biases)] = list(biases.values())
-    return spec, Controls(
-        table if spec.logit_bias else None, np.float32(repetition_penalty), np.int32(min_new_tokens)
-    )
+    return spec, Controls(table if spec.logit_bias else None, np.float32(repetition_penalty), np.int32(min_new_tokens))
 
 
 def control_logits(
@@ -170,9 +166,7 @@ def unpack_mask(allowed_BW: Int[Array, "B W"], vocab_size: int) -> Bool[Array, "
     return bits.reshape(allowed_BW.shape[0], -1)[:, :vocab_size] == 1
 
 
-def seen_tokens(
-    tokens_BL: Int[Array, "B L"], mask_BL: Bool[Array, "B L"], vocab_size: int
-) -> Bool[Array, "B V"]:
+def seen_tokens(tokens_BL: Int[Array, "B L"], mask_BL: Bool[Array, "B L"], vocab_size: int) -> Bool[Array, "B V"]:
     """True on the real tokens of each row; padding does not count."""
     rows = jnp.arange(tokens_BL.shape[0])[:, None]
     seen = jnp.zeros((tokens_BL.shape[0], vocab_size), bool)

@@ -109,9 +109,7 @@ def _message(role: str, tokens: Sequence[int], tokenizer: Tokenizer) -> Message:
     return Message("assistant", tokenizer.decode(tokens), "".join(thinking), tuple(calls))
 
 
-def _cut(
-    tokens: Sequence[int], opening: str, closing: str, tokenizer: Tokenizer
-) -> tuple[list[str], list[int]]:
+def _cut(tokens: Sequence[int], opening: str, closing: str, tokenizer: Tokenizer) -> tuple[list[str], list[int]]:
     """Texts between pairs of markup, and the tokens outside of them."""
     first, last = tokenizer.piece_id(opening), tokenizer.piece_id(closing)
     texts: list[str] = []

@@ -135,12 +135,7 @@ def decode(
         t, slots, chunk = carry
         live = slots.live
         hidden, cache = forward_cached(
-            params,
-            config,
-            slots.last[:, None],
-            slots.positions[:, None],
-            live[:, None].astype(jnp.int32),
-            slots.cache,
+            params, config, slots.last[:, None], slots.positions[:, None], live[:, None].astype(jnp.int32), slots.cache
         )
         logits = compute_logits(hidden[:, 0], unembed_DV, config)
         controlled = None

@@ -89,9 +89,7 @@ def sampler_spec(
         cache_bucket=sampler.cache_bucket,
         int8_cache=sampler.int8_cache,
         weights=sampler.weights,
-        engine=EngineSpec(sampler.slots, sampler.chunk, sampler.admit, max_forced=forced)
-        if sampler.slots
-        else None,
+        engine=EngineSpec(sampler.slots, sampler.chunk, sampler.admit, max_forced=forced) if sampler.slots else None,
     )
 
 
@@ -134,10 +132,7 @@ def sample_prompts(
         out, metrics = _refilled(params, batch, scalars, model, spec, callback)
         turns = tuple(callback.states[row] for row in range(len(out.tokens)))
         return decode_dialogues(out, turns, tokenizer, metrics)
-    texts = [
-        tokenizer.decode(tokens[:length].tolist())
-        for tokens, length in zip(out.tokens, out.lengths, strict=True)
-    ]
+    texts = [tokenizer.decode(tokens[:length].tolist()) for tokens, length in zip(out.tokens, out.lengths, strict=True)]
     return Decoded(out, texts, out.stop_reason == STOPPED, metrics)
 
 

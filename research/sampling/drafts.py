@@ -15,13 +15,7 @@ from models.decode.cache import KVCache
 from models.softmax import compute_logits, likeliest_token
 from models.transformer import Params, forward_cached, unembedding
 from research.sampling.limits import check_counts
-from research.sampling.methods import (
-    SamplingMethod,
-    draw,
-    draw_size,
-    gumbel_noise,
-    scaled_logits,
-)
+from research.sampling.methods import SamplingMethod, draw, draw_size, gumbel_noise, scaled_logits
 from research.sampling.types import SamplerScalars
 
 
@@ -54,8 +48,7 @@ class Categorical(NamedTuple):
         """Of one token at each of the first places."""
         T = tokens_BT.shape[1]
         return (
-            jnp.take_along_axis(self.logits[:, :T], tokens_BT[:, :, None], axis=2)[:, :, 0]
-            - self.log_normalizer[:, :T]
+            jnp.take_along_axis(self.logits[:, :T], tokens_BT[:, :, None], axis=2)[:, :, 0] - self.log_normalizer[:, :T]
         )
 
     def logps_at(self, place_B: Int[Array, " B"]) -> Float[Array, "B V"]:
@@ -153,12 +146,7 @@ def propose_by_model(
 
 
 def propose_by_ngram(
-    text_BS: Int[Array, "B S"],
-    first_B: Int[Array, " B"],
-    last_B: Int[Array, " B"],
-    *,
-    count: int,
-    longest: int,
+    text_BS: Int[Array, "B S"], first_B: Int[Array, " B"], last_B: Int[Array, " B"], *, count: int, longest: int
 ) -> Proposals:
     """The `count` tokens that followed the best earlier match; a match near the end goes on in its own rhythm.
 

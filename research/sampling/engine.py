@@ -149,11 +149,7 @@ class _Run:
             self._shrink()
             self._make_room()
             chunk = self._decode()
-            grown = [
-                (slot, row)
-                for slot, row in enumerate(self.rows)
-                if row is not None and row.extend(chunk, slot)
-            ]
+            grown = [(slot, row) for slot, row in enumerate(self.rows) if row is not None and row.extend(chunk, slot)]
             self._check(grown)
             live, ended = self._act(grown), []
             for slot, row in enumerate(self.rows):
@@ -199,10 +195,7 @@ class _Run:
                     seen[i, request.prompt] = True
                 if self.constrained is not None:
                     self.constrained.start(
-                        row.number,
-                        request.constraint,
-                        name=str(request),
-                        max_new_tokens=request.max_new_tokens,
+                        row.number, request.constraint, name=str(request), max_new_tokens=request.max_new_tokens
                     )
             self.slots = admit_program(
                 self.slots,
@@ -228,9 +221,7 @@ class _Run:
             own = prompt[self.before : -1]
             tokens[i, L - own.size :], mask[i, L - own.size :] = own, True
         self.sources = {key: i for i, key in enumerate(prompts)}
-        self.filled = prefill_program(
-            self.engine.params, tokens, mask, prefix=self.prefix, config=self.config
-        )
+        self.filled = prefill_program(self.engine.params, tokens, mask, prefix=self.prefix, config=self.config)
         self.engine.stats.prefilled += int(mask.sum())
 
     def _shrink(self) -> None:

@@ -60,10 +60,7 @@ class SampledTokens(NamedTuple):
 
 
 def scaled_logits(
-    logits_BV: Float[Array, "B V"],
-    method: SamplingMethod,
-    temperature: Float[Array, ""],
-    top_p: Float[Array, ""],
+    logits_BV: Float[Array, "B V"], method: SamplingMethod, temperature: Float[Array, ""], top_p: Float[Array, ""]
 ) -> Float[Array, "B V"]:
     """Unnormalised log-probs of the distribution drawn from: temperature, then top-k, then top-p.
 
@@ -128,9 +125,7 @@ def sample_token(
     return SampledTokens(tokens, sampler_logps, _pick(logits_BV, tokens) - policy_mass)
 
 
-def draw(
-    gumbel_BX: Float[Array, "B X"], logits_BV: Float[Array, "B V"]
-) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+def draw(gumbel_BX: Float[Array, "B X"], logits_BV: Float[Array, "B V"]) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """One token a row from the softmax of its logits, 0 where all are -inf, and the rows' log-normalisers.
 
     Gumbel-max (Maddison et al. 2014) in two levels: a block of tokens by its mass, then a token in it, so that
@@ -185,9 +180,7 @@ def nucleus_mask(logits_BV: Float[Array, "B V"], top_p: Float[Array, ""]) -> Boo
     room = jnp.maximum(jnp.ceil(missing / jnp.maximum(one, jnp.finfo(jnp.float32).tiny)), 1.0)
     ties = jnp.sum(tied, axis=-1)
     first = jax.lax.cond(
-        jnp.any(ties > room),
-        lambda: tied & (jnp.cumsum(tied, axis=-1) <= room[:, None]),
-        lambda: tied,
+        jnp.any(ties > room), lambda: tied & (jnp.cumsum(tied, axis=-1) <= room[:, None]), lambda: tied
     )
     return above | first | (top_p >= 1.0)
 
@@ -197,9 +190,7 @@ def row_keys(
 ) -> Array:
     """One key a row from counters alone, so that a completion does not depend on its batch or slot."""
     run = jax.random.fold_in(jax.random.key(seed), step)
-    return jax.vmap(lambda p, s: jax.random.fold_in(jax.random.fold_in(run, p), s))(
-        prompt_ids_B, sample_ids_B
-    )
+    return jax.vmap(lambda p, s: jax.random.fold_in(jax.random.fold_in(run, p), s))(prompt_ids_B, sample_ids_B)
 
 
 def _pick(table_BV: Array, index_B: Int[Array, " B"]) -> Array:

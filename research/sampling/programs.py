@@ -28,10 +28,7 @@ prefill_program = jax.jit(prefill, static_argnames="config", compiler_options=CO
 """`decode.prefill` of R prompts."""
 
 decode_program = jax.jit(
-    decode,
-    static_argnames=("steps", "config", "spec"),
-    donate_argnames="slots",
-    compiler_options=COMPILER_OPTIONS,
+    decode, static_argnames=("steps", "config", "spec"), donate_argnames="slots", compiler_options=COMPILER_OPTIONS
 )
 """`decode.decode`, the slots updated in place."""
 
@@ -51,13 +48,7 @@ class Admissions(NamedTuple):
 
 @partial(jax.jit, static_argnames=("batch", "length", "max_forced", "config", "spec"))
 def empty_slots(
-    prefix: KVCache | None,
-    *,
-    batch: int,
-    length: int,
-    max_forced: int,
-    config: ModelConfig,
-    spec: SamplerSpec,
+    prefix: KVCache | None, *, batch: int, length: int, max_forced: int, config: ModelConfig, spec: SamplerSpec
 ) -> Slots:
     """Free slots only, behind a prefix, written up to `length`."""
     cache = init_cache(config, batch, length, int8=spec.int8_cache).replace(length=jnp.int32(length))
@@ -108,9 +99,7 @@ def shrink_program(slots: Slots, rows: Int[Array, " R"]) -> Slots:
 
 
 @partial(jax.jit, donate_argnames="slots")
-def act_program(
-    slots: Slots, live: Bool[Array, " B"], forced: Int[Array, "B M"], left: Int[Array, " B"]
-) -> Slots:
+def act_program(slots: Slots, live: Bool[Array, " B"], forced: Int[Array, "B M"], left: Int[Array, " B"]) -> Slots:
     """A callback's actions: whether each row goes on, and tokens to feed first."""
     changed = left != UNCHANGED
     return slots.replace(

@@ -57,17 +57,12 @@ def prepare_schema(
         )
     if alphabet is None:
         return out
-    for what, values in (
-        ("required property", required),
-        ("const", [out["const"]] if "const" in out else []),
-    ):
+    for what, values in (("required property", required), ("const", [out["const"]] if "const" in out else [])):
         for value in values:
             if not spells(json_text(value)):
                 raise ConfigError(f"constraint: json_schema: {what} {json_text(value)} {_UNSPELLED}.")
     if isinstance(out.get("properties"), dict):
-        out["properties"] = {
-            name: inner for name, inner in out["properties"].items() if spells(json_text(name))
-        }
+        out["properties"] = {name: inner for name, inner in out["properties"].items() if spells(json_text(name))}
     if isinstance(out.get("patternProperties"), dict):
         out["patternProperties"] = {
             pattern: inner
@@ -78,9 +73,7 @@ def prepare_schema(
     if isinstance(out.get("enum"), list) and out["enum"]:
         out["enum"] = [value for value in out["enum"] if spells(json_text(value))]
         if not out["enum"]:
-            raise ConfigError(
-                f"constraint: json_schema: every value of enum {json_text(schema['enum'])} {_UNSPELLED}."
-            )
+            raise ConfigError(f"constraint: json_schema: every value of enum {json_text(schema['enum'])} {_UNSPELLED}.")
     if "pattern" in out or "format" in out:
         out["allOf"] = [*out.get("allOf", []), {"pattern": f"^{alphabet}$"}]
     return out

@@ -26,14 +26,7 @@ from models.softmax import compute_logits
 from models.transformer import Params, forward_cached, unembedding
 from research.core.errors import ConfigError
 from research.sampling.decode import COMPILER_OPTIONS, Slots
-from research.sampling.drafts import (
-    Categorical,
-    NGramDraft,
-    Noise,
-    propose_by_model,
-    propose_by_ngram,
-    verify,
-)
+from research.sampling.drafts import Categorical, NGramDraft, Noise, propose_by_model, propose_by_ngram, verify
 from research.sampling.limits import DRAFT_TOKENS, check_count
 from research.sampling.methods import scaled_logits
 from research.sampling.programs import layout_program
@@ -183,9 +176,7 @@ def sample_speculative(
         stats=jax.tree.map(jnp.asarray, SpeculativeStats.zero()),
     )
     first = L - 1 - slots.positions  # the slot of each row's first token in its text
-    step = partial(
-        _round, params, draft_params, scalars, first, config=config, spec=spec, speculative=speculative
-    )
+    step = partial(_round, params, draft_params, scalars, first, config=config, spec=spec, speculative=speculative)
     bucket = spec.cache_bucket
     for done in range(0, N, bucket):
         until = min(done + bucket, N)
@@ -200,9 +191,7 @@ def _check(
     draft_params: Params | None, config: ModelConfig, spec: SamplerSpec, draft: ModelConfig | NGramDraft
 ) -> None:
     if spec.controls.any:
-        raise ConfigError(
-            f"controls: got {spec.controls}, expected none because proposals are not controlled"
-        )
+        raise ConfigError(f"controls: got {spec.controls}, expected none because proposals are not controlled")
     if isinstance(draft, NGramDraft):
         if draft_params is not None:
             raise ConfigError("draft_params: got parameters, expected None because n-grams have none")
@@ -231,9 +220,7 @@ def _rounds(state: _State, step: Any, until: Int[Array, ""], k: int) -> _State:
         cache = state.slots.cache
         return unfinished(state) & (cache.length + k + 1 <= cache.slots)
 
-    return jax.lax.while_loop(
-        unfinished, lambda state: _packed(jax.lax.while_loop(has_room, step, state)), state
-    )
+    return jax.lax.while_loop(unfinished, lambda state: _packed(jax.lax.while_loop(has_room, step, state)), state)
 
 
 def _round(
@@ -307,9 +294,7 @@ def _round(
         segment_ids=jax.lax.dynamic_update_slice(written.segment_ids, kept_BT, (0, cache.length)),
         length=cache.length + jnp.max(jnp.where(live_B, accepted_B, 0)) + 1,
     )
-    sampler_BT = (
-        jnp.zeros_like(policy.log_normalizer) if spec.method.greedy else drawn_from.logps_of(tokens_BT)
-    )
+    sampler_BT = jnp.zeros_like(policy.log_normalizer) if spec.method.greedy else drawn_from.logps_of(tokens_BT)
     stats = state.stats
     return _State(
         slots=slots.replace(

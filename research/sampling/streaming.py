@@ -147,9 +147,7 @@ class TextGenerator:
         grammars = None
         if how.constraint is not None:
             grammars = Grammars(tokenizer, ends, model.vocab_size)
-            grammars.matcher(
-                how.constraint, how.max_new_tokens
-            )  # refused before any prompt if it cannot be met
+            grammars.matcher(how.constraint, how.max_new_tokens)  # refused before any prompt if it cannot be met
         spec, controls = make_controls(
             model.vocab_size,
             stop_tokens=ends,
@@ -226,8 +224,7 @@ class TextGenerator:
             return
         how = self.settings
         requests = [
-            Request(prompt, prompt_id, sample, how.max_new_tokens, how.constraint)
-            for sample in range(how.samples)
+            Request(prompt, prompt_id, sample, how.max_new_tokens, how.constraint) for sample in range(how.samples)
         ]
         texts = self._stop_strings()
         callback: RowCallback = texts

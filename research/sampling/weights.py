@@ -32,9 +32,7 @@ def sampling_params(params: Params, config: ModelConfig, weights: Weights) -> Pa
     if weights == "int8":
         qwix = _import_qwix()
 
-        def quantize(
-            w: Float[Array, "..."], outputs: tuple[int, ...]
-        ) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
+        def quantize(w: Float[Array, "..."], outputs: tuple[int, ...]) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
             found = qwix.quantize(w.astype(jnp.float32), jnp.int8, channelwise_axes=outputs)
             return found.qvalue, found.scale.reshape([w.shape[axis] for axis in outputs])
 
@@ -46,7 +44,5 @@ def _import_qwix() -> ModuleType:
     try:
         import qwix
     except ImportError as error:
-        raise ConfigError(
-            "sampler.weights: int8 needs the package qwix: pip install 'temper[int8]'."
-        ) from error
+        raise ConfigError("sampler.weights: int8 needs the package qwix: pip install 'temper[int8]'.") from error
     return qwix

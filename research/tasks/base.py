@@ -47,9 +47,7 @@ class Generates(Protocol):
     def preferences(self, data_dir: Path, split: Split, *, train: int, validation: int) -> Prepared:
         """Pairs {prompt, chosen, rejected} of so many problems."""
 
-    def rankings(
-        self, data_dir: Path, split: Split, *, train: int, validation: int, candidates: int
-    ) -> Prepared:
+    def rankings(self, data_dir: Path, split: Split, *, train: int, validation: int, candidates: int) -> Prepared:
         """Rankings {prompt, completions, ranks} of so many problems."""
 
     def steps(self, data_dir: Path, split: Split, *, train: int, validation: int) -> Prepared:

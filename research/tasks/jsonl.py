@@ -43,9 +43,7 @@ class Jsonl:
         """The file's rows; DataError names the line of one that cannot be used."""
         if not self.path:
             name = type(self).__name__.lower()
-            raise DataError(
-                f"data.problems.{name}.path: got '', expected a JSONL file because the task reads one."
-            )
+            raise DataError(f"data.problems.{name}.path: got '', expected a JSONL file because the task reads one.")
         return prepare_file("chat", data_dir, self.path, split, self.check)
 
     def check(self, record: Mapping[str, Any], where: str) -> None:
@@ -67,9 +65,7 @@ class Jsonl:
             for record in records
             if (response := _response(record)) and (answer := self.answer(record))
         ]
-        right = {
-            how: sum(matches(text, answer, how) for text, answer in examples) for how in get_args(Matcher)
-        }
+        right = {how: sum(matches(text, answer, how) for text, answer in examples) for how in get_args(Matcher)}
         counts = ", ".join(f"{how} {count:,}" for how, count in right.items())
         found = f"of {len(examples):,} reference responses {counts} would be right"
         if self.answer_format == "auto":
@@ -148,10 +144,7 @@ def _choose(
     if not examples:
         marked = sum(extract_final_answer(each[0], "mark") is not None for each in answers if each)
         how = "mark" if marked > _MOST * len(stated) else "normalized"
-        return (
-            how,
-            f"{marked:,} of {len(stated):,} answers are marked by #### or \\boxed, and there are no responses",
-        )
+        return (how, f"{marked:,} of {len(stated):,} answers are marked by #### or \\boxed, and there are no responses")
     strictest = fitting_matcher(examples)
     if strictest is not None:
         return strictest, ""

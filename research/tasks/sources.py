@@ -135,9 +135,7 @@ class Sources:
     def _held_prompts(self, problems: Prepared) -> frozenset[str]:
         return frozenset(prompt_key(self.given.prompt(record)) for record in problems.validation)
 
-    def _without(
-        self, held: frozenset[str], prepared: Prepared, answered: Iterator[set[str]], kind: str
-    ) -> Prepared:
+    def _without(self, held: frozenset[str], prepared: Prepared, answered: Iterator[set[str]], kind: str) -> Prepared:
         """The data without training records that answer a held-out problem, as an earlier turn may do.
 
         Raises:
@@ -217,10 +215,7 @@ class Sources:
             for kind, count in counts.items()
             if count
         ]
-        return [
-            *found,
-            *([f"problems: {self._fitted[1]}"] if "problems" in kinds and self._fitted[1] else []),
-        ]
+        return [*found, *([f"problems: {self._fitted[1]}"] if "problems" in kinds and self._fitted[1] else [])]
 
 
 def _answered(prompt: tuple[Message, ...]) -> set[str]:

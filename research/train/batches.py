@@ -8,15 +8,7 @@ import numpy as np
 
 from research.algorithms.base import Algorithm
 from research.config.experiment import Stage
-from research.core.batch import (
-    Batch,
-    PreferenceBatch,
-    RankingBatch,
-    SequenceBatch,
-    StepBatch,
-    UnpairedBatch,
-    rows_of,
-)
+from research.core.batch import Batch, PreferenceBatch, RankingBatch, SequenceBatch, StepBatch, UnpairedBatch, rows_of
 from research.data.judged import JudgedKind, judged_batches
 from research.data.pipelines import Pipeline, sft_batches, sft_eval_batches, text_batches, text_eval_batches
 from research.data.records import Records

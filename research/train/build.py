@@ -26,11 +26,7 @@ def build(stage: Stage, tokenizer: Tokenizer) -> tuple[Algorithm, StepScalars]:
             step_end_ids(tokenizer),
         )
     )
-    traced = {
-        key: np.float32(stage.options[key])
-        for key, option in stage.objective.options.items()
-        if option.traced
-    }
+    traced = {key: np.float32(stage.options[key]) for key, option in stage.objective.options.items() if option.traced}
     if stage.online:
         traced.setdefault("temperature", np.float32(stage.rollout.temperature))
     return algorithm, StepScalars(optimizer_scalars(stage), traced)

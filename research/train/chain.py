@@ -83,9 +83,7 @@ def run_chain(
     Raises:
       Interrupted: a signal asked to stop; the same call goes on from there.
     """
-    chain = _Chain(
-        experiment, workdir, setup or set_up(experiment, workdir), run_name, interrupts or Interrupts()
-    )
+    chain = _Chain(experiment, workdir, setup or set_up(experiment, workdir), run_name, interrupts or Interrupts())
     with jax.set_mesh(chain.setup.mesh):
         for stage in experiment.until(until) if until else experiment.stages:
             chain.add(stage)
@@ -128,9 +126,7 @@ class _Chain:
         for line in said:
             say(f"{label}: {line}")
         identity = self._evaluation_identity(stage)
-        run = dataclasses.replace(
-            run, evaluators=evaluators, curve_evaluation=results_path(folder.path, identity).stem
-        )
+        run = dataclasses.replace(run, evaluators=evaluators, curve_evaluation=results_path(folder.path, identity).stem)
         result = folder.result()
         reused = result is not None
         if result is None:
@@ -149,9 +145,7 @@ class _Chain:
             write_json_atomic(folder.path / EXPERIMENT, {"stage": run.stage.name, **self.experiment.tree})
             result = (run_online if run.stage.online else run_offline)(run)
         if self.interrupts.received:
-            raise Interrupted(
-                self.interrupts.received, f"{run.label}: finished; the same command goes on from there"
-            )
+            raise Interrupted(self.interrupts.received, f"{run.label}: finished; the same command goes on from there")
         return result
 
     def _evaluate(self, run: StageRun, identity: Tree, label: str) -> Results:
@@ -197,9 +191,7 @@ class _Chain:
         if self.setup.interaction is not None and "tools" in identity:
             identity["tools"] = self.setup.interaction.version
         kinds = tuple(dict.fromkeys(("problems", *kinds_of(stage)))) if stage.samples else kinds_of(stage)
-        players = [
-            self._hash_of(name) for role, name in stage.played if role in stage.facts.answer_roles and name
-        ]
+        players = [self._hash_of(name) for role, name in stage.played if role in stage.facts.answer_roles and name]
         return to_json({**identity, "data": self._versions(kinds), "players": players})
 
     def _versions(self, kinds: tuple[str, ...]) -> Tree:

@@ -109,12 +109,7 @@ class Learner:
             if self.algorithm.layout == "actor_critic":
                 self._forward(self.run.model, counts)
         return prepare_step(
-            self.state.params,
-            batch,
-            self.scalars.objective,
-            frozen,
-            algorithm=self.algorithm,
-            config=self.run.model,
+            self.state.params, batch, self.scalars.objective, frozen, algorithm=self.algorithm, config=self.run.model
         )
 
     def update(self, batch: Batch, counts: Mapping[str, Any]) -> dict[str, Any]:

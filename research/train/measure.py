@@ -38,9 +38,7 @@ def final_evaluation(run: StageRun, params: Params) -> Results:
     return evaluate(stage_policy(run, params), run.evaluators, run.evaluation.seed)
 
 
-def choose_evaluators(
-    run: StageRun, chosen: Mapping[str, Evaluator]
-) -> tuple[dict[str, Evaluator], list[str]]:
+def choose_evaluators(run: StageRun, chosen: Mapping[str, Evaluator]) -> tuple[dict[str, Evaluator], list[str]]:
     """Those evaluators that can measure the stage's result, and what is to be said of the others."""
     facts = run.stage.facts
     if not chosen or facts.trains not in ("policy", "actor_critic"):

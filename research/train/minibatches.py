@@ -35,15 +35,10 @@ def mini_batches(
         return
     rows = rows_of(host)[0]
     for chosen in permuted_rows(len(rows.weights), rows.group_size, parts, seed):
-        yield (
-            jax.tree.map(lambda x, chosen=chosen: x[chosen], host),
-            _take(prepared, chosen, batch_sharding(mesh)),
-        )
+        yield (jax.tree.map(lambda x, chosen=chosen: x[chosen], host), _take(prepared, chosen, batch_sharding(mesh)))
 
 
-def permuted_rows(
-    rows: int, group_size: int, parts: int, seed: tuple[int, int, int]
-) -> Int[np.ndarray, "parts rows"]:
+def permuted_rows(rows: int, group_size: int, parts: int, seed: tuple[int, int, int]) -> Int[np.ndarray, "parts rows"]:
     """Row numbers `[parts, rows / parts]` of each mini-batch: groups of adjacent rows are permuted and stay whole.
 
     Raises:

@@ -54,6 +54,4 @@ def validation_metrics(session: Session, batches: Iterable[Mapping[str, np.ndarr
         part = session.learner.measure(session.learner.prepare(batch, counts=None))
         sums = part if not sums else {key: sums[key] + value for key, value in part.items()}
     fetched = jax.device_get(sums)
-    return {
-        f"eval/{key}": float(value.total / max(float(value.count), 1e-8)) for key, value in fetched.items()
-    }
+    return {f"eval/{key}": float(value.total / max(float(value.count), 1e-8)) for key, value in fetched.items()}

@@ -172,10 +172,7 @@ def _filtered(run: StageRun, pipeline: Pipeline, problems: int) -> Any:
     if not how.curriculum:
         return iter(pipeline)
     curriculum = Curriculum(
-        problems,
-        band=(how.curriculum_low, how.curriculum_high),
-        decay=how.curriculum_decay,
-        retry=how.curriculum_retry,
+        problems, band=(how.curriculum_low, how.curriculum_high), decay=how.curriculum_decay, retry=how.curriculum_retry
     )
     return CurriculumSampler(
         iter(pipeline),

@@ -98,9 +98,7 @@ class Session:
         record, steps = restored.record, self.run.stage.steps
         self.done = restored.step
         if self.done > steps:
-            raise CheckpointError(
-                f"{self.run.folder.checkpoints}: holds step {self.done}, expected at most {steps}"
-            )
+            raise CheckpointError(f"{self.run.folder.checkpoints}: holds step {self.done}, expected at most {steps}")
         self.learner.restore(restored.arrays, record, moved=self.done > 0)
         self.curve, self.note = record["curve"], record["note"]
         self.updates.restore(record["updates"])
@@ -146,11 +144,7 @@ class Session:
         while True:
             self.stop_if_asked()
             last = self.done == stage.steps
-            due = (
-                at_start
-                if self.done == 0
-                else last or (stage.eval_every and self.done % stage.eval_every == 0)
-            )
+            due = at_start if self.done == 0 else last or (stage.eval_every and self.done % stage.eval_every == 0)
             if due and not any(point["step"] == self.done for point in self.curve):
                 self._evaluate(measure)
             if last:

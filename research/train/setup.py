@@ -68,9 +68,7 @@ def set_up(experiment: Experiment, workdir: Path) -> Setup:
         else:
             check_rows(mesh, f"{stage.name}.batch_size", stage.rows, stage.micro_batches)
     sources = Sources.of(experiment, workdir / "data")
-    for note in sources.notes(
-        tuple(dict.fromkeys(kind for stage in experiment.stages for kind in kinds_of(stage)))
-    ):
+    for note in sources.notes(tuple(dict.fromkeys(kind for stage in experiment.stages for kind in kinds_of(stage)))):
         say(note)
     models = {name: experiment.model_config(sources.tokenizer.vocab_size, name) for name in experiment.models}
     for model in models.values():
@@ -106,11 +104,7 @@ def interaction_of(section: Tree, tokenizer: Tokenizer) -> Interaction | None:
 def _folders(experiment: Experiment, stage: Stage, tokenizer: Tokenizer) -> dict[str, TrainedStage]:
     """The finished stages that a stage names by their folders."""
     found: dict[str, TrainedStage] = {}
-    uses = [
-        ("start_from", stage.start),
-        ("extend", stage.extend),
-        *((f"roles.{r}", n) for r, n in stage.played),
-    ]
+    uses = [("start_from", stage.start), ("extend", stage.extend), *((f"roles.{r}", n) for r, n in stage.played)]
     for use, name in uses:
         if "/" not in name and use != "extend" or not name:
             continue
@@ -121,9 +115,7 @@ def _folders(experiment: Experiment, stage: Stage, tokenizer: Tokenizer) -> dict
         trains = stage.facts.trains
         layouts = PLAYERS.get(role) or ((trains,) if use == "extend" else (trains, "policy", "actor_critic"))
         if there.layout not in layouts:
-            raise ConfigError(
-                f"{key}: {name} has trained a {there.layout}, expected a {' or '.join(layouts)}"
-            )
+            raise ConfigError(f"{key}: {name} has trained a {there.layout}, expected a {' or '.join(layouts)}")
     return found
 
 

@@ -80,18 +80,14 @@ def train_step(
     else:
         parts = split_batch(batch, micro_batches)
         first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, state.params, first)
-        )
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, state.params, first))
 
         def add(carry: Any, part: Batch) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, carry, gradient(state.params, part)), None
 
         (grads, (loss, sums)), _ = jax.lax.scan(add, zeros, parts)
     grads = jax.tree.map(lambda g: g / jnp.maximum(loss.count, 1e-8), grads)
-    updates, opt_state = make_optimizer(scalars.optimizer, state.step).update(
-        grads, state.opt_state, state.params
-    )
+    updates, opt_state = make_optimizer(scalars.optimizer, state.step).update(grads, state.opt_state, state.params)
     metrics = algorithm.summarize({name: value.mean() for name, value in sums.items()})
     metrics["loss"] = loss.mean()
     metrics["grad_norm"] = optax.tree.norm(grads)

@@ -18,9 +18,7 @@ UPDATE = "python -m tests.experiments.golden --update"
 
 def find_experiments() -> list[str]:
     """Dotted names below `experiments` of all modules that have a `get_config` and are no comparison of systems."""
-    paths = sorted(
-        set((ROOT / "experiments").rglob("*.py")) - set((ROOT / "experiments/comparisons").rglob("*"))
-    )
+    paths = sorted(set((ROOT / "experiments").rglob("*.py")) - set((ROOT / "experiments/comparisons").rglob("*")))
     return [
         ".".join(path.relative_to(ROOT / "experiments").with_suffix("").parts)
         for path in paths

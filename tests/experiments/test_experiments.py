@@ -52,9 +52,7 @@ def test_it_is_what_its_golden_text_says(name: str) -> None:
 
 
 def test_no_golden_text_is_left_over() -> None:
-    names = {
-        str(path.relative_to(GOLDEN).with_suffix("")).replace("/", ".") for path in GOLDEN.rglob("*.txt")
-    }
+    names = {str(path.relative_to(GOLDEN).with_suffix("")).replace("/", ".") for path in GOLDEN.rglob("*.txt")}
     assert names == set(EXPERIMENTS), f"run: {UPDATE}"
 
 

@@ -80,30 +80,19 @@ def check(finished: list[Finished], logs: tuple[str, ...]) -> None:
     end = load_policy(done.folder.path, first)
     assert end.mesh.size == 1 < start.mesh.size
     before, after = jax.device_get((start.params, end.params))
-    same = [
-        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-    ]
+    same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
     assert not any(same), "nothing was learned"
 
 
 @pytest.mark.parametrize(
-    "arm",
-    [
-        pytest.param(arm, id=name, marks=() if name in QUICK else pytest.mark.slow)
-        for name, arm in ARMS.items()
-    ],
+    "arm", [pytest.param(arm, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, arm in ARMS.items()]
 )
 def test_an_arm_runs_at_toy_size(bench: Bench, arm: Arm) -> None:
     finished = bench.run(resolve(bench.config, arm.overrides))
     check(finished, LOGS.get(arm.name, ()))
     assert not undescribed(bench.folder)
     names = {done.stage.name for done in finished}
-    expected = {
-        "ppo_reward_model": "reward",
-        "distill": "teacher_sft",
-        "prm_dense": "prm",
-        "prm_rerank": "prm",
-    }
+    expected = {"ppo_reward_model": "reward", "distill": "teacher_sft", "prm_dense": "prm", "prm_rerank": "prm"}
     assert {"pretrain", "sft", "rl", expected.get(arm.name, "rl")} <= names
     if arm.name == "distill":
         sizes = {done.stage.name: load_policy(done.folder.path).model.d_model for done in finished[-3:]}

@@ -19,9 +19,7 @@ def write_data(folder: Path) -> tuple[Path, Path]:
     letters = string.ascii_letters + string.digits + string.punctuation + " \n"
     lines = [json.dumps({"text": f"doc {i} {letters}"}) for i in range(DOCUMENTS)]
     text.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    lines = [
-        json.dumps({"prompt": f"{i}+1", "completion": f"so {i + 1}\n#### {i + 1}"}) for i in range(PROBLEMS)
-    ]
+    lines = [json.dumps({"prompt": f"{i}+1", "completion": f"so {i + 1}\n#### {i + 1}"}) for i in range(PROBLEMS)]
     problems.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return text, problems
 
@@ -31,9 +29,7 @@ def shrink(config: ConfigDict, folder: Path) -> ConfigDict:
     text, problems = write_data(folder)
     config = config.copy_and_resolve_references()
     for model in (config.model, config.teacher_model):
-        model.update(
-            {"num_layers": 2, "d_model": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "d_ff": 32}
-        )
+        model.update({"num_layers": 2, "d_model": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "d_ff": 32})
         model.update({"max_length": 64, "scan_layers": False, "remat": "none", "compute_dtype": "float32"})
     config.data.validation_one_in = 5
     config.data.text = {"path": str(text)}

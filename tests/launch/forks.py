@@ -80,9 +80,7 @@ class Forks:
             self._server.stdin.write(json.dumps(request) + "\n")
             self._server.stdin.flush()
             status = int(self._server.stdout.readline())
-            texts = [
-                Path(folder, name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err")
-            ]
+            texts = [Path(folder, name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err")]
         return Outcome(status, *texts)
 
 
@@ -111,9 +109,7 @@ def serve() -> None:
         if child:
             print(wait_for(child, request["signals"]), flush=True)
             continue
-        for number, (name, mode) in enumerate(
-            [("in", os.O_RDONLY), ("out", os.O_WRONLY), ("err", os.O_WRONLY)]
-        ):
+        for number, (name, mode) in enumerate([("in", os.O_RDONLY), ("out", os.O_WRONLY), ("err", os.O_WRONLY)]):
             os.dup2(os.open(Path(request["folder"], name), mode | os.O_CREAT), number)
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the child
         sys.argv = [request["module"], *request["arguments"]]

@@ -47,9 +47,7 @@ def table_of(tokenizer: Tokenizer, *chains: tuple[str, ...]) -> np.ndarray:
     return table.astype(np.float32)
 
 
-def write_stage(
-    folder: Path, tokenizer: Tokenizer, name: str, table: np.ndarray, tools: tuple[str, ...] = ()
-) -> Path:
+def write_stage(folder: Path, tokenizer: Tokenizer, name: str, table: np.ndarray, tools: tuple[str, ...] = ()) -> Path:
     """A finished stage: blocks that add nothing, an embedding of one-hot rows, the table as read-out.
 
     A scorer's score is the sum over the last token's row of the table. `tools` are those of its config.
@@ -81,9 +79,7 @@ def write_stage(
         if "scale" in key:
             return np.ones(leaf.shape, np.float32)
         if leaf.ndim == 2 and leaf.shape[0] == V:  # a scorer's head
-            return np.repeat(table.sum(axis=1, keepdims=True), leaf.shape[1], axis=1) * np.arange(
-                leaf.shape[1], 0, -1
-            )
+            return np.repeat(table.sum(axis=1, keepdims=True), leaf.shape[1], axis=1) * np.arange(leaf.shape[1], 0, -1)
         return np.zeros(leaf.shape, np.float32)
 
     params = jax.tree_util.tree_map_with_path(fill, abstract_params(model, mesh, layout))

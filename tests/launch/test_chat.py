@@ -73,9 +73,7 @@ def talk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     return call
 
 
-def test_many_turns_are_remembered_until_a_reset(
-    talk: Talk, stage: Path, prompts: list[str], tmp_path: Path
-) -> None:
+def test_many_turns_are_remembered_until_a_reset(talk: Talk, stage: Path, prompts: list[str], tmp_path: Path) -> None:
     file = tmp_path / "talk.jsonl"
     out, err = talk(stage, "1\n\n2\n/reset\n3\n/quit\nnever\n", "--system=Be brief.", f"--transcript={file}")
     assert out == "abcd\n" * 3 and err == ""
@@ -168,10 +166,7 @@ def test_standard_input_that_cannot_be_read(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ("--max_new_tokens=1020",),
-            "message: has .* tokens, expected at most 4 because the context is 1024",
-        ),
+        (("--max_new_tokens=1020",), "message: has .* tokens, expected at most 4 because the context is 1024"),
         (("--max_new_tokens=1024",), "max_new_tokens: got 1024, expected at most 1023"),
         (("--temperature=nan",), "temperature: got nan"),
         (("--transcript=none/talk.jsonl",), "--transcript: none/talk.jsonl: its folder does not exist"),

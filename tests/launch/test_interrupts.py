@@ -82,9 +82,7 @@ def test_interrupted_in_both_stages_and_resumed_it_ends_as_a_whole_run(
     assert forks.run(*command, f"--workdir={whole}").status == 0
     sft, rl = cut / "stages" / "sft-*" / "metrics.jsonl", cut / "stages" / "rl-*" / "metrics.jsonl"
     outcome = forks.run(*command, f"--workdir={cut}", signals=[(signal.SIGINT, sft, 20)])
-    assert_stopped(
-        outcome, signal.SIGINT, r"sft \(sft\): saved at step \d+ of 60; the same command goes on from there"
-    )
+    assert_stopped(outcome, signal.SIGINT, r"sft \(sft\): saved at step \d+ of 60; the same command goes on from there")
     outcome = forks.run(*command, f"--workdir={cut}", signals=[(signal.SIGTERM, rl, 4)])
     assert re.search(r"sft \(sft\): resuming from step \d+ of 60", outcome.stdout), outcome.stdout
     assert_stopped(outcome, signal.SIGTERM, r"rl \(grpo\): saved at step \d+ of 12")
@@ -126,17 +124,9 @@ def test_a_second_signal_ends_at_once(forks: Forks, config: Path, tmp_path: Path
 @pytest.mark.parametrize("seconds", [0.6, 1.5, pytest.param(3.0, marks=pytest.mark.slow)])
 def test_ctrl_c_while_a_command_imports_is_one_sentence(seconds: float, tmp_path: Path) -> None:
     """A process of its own, at whatever it does by then; nothing is swallowed and nothing is a traceback."""
-    command = [
-        sys.executable,
-        "-m",
-        "launch.train",
-        "--config=experiments/quickstart.py",
-        f"--workdir={tmp_path}",
-    ]
+    command = [sys.executable, "-m", "launch.train", "--config=experiments/quickstart.py", f"--workdir={tmp_path}"]
     env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)

@@ -103,20 +103,11 @@ def test_help_shows_an_example(forks: Forks, command: str) -> None:
 
 
 CONFIG_MISTAKES = {
-    "unknown key": (
-        ("--config.rl.optimizer.lr=1",),
-        r"rl\.optimizer\.lr: unknown config key; .* rl\.optimizer\.",
-    ),
-    "unknown section": (
-        ("--config.ppo.steps=1",),
-        r"ppo: unknown config key; the nearest known one is ",
-    ),
+    "unknown key": (("--config.rl.optimizer.lr=1",), r"rl\.optimizer\.lr: unknown config key; .* rl\.optimizer\."),
+    "unknown section": (("--config.ppo.steps=1",), r"ppo: unknown config key; the nearest known one is "),
     "wrong type": (("--config.rl.steps=many",), r"rl\.steps: got 'many', expected a whole number"),
     "unknown flag": (("--wrkdir=x",), r"Unknown command line flag 'wrkdir'\. Did you mean: workdir"),
-    "no effect": (
-        ("--config.rl.objective.dpo.beta=0.2",),
-        r"rl\.objective\.dpo\.beta: has no effect under rl\.",
-    ),
+    "no effect": (("--config.rl.objective.dpo.beta=0.2",), r"rl\.objective\.dpo\.beta: has no effect under rl\."),
     "group size 1": (("--config.rl.rollout.group_size=1",), r"rl\.rollout\.group_size: got 1, expected >= 2"),
     "too long": (("--config.rl.rollout.max_new_tokens=60",), r"= 92, expected at most model\.max_length=64"),
     "an argument": (("quick",), r"got the argument 'quick', expected flags only"),
@@ -124,9 +115,7 @@ CONFIG_MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", CONFIG_MISTAKES)
-def test_mistakes_in_the_config_leave_nothing_behind(
-    forks: Forks, config: Path, tmp_path: Path, mistake: str
-) -> None:
+def test_mistakes_in_the_config_leave_nothing_behind(forks: Forks, config: Path, tmp_path: Path, mistake: str) -> None:
     arguments, message = CONFIG_MISTAKES[mistake]
     outcome = forks.run("train", f"--config={config}", f"--workdir={tmp_path / 'run'}", *arguments)
     assert_one_sentence(outcome, message)
@@ -135,9 +124,7 @@ def test_mistakes_in_the_config_leave_nothing_behind(
 
 def test_a_typo_in_the_file_itself(forks: Forks, config: Path, tmp_path: Path) -> None:
     typo = tmp_path / "typo.py"
-    text = config.read_text(encoding="utf-8").replace(
-        "config.sft.checkpoint_every", "config.sft.checkpoint_evry"
-    )
+    text = config.read_text(encoding="utf-8").replace("config.sft.checkpoint_every", "config.sft.checkpoint_evry")
     typo.write_text(text, encoding="utf-8")
     outcome = forks.run("ablate", f"--config={typo}", f"--workdir={tmp_path / 'run'}")
     assert_one_sentence(outcome, r"sft\.checkpoint_evry: unknown config key; .* sft\.checkpoint_every")
@@ -168,9 +155,7 @@ def test_mistakes_in_the_data(forks: Forks, config: Path, tmp_path: Path) -> Non
     """Each names the file (and line) and ends before a stage has begun."""
     good = '{"prompt": "1", "completion": "#### 1"}'
     bad = jsonl(tmp_path / "bad.jsonl", *[good] * 3, '{"prompt": "1", ')
-    long = jsonl(
-        tmp_path / "long.jsonl", *[f'{{"prompt": "{"1" * 80}{i}", "completion": "2"}}' for i in range(40)]
-    )
+    long = jsonl(tmp_path / "long.jsonl", *[f'{{"prompt": "{"1" * 80}{i}", "completion": "2"}}' for i in range(40)])
     (tmp_path / "empty.txt").write_text("", encoding="utf-8")
     problems = ("--config.data.problems.task=jsonl", "--config.sft.data.transform=")
     cases = [
@@ -196,17 +181,11 @@ def test_mistakes_in_the_data(forks: Forks, config: Path, tmp_path: Path) -> Non
 
 
 def test_a_mesh_that_does_not_divide(forks: Forks, config: Path, tmp_path: Path) -> None:
-    outcome = forks.run(
-        "train", f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.mesh.data=3"
-    )
-    assert_one_sentence(
-        outcome, r"mesh: got data=3 x fsdp=1 x tensor=1, expected a product of 1 because this"
-    )
+    outcome = forks.run("train", f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.mesh.data=3")
+    assert_one_sentence(outcome, r"mesh: got data=3 x fsdp=1 x tensor=1, expected a product of 1 because this")
 
 
-def test_another_config_reads_what_both_share(
-    forks: Forks, config: Path, trained: Path, tmp_path: Path
-) -> None:
+def test_another_config_reads_what_both_share(forks: Forks, config: Path, trained: Path, tmp_path: Path) -> None:
     workdir = shutil.copytree(trained, tmp_path / "run")
     outcome = forks.run("train", f"--config={config}", f"--workdir={workdir}", "--config.rl.steps=3")
     assert outcome.status == 0, outcome.stderr
@@ -229,13 +208,7 @@ def test_sample_and_evaluate(forks: Forks, trained: Path, tmp_path: Path) -> Non
     outcome = forks.run("sample", f"--stage={stage}", f"--prompt={'1' * 80}", "--max_new_tokens=4")
     assert_one_sentence(outcome, r"--prompt: has \d+ tokens, expected at most 60 because the context is 64")
     output = tmp_path / "missing" / "found.json"
-    arguments = [
-        "--limit=4",
-        "--samples=2",
-        "--max_prompt_length=32",
-        "--max_new_tokens=8",
-        f"--output={output}",
-    ]
+    arguments = ["--limit=4", "--samples=2", "--max_prompt_length=32", "--max_new_tokens=8", f"--output={output}"]
     outcome = forks.run("evaluate", f"--stage={stage}", "--k=1,2", *arguments)
     assert outcome.status == 0, outcome.stderr
     assert "4 problems, 2 samples each" in outcome.stdout and output.exists()
@@ -260,9 +233,7 @@ def test_a_corrupt_checkpoint_offers_the_one_before(forks: Forks, trained: Path,
     stage = tmp_path / "sft-copied"
     shutil.copytree(stage_folder(trained, "sft"), stage)
     assert sorted(p.name for p in (stage / "checkpoints").iterdir() if p.name.isdigit()) == ["1", "2"]
-    largest = max(
-        (p for p in (stage / "checkpoints" / "2" / "arrays").rglob("*") if p.is_file()), key=os.path.getsize
-    )
+    largest = max((p for p in (stage / "checkpoints" / "2" / "arrays").rglob("*") if p.is_file()), key=os.path.getsize)
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
@@ -279,17 +250,13 @@ def test_a_full_disk(forks: Forks, config: Path, trained: Path, tmp_path: Path) 
     shutil.copytree(trained / "data", workdir / "data")
     outcome = forks.run("train", f"--config={config}", f"--workdir={workdir}", file_limit=60_000)
     assert_one_sentence(outcome, r"checkpoints")
-    assert not list(workdir.rglob("done.json")) and not list(
-        workdir.rglob("checkpoints/[0-9]*/manifest.json")
-    )
+    assert not list(workdir.rglob("done.json")) and not list(workdir.rglob("checkpoints/[0-9]*/manifest.json"))
 
 
 def test_a_folder_that_cannot_be_made(forks: Forks, config: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     outcome = forks.run("train", f"--config={config}", f"--workdir={tmp_path / 'file'}")
-    assert_one_sentence(
-        outcome, r"/file.*: (expected a folder, found a file|cannot be written \(Not a directory\))"
-    )
+    assert_one_sentence(outcome, r"/file.*: (expected a folder, found a file|cannot be written \(Not a directory\))")
 
 
 def test_the_toy_config_is_the_quickstarts(tmp_path: Path) -> None:

@@ -18,9 +18,7 @@ def forks() -> Iterator[Forks]:
 
 def test_help_begins_with_what_it_does_and_two_examples(forks: Forks) -> None:
     outcome = forks.run("report", "--help")
-    assert outcome.stdout.lstrip().startswith("Writes an ablation's report again from its results on disk"), (
-        outcome
-    )
+    assert outcome.stdout.lstrip().startswith("Writes an ablation's report again from its results on disk"), outcome
     assert outcome.stdout.count("  python -m launch.report --workdir=") == 2
     assert "Traceback" not in outcome.stderr
 
@@ -39,14 +37,9 @@ def test_a_report_by_another_metric_with_figures_and_a_table(forks: Forks, tmp_p
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        ((), "results.json: cannot be read"),
-        (("--format=eps",), "--format: got eps, expected some of latex,pdf,svg"),
-    ],
+    [((), "results.json: cannot be read"), (("--format=eps",), "--format: got eps, expected some of latex,pdf,svg")],
 )
-def test_a_mistake_is_one_sentence(
-    forks: Forks, tmp_path: Path, arguments: tuple[str, ...], message: str
-) -> None:
+def test_a_mistake_is_one_sentence(forks: Forks, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     outcome = forks.run("report", f"--workdir={tmp_path}", *arguments)
     assert outcome.status == 1 and outcome.stderr.startswith("error: ") and message in outcome.stderr, outcome
     assert not list(tmp_path.iterdir())

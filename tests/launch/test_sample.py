@@ -22,10 +22,7 @@ from tests.launch.test_launch import assert_one_sentence
 
 PERSON = {
     "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 5},
-        "age": {"type": "integer", "minimum": 0, "maximum": 99},
-    },
+    "properties": {"name": {"type": "string", "maxLength": 5}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
     "required": ["name", "age"],
     "additionalProperties": False,
     "x-guidance": {"whitespace_flexible": False},
@@ -85,9 +82,7 @@ def test_stops_at_the_token_that_completes_a_stop_string(run: Run, stage: Path) 
     assert run(*raw, "--stop=€x") == "\n"
 
 
-def test_what_may_begin_a_stop_string_is_not_streamed(
-    run: Run, stage: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_may_begin_a_stop_string_is_not_streamed(run: Run, stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pieces: list[str] = []
     in_order = sample.in_order
 
@@ -127,9 +122,7 @@ STDIN = {
 
 
 @pytest.mark.parametrize("case", STDIN)
-def test_standard_input_that_cannot_be_read(
-    run: Run, stage: Path, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
+def test_standard_input_that_cannot_be_read(run: Run, stage: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     data, error, message = STDIN[case]
     stdin = None if data is None else io.TextIOWrapper(io.BytesIO(data))
     monkeypatch.setattr("sys.stdin", stdin)
@@ -157,9 +150,7 @@ def test_output_is_escaped_where_its_encoding_lacks_it(monkeypatch: pytest.Monke
     assert raw.getvalue() == b"3 \\u20ac\n"
 
 
-def test_closed_standard_output_is_one_sentence(
-    run: Run, stage: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_closed_standard_output_is_one_sentence(run: Run, stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.__stdout__", None)
     with pytest.raises(ConfigError, match="standard output: is closed"):
         run(stage, "--prompt=1")
@@ -210,9 +201,7 @@ def test_echo_shows_the_log_probs_of_the_table(run: Run, noisy: Path, tokenizer:
     logits = table_of(tokenizer) / np.sqrt(V) / np.sqrt(1 / V + 1e-5)  # a one-hot row behind the norm
     logps = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     found = [float(logp) for *_, logp in lines[1:]]
-    np.testing.assert_allclose(
-        found, [logps[a, b] for a, b in zip(tokens, tokens[1:], strict=False)], atol=2e-4
-    )
+    np.testing.assert_allclose(found, [logps[a, b] for a, b in zip(tokens, tokens[1:], strict=False)], atol=2e-4)
 
 
 def test_constraints(run: Run, noisy: Path, tmp_path: Path) -> None:
@@ -230,9 +219,7 @@ def test_constraints(run: Run, noisy: Path, tmp_path: Path) -> None:
         run(*ask, "--regex=(")
 
 
-def test_a_model_calls_a_tool_reads_the_result_and_goes_on(
-    run: Run, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_a_model_calls_a_tool_reads_the_result_and_goes_on(run: Run, tokenizer: Tokenizer, tmp_path: Path) -> None:
     pytest.importorskip("jsonschema")
     table = table_of(tokenizer, (IM_SEP, TOOL_CALL, "1", END_TOOL_CALL, IM_END))
     folder = write_stage(tmp_path / "stages" / "sft-0", tokenizer, "sft", table)
@@ -294,9 +281,7 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("flag", "number"), [(flag, number) for flag, values in NUMBERS.items() for number in values]
-)
+@pytest.mark.parametrize(("flag", "number"), [(flag, number) for flag, values in NUMBERS.items() for number in values])
 def test_numbers_out_of_range_are_one_sentence(
     run: Run, stage: Path, monkeypatch: pytest.MonkeyPatch, flag: str, number: str
 ) -> None:
@@ -329,15 +314,9 @@ MISTAKES = {
     "greedy top_k": (("--temperature=0", "--top_k=2"), "--top_k: has no effect at --temperature=0"),
     "greedy top_p": (("--temperature=0", "--top_p=0.5"), "--top_p: has no effect at --temperature=0"),
     "slots": (("--slots=2",), "--slots: got 2, expected at most the 1 samples"),
-    "min_new_tokens": (
-        ("--min_new_tokens=8", "--max_new_tokens=8"),
-        "--min_new_tokens: got 8, expected less",
-    ),
+    "min_new_tokens": (("--min_new_tokens=8", "--max_new_tokens=8"), "--min_new_tokens: got 8, expected less"),
     "empty stop": (("--stop=",), "--stop: got an empty text"),
-    "penalty": (
-        ("--repetition_penalty=0",),
-        "repetition_penalty: got 0, expected a number from 0.01 to 100",
-    ),
+    "penalty": (("--repetition_penalty=0",), "repetition_penalty: got 0, expected a number from 0.01 to 100"),
     "no prompt": (("--prompt=",), "--prompt: got an empty text"),
     "schema file": (("--json_schema=none.json",), r"--json_schema: none\.json: cannot be read"),
 }
@@ -359,17 +338,12 @@ def test_what_does_not_fit_together_is_one_sentence(run: Run, mistake: str) -> N
         (("--logit_bias=a=1", "--logit_bias=a=2"), r"--logit_bias: token .* is named twice"),
         (("--logit_bias=999=1",), "logit_bias: got token 999, expected 0 to 339"),
         (("--max_turns=2",), "--max_turns: has no effect without --tools"),
-        (
-            ("--max_new_tokens=5000",),
-            "max_new_tokens: got 5000, expected at most 1023 because the context is 1024",
-        ),
+        (("--max_new_tokens=5000",), "max_new_tokens: got 5000, expected at most 1023 because the context is 1024"),
         (("--max_new_tokens=1022",), "--prompt: has .* expected at most 2 because the context is 1024"),
         (("--tools=hammer",), r"tools\.names: got 'hammer', expected one of"),
     ],
 )
-def test_mistakes_that_only_the_stage_shows(
-    run: Run, stage: Path, arguments: tuple[str, ...], message: str
-) -> None:
+def test_mistakes_that_only_the_stage_shows(run: Run, stage: Path, arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(TemperError, match=message):
         run(stage, "--prompt=1", *arguments)
 

@@ -62,10 +62,7 @@ def test_help_shows_an_example(forks: Forks) -> None:
 
 
 FLAGS = {
-    "no scorer": (
-        ("--strategies=best_of_n",),
-        r"--strategies: best_of_n needs a scorer, expected --scorers=",
-    ),
+    "no scorer": (("--strategies=best_of_n",), r"--strategies: best_of_n needs a scorer, expected --scorers="),
     "strategy": (("--strategies=beam",), r"--strategies: got beam, expected some of pass,random"),
     "n": (("--samples=4", "--n=2,8"), "--n: got 2,8, expected integers from 1 to --samples=4"),
     "no number": (("--n=two",), r"--n: got two, expected numbers such as 1,4,16"),
@@ -146,11 +143,7 @@ def test_stages_that_do_not_fit(forks: Forks, trained: Path, tmp_path: Path) -> 
     )
     cases = [
         ("prm", (), r"prm-\w+: holds a step_scorer, expected a policy, which can be sampled"),
-        (
-            "sft",
-            (f"--scorers={sft}",),
-            r"sft-\w+: holds a policy, expected a reward model, an outcome scorer",
-        ),
+        ("sft", (f"--scorers={sft}",), r"sft-\w+: holds a policy, expected a reward model, an outcome scorer"),
         ("sft", (f"--scorers={tmp_path}",), r"is not the folder of a stage that has run, expected"),
         ("sft", (f"--scorers={other}",), r"prm-other: has another tokenizer than the policy"),
         ("sft", ("--max_new_tokens=60",), r"--max_new_tokens: got 60 after prompts of up to 32 tokens"),

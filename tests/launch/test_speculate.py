@@ -59,9 +59,7 @@ def test_from_training_to_a_table(forks: Forks, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes(forks: Forks, tmp_path: Path, flag: str, message: str) -> None:
-    outcome = forks.run(
-        "speculate", f"--stage={tmp_path / 'nothing'}", "--draft=ngram", f"--output={tmp_path}", flag
-    )
+    outcome = forks.run("speculate", f"--stage={tmp_path / 'nothing'}", "--draft=ngram", f"--output={tmp_path}", flag)
     assert_one_sentence(outcome, message)
 
 

@@ -38,9 +38,7 @@ def _to_numpy(tree: Any) -> Any:
     return np.asarray(tree, np.float64)
 
 
-def _row(
-    params: Any, c: ModelConfig, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray
-) -> np.ndarray:
+def _row(params: Any, c: ModelConfig, tokens: np.ndarray, positions: np.ndarray, segments: np.ndarray) -> np.ndarray:
     T, shared = len(tokens), c.num_heads // c.num_kv_heads
     x = params["embed"][tokens]
     for layer in range(c.num_layers):
@@ -50,9 +48,7 @@ def _row(
         added = np.zeros_like(x)
         for head in range(c.num_heads):
             q = [_turn(h[t] @ attention["wq"][:, head], positions[t], c.rope_theta) for t in range(T)]
-            k = [
-                _turn(h[t] @ attention["wk"][:, head // shared], positions[t], c.rope_theta) for t in range(T)
-            ]
+            k = [_turn(h[t] @ attention["wk"][:, head // shared], positions[t], c.rope_theta) for t in range(T)]
             v = h @ attention["wv"][:, head // shared]
             for t in range(T):
                 seen = [s for s in range(t + 1) if segments[s] == segments[t]]

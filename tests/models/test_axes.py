@@ -72,9 +72,7 @@ def test_constraints_hold_inside_a_mesh_and_are_absent_outside(mesh: Mesh) -> No
     assert count() == 0
     with jax.set_mesh(mesh):
         assert count() > 0
-        x = jax.jit(lambda x: constrain(x, "batch", "length", "activation_heads", "head_dim"))(
-            jnp.ones((8, 3, 4, 5))
-        )
+        x = jax.jit(lambda x: constrain(x, "batch", "length", "activation_heads", "head_dim"))(jnp.ones((8, 3, 4, 5)))
         assert x.addressable_shards[0].data.shape == (2, 3, 2, 5)
         cache = jax.jit(lambda: init_cache(UNTIED, 8, 5))()
         assert cache.layers[0].keys.addressable_shards[0].data.shape == (2, 1, 5, 8)
@@ -116,7 +114,5 @@ def test_one_device_equals_eight(mesh: Mesh, capfd: pytest.CaptureFixture[str]) 
 )
 def test_indivisible_axes_are_refused(mesh: Mesh, key: str, change: dict[str, int]) -> None:
     check_divisible(CONFIG, mesh)
-    with pytest.raises(
-        ValueError, match=rf"model\.{key}: got {change[key]}, expected a multiple of mesh\.\w+=2"
-    ):
+    with pytest.raises(ValueError, match=rf"model\.{key}: got {change[key]}, expected a multiple of mesh\.\w+=2"):
         check_divisible(dataclasses.replace(CONFIG, **change), mesh)

@@ -27,15 +27,12 @@ def test_head_dim_must_be_even() -> None:
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["rope_theta", "norm_eps"])
 def test_numbers_must_be_finite_and_positive(name: str, value: float) -> None:
-    with pytest.raises(
-        ValueError, match=rf"^{name}: got {value!r}, expected a finite number above 0 because"
-    ):
+    with pytest.raises(ValueError, match=rf"^{name}: got {value!r}, expected a finite number above 0 because"):
         dataclasses.replace(CONFIG, **{name: value})
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "logprob_chunk"],
+    "name", ["vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "logprob_chunk"]
 )
 def test_sizes_must_be_positive(name: str) -> None:
     with pytest.raises(ValueError, match=rf"^{name}: got 0, expected at least 1"):

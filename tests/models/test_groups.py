@@ -69,12 +69,8 @@ def test_accelerators_attend_over_whole_rows_with_the_same_result() -> None:
     segments = fold(grouped_rows(CONFIG)[2], GROUP)
     rng = np.random.default_rng(3)
     heads = (CONFIG.num_heads, CONFIG.num_kv_heads, CONFIG.num_kv_heads)
-    q, k, v = (
-        jnp.asarray(rng.standard_normal((*segments.shape, n, CONFIG.head_dim)), jnp.float32) for n in heads
-    )
-    whole, apart = (
-        self_attention(q, k, v, segments, kernel=kernel, group=GROUP) for kernel in ("xla", "cpu_blocks")
-    )
+    q, k, v = (jnp.asarray(rng.standard_normal((*segments.shape, n, CONFIG.head_dim)), jnp.float32) for n in heads)
+    whole, apart = (self_attention(q, k, v, segments, kernel=kernel, group=GROUP) for kernel in ("xla", "cpu_blocks"))
     real = np.asarray(segments) > 0
     np.testing.assert_allclose(apart[real], whole[real], atol=1e-5)
 

@@ -24,16 +24,7 @@ from models.heads import (
     state_values,
 )
 from tests.models.reference import numpy_hidden
-from tests.models.tiny import (
-    CONFIG,
-    ONE_LAYER,
-    UNTIED,
-    left_padded,
-    make_params,
-    make_tokens,
-    plain,
-    right_padded,
-)
+from tests.models.tiny import CONFIG, ONE_LAYER, UNTIED, left_padded, make_params, make_tokens, plain, right_padded
 
 
 def outputs_of(scorer: Any, config: Any, *rows: jax.Array) -> jax.Array:
@@ -133,9 +124,7 @@ def test_the_last_real_token_is_read_wherever_padding_is(seed: int) -> None:
         if mask[b].any():
             hits[b, np.flatnonzero(mask[b])[-1]] = 1
     np.testing.assert_array_equal(gradient, hits)
-    np.testing.assert_array_equal(
-        last_token_scores(outputs, mask.astype(np.int32)), expected.astype(np.float32)
-    )
+    np.testing.assert_array_equal(last_token_scores(outputs, mask.astype(np.int32)), expected.astype(np.float32))
 
 
 def test_fractional_masks_are_refused() -> None:

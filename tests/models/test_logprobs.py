@@ -34,9 +34,7 @@ def arrays() -> tuple[jax.Array, jax.Array, jax.Array]:
     return hidden, unembed, jnp.asarray(rng.integers(0, V, (B, T)), jnp.int32)
 
 
-def unchunked(
-    hidden: jax.Array, unembed: jax.Array, targets: jax.Array, temperature: float | jax.Array
-) -> TokenLogps:
+def unchunked(hidden: jax.Array, unembed: jax.Array, targets: jax.Array, temperature: float | jax.Array) -> TokenLogps:
     """The textbook definition, `[B, T, V]` and all."""
     logits = (hidden @ unembed) / temperature
     log_probs = jax.nn.log_softmax(logits, axis=-1)
@@ -61,9 +59,7 @@ def test_equals_log_softmax(chunk: int, temperature: float) -> None:
 
 @pytest.mark.parametrize("chunk", [4, 10])
 def test_gradient_equals_the_unchunked(chunk: int) -> None:
-    weights = jnp.asarray(
-        np.random.default_rng(1).standard_normal((len(TokenLogps._fields), B, T)), jnp.float32
-    )
+    weights = jnp.asarray(np.random.default_rng(1).standard_normal((len(TokenLogps._fields), B, T)), jnp.float32)
     hidden, unembed, targets = arrays()
 
     def total(scored: TokenLogps) -> jax.Array:
@@ -146,9 +142,7 @@ class TestNeeded:
     @pytest.mark.parametrize(("needed", "computed"), [(128, False), (127, True)])
     @pytest.mark.parametrize("chunk", [64, 128])
     @pytest.mark.parametrize("devices", [1, 4])
-    def test_a_chunk_without_any_is_not_computed(
-        self, chunk: int, needed: int, computed: bool, devices: int
-    ) -> None:
+    def test_a_chunk_without_any_is_not_computed(self, chunk: int, needed: int, computed: bool, devices: int) -> None:
         """NaN in the states that are not needed is read only where one of them shares a chunk with one that is."""
         hidden, unembed, targets, _ = self.arrays()
         slots = jnp.arange(self.LENGTH)
@@ -177,9 +171,7 @@ class TestNeeded:
         hidden = self.arrays()[0]
         alone = self.value_and_grad(hidden, 128)
         with jax.set_mesh(mesh):
-            spread = self.value_and_grad(
-                jax.device_put(hidden, NamedSharding(mesh, PartitionSpec("data"))), 128
-            )
+            spread = self.value_and_grad(jax.device_put(hidden, NamedSharding(mesh, PartitionSpec("data"))), 128)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), spread, alone)
 
 
@@ -207,9 +199,7 @@ def test_slots_before_the_first_target_are_0_and_cost_no_logits(first: int) -> N
         np.testing.assert_allclose(value[:, first:], target[:, first:], atol=1e-5, err_msg=name)
     jaxpr = jax.make_jaxpr(lambda p: token_logps(p, config, *batch, first=first)[0].logps)(params)
     shapes = {aval.shape for aval in values_of(jaxpr) if hasattr(aval, "shape")}
-    assert {shape for shape in shapes if len(shape) == 3 and shape[0] == B and shape[-1] == V} == {
-        (B, T - first, V)
-    }
+    assert {shape for shape in shapes if len(shape) == 3 and shape[0] == B and shape[-1] == V} == {(B, T - first, V)}
 
 
 def test_slots_that_are_not_needed_are_0() -> None:
@@ -335,9 +325,7 @@ class TestDivergence:
     def test_another_vocabulary_is_refused_by_name(self) -> None:
         other = dataclasses.replace(self.TEACHER, vocab_size=50)
         hidden, unembed, teacher, _ = self.arrays()
-        with pytest.raises(
-            ValueError, match="teacher: got a vocabulary of 50 tokens, expected the student's 40"
-        ):
+        with pytest.raises(ValueError, match="teacher: got a vocabulary of 50 tokens, expected the student's 40"):
             hidden_divergence(hidden, unembed, CONFIG, teacher, jnp.zeros((24, 50)), other, self.kl)
 
 

@@ -36,17 +36,13 @@ def outcome(scan: bool, remat: Remat) -> Outcome:
     params = make_params(CONFIG)
     compiled = jax.jit(jax.value_and_grad(loss_under(scan, remat))).lower(params).compile()
     value, gradient = compiled(params)
-    return Outcome(
-        float(value), gradient, compiled.cost_analysis()["flops"], compiled.as_text().count(" while(")
-    )
+    return Outcome(float(value), gradient, compiled.cost_analysis()["flops"], compiled.as_text().count(" while("))
 
 
 @cache
 def residuals(scan: bool, remat: Remat) -> int:
     """Elements that the forward pass leaves for the backward pass, the parameters included."""
-    _, pull_back = jax.eval_shape(
-        lambda params: jax.vjp(loss_under(scan, remat), params), make_params(CONFIG)
-    )
+    _, pull_back = jax.eval_shape(lambda params: jax.vjp(loss_under(scan, remat), params), make_params(CONFIG))
     return sum(leaf.size for leaf in jax.tree.leaves(pull_back))
 
 
@@ -85,9 +81,7 @@ def test_full_remat_saves_block_inputs_only(scan: bool) -> None:
 
     def shapes(remat: Remat) -> set[tuple[int, ...]]:
         _, pull_back = jax.eval_shape(lambda p: jax.vjp(loss_under(scan, remat), p), params)
-        known = {leaf.shape for leaf in jax.tree.leaves(params)} | {
-            leaf.shape[1:] for leaf in jax.tree.leaves(params)
-        }
+        known = {leaf.shape for leaf in jax.tree.leaves(params)} | {leaf.shape[1:] for leaf in jax.tree.leaves(params)}
         shapes = {leaf.shape for leaf in jax.tree.leaves(pull_back)} - known
         return {shape for shape in shapes if np.prod(shape) > CONFIG.num_layers * 3 * 9 * CONFIG.d_model}
 

@@ -51,9 +51,7 @@ def make_params(config: ModelConfig, seed: int = 0, spread: float = 0.25) -> Par
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def hidden_states(
-    params: Params, config: ModelConfig, *rows: jax.Array, group: Group | None = None
-) -> jax.Array:
+def hidden_states(params: Params, config: ModelConfig, *rows: jax.Array, group: Group | None = None) -> jax.Array:
     """What `forward` returns first."""
     return forward(params, config, *rows, group=group)[0]
 

@@ -27,12 +27,7 @@ def score_arrays(rng):
     margins = rng.uniform(0, 2, B).astype(np.float32)
     soft_labels = rng.uniform(0, 1, B).astype(np.float32)
     scores = rng.normal(size=(2, B)).astype(np.float32)
-    return {
-        "chosen_scores": scores[0],
-        "rejected_scores": scores[1],
-        "margins": margins,
-        "soft_labels": soft_labels,
-    }
+    return {"chosen_scores": scores[0], "rejected_scores": scores[1], "margins": margins, "soft_labels": soft_labels}
 
 
 def ranking_arrays(rng):
@@ -151,9 +146,7 @@ CASES = {
     ),
     "orpo": free_case(orpo_loss, {"lambda_coef": 0.5}, *BOTH),
     "simpo": free_case(simpo_loss, {"beta": 2.0, "gamma": 0.6, "label_smoothing": 0.1}, *BOTH),
-    "cpo_sigmoid": free_case(
-        cpo_loss, {"beta": 0.3, "nll_coef": 0.8, "label_smoothing": 0.1}, "chosen_lengths"
-    ),
+    "cpo_sigmoid": free_case(cpo_loss, {"beta": 0.3, "nll_coef": 0.8, "label_smoothing": 0.1}, "chosen_lengths"),
     "cpo_hinge": free_case(cpo_loss, {"beta": 0.3, "nll_coef": 0.8}, "chosen_lengths", loss_type="hinge"),
     "cpo_ipo": free_case(cpo_loss, {"beta": 0.3, "nll_coef": 0.8}, *BOTH, positive=BETA, loss_type="ipo"),
     "step_dpo": Case(

@@ -125,9 +125,7 @@ CASES = {
     "grpo_k2": Case(**GRPO, options={"kl_estimator": "k2"}, aggregations=("token_mean",)),
     "grpo_token_advantages": Case(**GRPO | {"arrays": token_arrays}, aggregations=("token_mean",)),
     "grpo_corrected_kl": Case(**GRPO, options={"kl_correction": "ratio"}, aggregations=("token_mean",)),
-    "grpo_two_sided": Case(
-        **GRPO | {"scalars": {**GRPO["scalars"], "delta": 1.5}}, aggregations=("token_mean",)
-    ),
+    "grpo_two_sided": Case(**GRPO | {"scalars": {**GRPO["scalars"], "delta": 1.5}}, aggregations=("token_mean",)),
     "grpo_importance": Case(**GRPO | {"arrays": weighted_arrays}, aggregations=("token_mean",)),
     "gspo": Case(**GRPO | {"arrays": sequence_arrays}, options={"ratio_level": "sequence"}),
     "gspo_token": Case(**GRPO | {"arrays": sequence_arrays}, options={"ratio_level": "sequence_token"}),
@@ -142,9 +140,7 @@ CASES = {
         options={"kl_estimator": "k2"},
         aggregations=("token_mean",),
     ),
-    "ppo_value": Case(
-        ppo_value_loss, {"values"}, value_arrays, {"clip_eps_value": 0.3}, masks=("completion_mask",)
-    ),
+    "ppo_value": Case(ppo_value_loss, {"values"}, value_arrays, {"clip_eps_value": 0.3}, masks=("completion_mask",)),
     "ppo_value_unclipped": Case(
         ppo_value_loss,
         {"values"},

@@ -67,10 +67,7 @@ EQUIVALENT = {
     ("gae", "count = jnp.maximum(token_weights.sum(), 2e-08)"): "matters where nothing counts: 0 / guard",
     ("gae", "return jnp.where(varies, 1.0 - unexplained / jnp.where(varies, variance, 2.0), 0.0)"): _UNREAD,
     ("orpo", "return (jnp.log(-jnp.expm1(x)))"): _FORMS,
-    (
-        "orpo",
-        "return jnp.where(x > -math.log(4.0), jnp.log(-jnp.expm1(x)), jnp.log1p(-jnp.exp(x)))",
-    ): _FORMS,
+    ("orpo", "return jnp.where(x > -math.log(4.0), jnp.log(-jnp.expm1(x)), jnp.log1p(-jnp.exp(x)))"): _FORMS,
     ("prm", "scores = jnp.where(mask, probs, 2.0).min(axis=1)"): "a probability is at most 1",
     ("step_dpo", "log_ratio = (policy_logps) - masked(ref_logps, is_used)"): _DROPPED,
     ("step_dpo", "log_ratio = masked(policy_logps, is_used) - (ref_logps)"): _DROPPED,
@@ -86,11 +83,7 @@ class _Changed(importlib.machinery.SourceFileLoader):
         return compile(self.text, self.path, "exec", dont_inherit=True)
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:  # noqa: ARG002
-        return (
-            importlib.util.spec_from_file_location(name, self.path, loader=self)
-            if name == self.name
-            else None
-        )
+        return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
 
 
 def copy_tree(folder: Path) -> Path:
@@ -136,14 +129,10 @@ def start(tree: Path, module: str, text: str | None) -> int:
         files, cases = TESTS[module]
         stages = [[f"tests/objectives/test_{name}.py"] for name in files]
         if cases:
-            stages.append(
-                ["tests/objectives/test_properties.py", "-k", f"({cases}) and (gradients or garbage)"]
-            )
+            stages.append(["tests/objectives/test_properties.py", "-k", f"({cases}) and (gradients or garbage)"])
         code = 0
         for stage in stages:
-            code = code or int(
-                pytest.main([*stage, "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-o", "addopts="])
-            )
+            code = code or int(pytest.main([*stage, "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-o", "addopts="]))
         os._exit(code)
     finally:
         os._exit(70)
@@ -192,9 +181,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--file", action="append", metavar="NAME", help="dpo.py; repeatable; default: every file"
-    )
+    parser.add_argument("--file", action="append", metavar="NAME", help="dpo.py; repeatable; default: every file")
     parser.add_argument("--kind", action="append", choices=KINDS, help="repeatable; default: every kind")
     parser.add_argument("--per-kind", type=int, default=4, metavar="N", help="a sample per file and kind (4)")
     parser.add_argument("--all", action="store_true", help="every mutant instead of a sample")
@@ -229,9 +216,7 @@ def main(arguments: list[str]) -> int:
             for name in modules:  # also compiles the unchanged programs, for the cache
                 _, status = os.waitpid(start(tree, name, None), 0)
                 if status:
-                    print(
-                        f"{name}.py: its tests fail or exceed {SECONDS} s before any change; mend them first"
-                    )
+                    print(f"{name}.py: its tests fail or exceed {SECONDS} s before any change; mend them first")
                     return 1
                 bar.advance()
             for mutant, how in outcomes(tree, mutants, options.jobs):

@@ -97,9 +97,7 @@ def _expressions(node: ast.AST, names: frozenset[str]) -> Iterator[tuple[ast.exp
         yield from _expressions(child, names)
 
 
-def _changes(
-    node: ast.expr, names: frozenset[str], text: Callable[[ast.expr], str]
-) -> Iterator[tuple[str, str]]:
+def _changes(node: ast.expr, names: frozenset[str], text: Callable[[ast.expr], str]) -> Iterator[tuple[str, str]]:
     """What one node can become: (kind, its new text)."""
     match node:
         case ast.BinOp(left, op, right) if type(op) in BINARY:

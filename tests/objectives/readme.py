@@ -133,20 +133,14 @@ def name_table() -> str:
         loaded = names_in(ast.parse((ROOT / path).read_text("utf-8")))
         calls = [x.__name__ for x in public_functions() if _CALLED_AS.get(x.__name__, x.__name__) in loaded]
         rows.append(
-            [
-                ", ".join(names),
-                f"`{path}`",
-                ", ".join(f"`{name}`" for name in calls) or "what its base class does",
-            ]
+            [", ".join(names), f"`{path}`", ", ".join(f"`{name}`" for name in calls) or "what its base class does"]
         )
     return table(["`objective`", "Algorithm", "Calls"], rows)
 
 
 def summary_table(functions: list[Callable[..., Any]]) -> str:
     """One row a function; its name leads to its section below."""
-    rows = [
-        [f"[{x.__name__}](#{x.__name__})", meaning(x), short_equation(x), short_source(x)] for x in functions
-    ]
+    rows = [[f"[{x.__name__}](#{x.__name__})", meaning(x), short_equation(x), short_source(x)] for x in functions]
     return table(["Name", "Meaning", "Equation", "Source"], rows)
 
 
@@ -174,11 +168,7 @@ def short_source(function: Callable[..., Any]) -> str:
     """The first two citations."""
     cited = re.findall(r"[A-Z][\w'-]+(?: et al\.| and [A-Z]\w+| Team)? \d{4}", source(function))
     found = list(dict.fromkeys(cited))
-    return (
-        ", ".join(found[:2]) + (", ..." if len(found) > 2 else "")
-        if found
-        else source(function).split(";")[0]
-    )
+    return ", ".join(found[:2]) + (", ..." if len(found) > 2 else "") if found else source(function).split(";")[0]
 
 
 def section(function: Callable[..., Any]) -> str:
@@ -194,10 +184,7 @@ def section(function: Callable[..., Any]) -> str:
     if listed:
         lines.append(f"- Options: {listed}")
     for parameter in choices_of(function):
-        found = [
-            (value, variant_cell(function, parameter, value))
-            for value in choices_in_order(function, parameter)
-        ]
+        found = [(value, variant_cell(function, parameter, value)) for value in choices_in_order(function, parameter)]
         lines.append(f"- `{parameter}`:")
         lines += [f"  - `{value}`: {cell}" for value, cell in found]
     return "\n".join(lines) + "\n"
@@ -371,11 +358,7 @@ def shapes(function: Callable[..., Any]) -> str:
     """Array shapes of the parameters, each once."""
     parameters = inspect.signature(function).parameters.values()
     found = {shape: None for p in parameters for shape in dims(p.annotation) if shape}
-    listed = [
-        "any shape" if shape == "..." else f"`[{','.join(shape.split())}]`"
-        for shape in found
-        if shape.strip()
-    ]
+    listed = ["any shape" if shape == "..." else f"`[{','.join(shape.split())}]`" for shape in found if shape.strip()]
     return ", ".join(listed)
 
 

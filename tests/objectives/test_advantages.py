@@ -20,9 +20,9 @@ from objectives.advantages import (
 from tests.objectives.cases import fill, random_mask
 
 GROUPINGS = [(3, 7), (1, 2)]  # prompts, group size
-jit_advantages = functools.partial(
-    jax.jit, static_argnames=("group_size", "baseline", "normalization", "ddof")
-)(group_advantages)
+jit_advantages = functools.partial(jax.jit, static_argnames=("group_size", "baseline", "normalization", "ddof"))(
+    group_advantages
+)
 
 
 def loop_std(values, ddof):
@@ -98,14 +98,8 @@ def test_zero_std_groups():
         ({"group_size": 1}, "group_size: got 1, expected >= 2 because"),
         ({"group_size": 4}, "rewards: got 6, expected a multiple of group_size = 4"),
         ({"group_size": 2, "ddof": 2}, "ddof: got 2, expected 0 <= ddof < group_size = 2"),
-        (
-            {"group_size": 2, "baseline": "median"},
-            "baseline: got 'median', expected one of mean, leave_one_out",
-        ),
-        (
-            {"group_size": 2, "normalization": "max"},
-            "normalization: got 'max', expected one of group, batch, none",
-        ),
+        ({"group_size": 2, "baseline": "median"}, "baseline: got 'median', expected one of mean, leave_one_out"),
+        ({"group_size": 2, "normalization": "max"}, "normalization: got 'max', expected one of group, batch, none"),
     ],
 )
 def test_refusals(options, message):
@@ -149,10 +143,7 @@ def test_reinforce_pp_golden(gamma, kl_coef):
         for b, row in enumerate(mask):
             slots = np.flatnonzero(row)
             for i, t in enumerate(slots):
-                paid = [
-                    -kl_coef * float(kl[b, u]) + (float(rewards[b]) if u == slots[-1] else 0.0)
-                    for u in slots[i:]
-                ]
+                paid = [-kl_coef * float(kl[b, u]) + (float(rewards[b]) if u == slots[-1] else 0.0) for u in slots[i:]]
                 to_go[b, t] = sum(gamma**k * r for k, r in enumerate(paid))
         got = call(
             rewards=rewards,
@@ -215,11 +206,7 @@ def test_process_advantages_golden(ddof):
                     later = [u for u in range(t, mask.shape[1]) if mask[b, u] and ends[b, u]]
                     expected[b, t] = sum((float(rewards[b, u]) - mean) / (std + 1e-4) for u in later)
         got = call(
-            step_rewards=fill(rewards, mask & ends),
-            step_mask=ends,
-            completion_mask=mask,
-            group_size=2,
-            ddof=ddof,
+            step_rewards=fill(rewards, mask & ends), step_mask=ends, completion_mask=mask, group_size=2, ddof=ddof
         )
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5, err_msg=f"seed {seed}")
         np.testing.assert_array_equal(np.asarray(got)[~mask], 0.0)
@@ -232,10 +219,7 @@ def test_equal_step_rewards_give_exactly_zero(group_size):
     mask = np.ones((2 * group_size, 5), bool)
     for value in (0.1, 1 / 3, -0.7, 1e6 + 0.1):
         got = process_advantages(
-            step_rewards=jnp.full(mask.shape, value),
-            step_mask=mask,
-            completion_mask=mask,
-            group_size=group_size,
+            step_rewards=jnp.full(mask.shape, value), step_mask=mask, completion_mask=mask, group_size=group_size
         )
         np.testing.assert_array_equal(got, np.zeros(mask.shape))
 
@@ -246,10 +230,7 @@ def test_one_step_per_completion_is_outcome_supervision():
     mask = np.arange(4) < np.array([4, 1, 2, 3, 4, 2])[:, None]
     ends = mask & ~np.pad(mask[:, 1:], [(0, 0), (0, 1)])
     got = process_advantages(
-        step_rewards=jnp.where(ends, rewards[:, None], 0.0),
-        step_mask=ends,
-        completion_mask=mask,
-        group_size=3,
+        step_rewards=jnp.where(ends, rewards[:, None], 0.0), step_mask=ends, completion_mask=mask, group_size=3
     )
     expected = jnp.where(mask, group_advantages(rewards, 3)[:, None], 0.0)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
@@ -295,9 +276,7 @@ def test_by_default_a_ten_thousandth_is_added_to_the_std_and_nothing_is_discount
     expected = 1e-4 / (math.sqrt(2) * 1e-4 + 1e-4)
     np.testing.assert_allclose(group_advantages(rewards, 2), [-expected, expected], rtol=1e-5)
     ones = jnp.ones((2, 1), bool)
-    steps = process_advantages(
-        step_rewards=rewards[:, None], step_mask=ones, completion_mask=ones, group_size=2
-    )
+    steps = process_advantages(step_rewards=rewards[:, None], step_mask=ones, completion_mask=ones, group_size=2)
     np.testing.assert_allclose(steps[:, 0], [-expected, expected], rtol=1e-5)
     tokens = reinforce_pp_advantages(rewards=rewards, completion_mask=jnp.ones((2, 3), bool))
     np.testing.assert_array_equal(tokens, tokens[:, :1] * jnp.ones((1, 3)))

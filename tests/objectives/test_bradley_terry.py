@@ -32,11 +32,7 @@ def test_golden(has_margins, has_soft_labels):
         margins = rng.uniform(0, 3, batch).astype(np.float32) if has_margins else None
         labels = rng.choice([0.0, 0.3, 1.0], batch).astype(np.float32) if has_soft_labels else None
         got = jit_pairs(
-            chosen_scores=chosen,
-            rejected_scores=rejected,
-            margins=margins,
-            soft_labels=labels,
-            center_coef=coef,
+            chosen_scores=chosen, rejected_scores=rejected, margins=margins, soft_labels=labels, center_coef=coef
         )
         for b in range(batch):
             c, r = float(chosen[b]), float(rejected[b])
@@ -111,9 +107,7 @@ def test_ranking_golden():
         mask = random_mask(rng, *shape)
         ranks = rng.integers(0, 4, shape)
         scores = rng.normal(scale=2, size=shape).astype(np.float32)
-        got = jit_ranking(
-            scores=fill(scores, mask), ranks=np.where(mask, ranks, -9), mask=mask, center_coef=coef
-        )
+        got = jit_ranking(scores=fill(scores, mask), ranks=np.where(mask, ranks, -9), mask=mask, center_coef=coef)
         for p in range(shape[0]):
             terms, margins = [], []
             for i in np.flatnonzero(mask[p]):

@@ -76,9 +76,7 @@ def test_the_contrast_is_dpo_with_a_uniform_reference():
     uniform = jnp.full(logps.shape[1], -7.0)
     for loss_type in ("sigmoid", "hinge"):
         ours = cpo_loss(**pair, beta=0.3, nll_coef=0.0, loss_type=loss_type).losses
-        dpo = dpo_loss(
-            **pair, ref_chosen_logps=uniform, ref_rejected_logps=uniform, beta=0.3, loss_type=loss_type
-        )
+        dpo = dpo_loss(**pair, ref_chosen_logps=uniform, ref_rejected_logps=uniform, beta=0.3, loss_type=loss_type)
         np.testing.assert_allclose(ours, dpo.losses, rtol=1e-5, atol=1e-6)
 
 
@@ -100,9 +98,7 @@ def test_a_tie_costs_log_2_and_swapping_negates_the_margin():
     np.testing.assert_allclose(loss_of_one(tie, tie, **options).losses, math.log(2), rtol=1e-6)
     gradient = jax.grad(lambda c: loss_of_one(c, tie, **options).losses[0])(tie)
     np.testing.assert_allclose(gradient, [-0.2], rtol=1e-6)
-    margins = [
-        loss_of_one(a, b, **options).metrics["reward_margin"] for a, b in ((tie, tie - 1), (tie - 1, tie))
-    ]
+    margins = [loss_of_one(a, b, **options).metrics["reward_margin"] for a, b in ((tie, tie - 1), (tie - 1, tie))]
     np.testing.assert_array_equal(margins[0], -margins[1])
 
 

@@ -58,9 +58,7 @@ def fill_rows(values, mask):
     return np.stack([fill(values[..., k], mask) for k in range(values.shape[-1])], axis=-1)
 
 
-@pytest.mark.parametrize(
-    ("divergence", "beta"), [("forward_kl", 0.5), ("reverse_kl", 0.5), ("jsd", 0.5), ("jsd", 0.1)]
-)
+@pytest.mark.parametrize(("divergence", "beta"), [("forward_kl", 0.5), ("reverse_kl", 0.5), ("jsd", 0.5), ("jsd", 0.1)])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_golden(divergence, beta, temperature):
     for seed in SEEDS:
@@ -90,9 +88,9 @@ def test_golden(divergence, beta, temperature):
 def test_a_student_equal_to_its_teacher_loses_nothing_and_learns_nothing(divergence):
     logits = jnp.array(random_case(1)[0])
     mask = jnp.ones(logits.shape[:2], bool)
-    value, gradient = jit_value_and_grad(
-        lambda student: jit_divergence(student, logits + 3.0, mask, divergence).sum()
-    )(logits)
+    value, gradient = jit_value_and_grad(lambda student: jit_divergence(student, logits + 3.0, mask, divergence).sum())(
+        logits
+    )
     np.testing.assert_allclose(value, 0.0, atol=1e-5)
     np.testing.assert_allclose(gradient, jnp.zeros_like(logits), atol=1e-6)
 
@@ -106,9 +104,7 @@ def test_forward_kl_gradient_is_cross_entropys_and_reverse_kl_is_not():
 
     expected = jax.jit(jax.grad(cross_entropy))(student)
     gradients = {
-        name: jit_value_and_grad(lambda s, name=name: jit_divergence(s, teacher, mask, name).sum())(student)[
-            1
-        ]
+        name: jit_value_and_grad(lambda s, name=name: jit_divergence(s, teacher, mask, name).sum())(student)[1]
         for name in ("forward_kl", "reverse_kl")
     }
     np.testing.assert_allclose(gradients["forward_kl"], expected, rtol=1e-4, atol=1e-6)
@@ -196,9 +192,7 @@ def test_topk_golden(tail, divergence):
             else:
                 s, q = [x / sum(s) for x in s], [x / sum(q) for x in q]
             expected = loop_divergence(q, s, divergence, 0.3)
-            np.testing.assert_allclose(
-                got.losses[b, t], expected, rtol=1e-5, atol=1e-5, err_msg=f"seed {seed}"
-            )
+            np.testing.assert_allclose(got.losses[b, t], expected, rtol=1e-5, atol=1e-5, err_msg=f"seed {seed}")
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -249,11 +243,7 @@ def test_fewer_than_k_teacher_tokens_are_padded_by_minus_infinity(tail, divergen
 
     def total(student, teacher):
         out = jit_topk(
-            student_topk_logps=student,
-            teacher_topk_logps=teacher,
-            mask=mask,
-            divergence=divergence,
-            tail=tail,
+            student_topk_logps=student, teacher_topk_logps=teacher, mask=mask, divergence=divergence, tail=tail
         )
         return out.losses.sum()
 

@@ -5,12 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from objectives.dpo_terms import (
-    bco_delta_statistic,
-    length_desensitized_logps,
-    quantile_matched,
-    wpo_weights,
-)
+from objectives.dpo_terms import bco_delta_statistic, length_desensitized_logps, quantile_matched, wpo_weights
 from objectives.reduce import sequence_sum
 from tests.objectives.cases import SEEDS, SHAPES, fill, random_logps, random_mask
 
@@ -38,9 +33,7 @@ def test_length_desensitized_golden():
 def test_alpha_1_is_the_plain_sum_and_alpha_0_truncates():
     logps, mask = jnp.array([[-1.0, -2.0, -4.0]]), jnp.ones((1, 3), bool)
     arguments = {"token_logps": logps, "mask": mask, "public_lengths": jnp.array([2])}
-    np.testing.assert_allclose(
-        length_desensitized_logps(**arguments, ld_alpha=1.0), sequence_sum(logps, mask)
-    )
+    np.testing.assert_allclose(length_desensitized_logps(**arguments, ld_alpha=1.0), sequence_sum(logps, mask))
     np.testing.assert_allclose(length_desensitized_logps(**arguments, ld_alpha=0.0), [-3.0])
     np.testing.assert_allclose(length_desensitized_logps(**arguments, ld_alpha=0.25), [-4.0])
 
@@ -79,14 +72,10 @@ def test_the_reward_shift_adds_over_micro_batches():
         chosen, rejected = rng.normal(size=(2, 4)).astype(np.float32)
         weights = rng.choice([0.0, 1.0, 2.0], 4).astype(np.float32)
         parts = [
-            bco_delta_statistic(
-                rewards_chosen=chosen[rows], rewards_rejected=rejected[rows], weights=weights[rows]
-            )
+            bco_delta_statistic(rewards_chosen=chosen[rows], rewards_rejected=rejected[rows], weights=weights[rows])
             for rows in (slice(0, 1), slice(1, 4))
         ]
-        total = sum(
-            float(w) * (float(c) + float(r)) / 2 for c, r, w in zip(chosen, rejected, weights, strict=True)
-        )
+        total = sum(float(w) * (float(c) + float(r)) / 2 for c, r, w in zip(chosen, rejected, weights, strict=True))
         expected = total / weights.sum() if weights.sum() else 0.0
         np.testing.assert_allclose((parts[0] + parts[1]).mean(), expected, rtol=1e-5, atol=1e-6)
 

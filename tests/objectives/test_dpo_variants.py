@@ -12,14 +12,7 @@ from objectives.dpo import OPTIONS, dpo_loss
 from tests.objectives.cases import SEEDS, random_logps
 
 NAMES = ["policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps"]
-METRICS = {
-    "rewards_chosen",
-    "rewards_rejected",
-    "reward_margin",
-    "reward_accuracy",
-    "logps_chosen",
-    "logps_rejected",
-}
+METRICS = {"rewards_chosen", "rewards_rejected", "reward_margin", "reward_accuracy", "logps_chosen", "logps_rejected"}
 jit_loss = functools.partial(jax.jit, static_argnames=("loss_type", "f_divergence"))(dpo_loss)
 
 
@@ -73,16 +66,12 @@ def loop_dpo(loss_type, logps, beta, e, delta, tau, lengths, weights, divergence
                 "hinge": lambda d=d: max(0.0, 1 - beta * d),
                 "ipo": lambda d=d: (d - 1 / (2 * beta)) ** 2,
                 "ipo_unnormalized": lambda d=d: (d - 1 / (2 * beta)) ** 2,
-                "robust": lambda d=d: (
-                    (-(1 - e) * log_sigmoid(beta * d) + e * log_sigmoid(-beta * d)) / (1 - 2 * e)
-                ),
+                "robust": lambda d=d: (-(1 - e) * log_sigmoid(beta * d) + e * log_sigmoid(-beta * d)) / (1 - 2 * e),
                 "exo_pair": lambda q=q: q * math.log(q / (1 - e)) + (1 - q) * (math.log1p(-q) - math.log(e)),
                 "nca_pair": lambda c=xc, r=xr: (
                     -log_sigmoid(beta * c) - 0.5 * log_sigmoid(-beta * c) - 0.5 * log_sigmoid(-beta * r)
                 ),
-                "bco_pair": lambda c=xc, r=xr: (
-                    -log_sigmoid(beta * c - delta) - log_sigmoid(-(beta * r - delta))
-                ),
+                "bco_pair": lambda c=xc, r=xr: -log_sigmoid(beta * c - delta) - log_sigmoid(-(beta * r - delta)),
                 "sppo_hard": lambda c=xc, r=xr: (c - 1 / (2 * beta)) ** 2 + (r + 1 / (2 * beta)) ** 2,
                 "apo_zero": lambda c=xc, r=xr: 1 - sigmoid(beta * c) + sigmoid(beta * r),
                 "apo_down": lambda c=xc, r=xr: sigmoid(beta * c) + 1 - sigmoid(beta * (c - r)),
@@ -178,11 +167,7 @@ AT_REFERENCE = {  # value, d/d chosen, d/d rejected, all for beta = 0.5
     "apo_zero": (1.0, -0.125, 0.125),
     "apo_down": (1.0, 0.0, 0.125),
     # the blend with tau 0.05 is not monotone: at a tie it pushes the *wrong* way, as published
-    "discopop": (
-        0.5 * math.log(2) + 0.5,
-        0.5 * (5 * (1 - math.log(2)) - 0.75),
-        -0.5 * (5 * (1 - math.log(2)) - 0.75),
-    ),
+    "discopop": (0.5 * math.log(2) + 0.5, 0.5 * (5 * (1 - math.log(2)) - 0.75), -0.5 * (5 * (1 - math.log(2)) - 0.75)),
 }
 
 
@@ -228,16 +213,14 @@ def test_swapping_chosen_and_rejected_negates_the_contrast():
     swapped = [logps[i] for i in (1, 0, 3, 2)]
     for loss_type in ("sigmoid", "robust", "discopop", "ipo_unnormalized"):
         one, other = (
-            dpo_loss(**dict(zip(NAMES, x, strict=True)), beta=0.3, loss_type=loss_type)
-            for x in (logps, swapped)
+            dpo_loss(**dict(zip(NAMES, x, strict=True)), beta=0.3, loss_type=loss_type) for x in (logps, swapped)
         )
         for metrics, others in ((one.metrics, other.metrics), (other.metrics, one.metrics)):
             np.testing.assert_array_equal(metrics["reward_margin"], -others["reward_margin"])
             np.testing.assert_array_equal(metrics["rewards_chosen"], others["rewards_rejected"])
     # and cDPO with half of the labels flipped cannot tell the two apart
     half = [
-        dpo_loss(**dict(zip(NAMES, x, strict=True)), beta=0.3, label_smoothing=0.5).losses
-        for x in (logps, swapped)
+        dpo_loss(**dict(zip(NAMES, x, strict=True)), beta=0.3, label_smoothing=0.5).losses for x in (logps, swapped)
     ]
     np.testing.assert_allclose(*half, rtol=1e-6)
 
@@ -246,13 +229,9 @@ def test_a_mean_instead_of_a_sum_divides_beta_by_the_length():
     _, logps, lengths, _ = random_case(2)
     length, arrays = 4.0, dict(zip(NAMES, logps, strict=True))
     means = {name: x / length for name, x in arrays.items()}
-    np.testing.assert_allclose(
-        dpo_loss(**means, beta=0.4).losses, dpo_loss(**arrays, beta=0.1).losses, rtol=1e-5
-    )
+    np.testing.assert_allclose(dpo_loss(**means, beta=0.4).losses, dpo_loss(**arrays, beta=0.1).losses, rtol=1e-5)
     same = jnp.full(lengths.shape[1], length)
-    normalised = dpo_loss(
-        **arrays, beta=0.4, loss_type="sigmoid_norm", chosen_lengths=same, rejected_lengths=same
-    )
+    normalised = dpo_loss(**arrays, beta=0.4, loss_type="sigmoid_norm", chosen_lengths=same, rejected_lengths=same)
     np.testing.assert_allclose(normalised.losses, dpo_loss(**arrays, beta=0.1).losses, rtol=1e-5)
     ipo = dpo_loss(**arrays, beta=0.4, loss_type="ipo", chosen_lengths=same, rejected_lengths=same).losses
     plain = dpo_loss(**arrays, beta=0.1, loss_type="ipo_unnormalized").losses
@@ -309,9 +288,7 @@ def test_transport_pairs_quantiles_not_rows():
 @pytest.mark.parametrize("gap", [-1e4, -90.0, 90.0, 1e4])
 def test_extreme_log_ratios_are_finite(loss_type, gap):
     zero, options = jnp.zeros(1), {"label_smoothing": 0.1} if loss_type == "exo_pair" else {}
-    value, gradients = value_and_gradients(
-        loss_type, jnp.array([gap]), -jnp.array([gap]), zero, zero, **options
-    )
+    value, gradients = value_and_gradients(loss_type, jnp.array([gap]), -jnp.array([gap]), zero, zero, **options)
     assert np.all(np.isfinite([value, *np.ravel(gradients)]))
 
 
@@ -350,10 +327,7 @@ NO_EFFECT = "given, but it would have no effect with loss_type"
         ({"discopop_tau": 0.1}, f"discopop_tau: {NO_EFFECT} 'sigmoid'"),
         ({"weights": PER_TOKEN}, f"weights: {NO_EFFECT} 'sigmoid'"),
         ({"loss_type": "exo_pair"}, r"label_smoothing: got 0.0, expected in \(0, 1\)"),
-        (
-            {"loss_type": "robust", "label_smoothing": 0.5},
-            r"label_smoothing: got 0.5, expected in \[0, 0.5\)",
-        ),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, r"label_smoothing: got 0.5, expected in \[0, 0.5\)"),
     ],
 )
 def test_refusals(options, message):

@@ -42,11 +42,7 @@ def test_golden(gamma, lam):
     for seed in SEEDS:
         rewards, values, _, mask, _ = random_case(seed)
         got = jit_gae(
-            rewards=fill(rewards, mask),
-            values=fill(values, mask),
-            completion_mask=mask,
-            gamma=gamma,
-            gae_lambda=lam,
+            rewards=fill(rewards, mask), values=fill(values, mask), completion_mask=mask, gamma=gamma, gae_lambda=lam
         )
         advantages = np.zeros(mask.shape)
         for b, row in enumerate(mask):
@@ -113,11 +109,7 @@ def test_score_is_paid_on_the_last_completion_token_and_kl_on_each():
                 expected[b, slots[-1]] += scores[b]
                 last[b, slots[-1]] = True
         got = jit_rewards(
-            scores=scores,
-            completion_mask=mask,
-            kl_penalty=fill(kl, mask),
-            kl_coef=0.3,
-            step_rewards=fill(steps, mask),
+            scores=scores, completion_mask=mask, kl_penalty=fill(kl, mask), kl_coef=0.3, step_rewards=fill(steps, mask)
         )
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5, err_msg=f"seed {seed}")
         np.testing.assert_array_equal(jit_last_token(mask), last)

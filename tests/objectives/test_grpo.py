@@ -74,17 +74,13 @@ def test_golden(low, high, beta, kl_estimator):
         assert {"losses", *got.metrics} == set(expected)
         for name, array in {"losses": got.losses, **got.metrics}.items():
             kept = np.where(mask, array, 0.0)
-            np.testing.assert_allclose(
-                kept, expected[name], rtol=1e-5, atol=1e-5, err_msg=f"{name}, seed {seed}"
-            )
+            np.testing.assert_allclose(kept, expected[name], rtol=1e-5, atol=1e-5, err_msg=f"{name}, seed {seed}")
         np.testing.assert_array_equal(np.asarray(got.losses)[~mask], 0.0)
 
 
 def token_loss(policy, advantage, **options):
     arrays = {"old_logps": jnp.zeros((1, 1)), "completion_mask": jnp.ones((1, 1), bool)}
-    output = grpo_loss(
-        policy_logps=policy.reshape(1, 1), advantages=jnp.full(1, advantage), **arrays, **options
-    )
+    output = grpo_loss(policy_logps=policy.reshape(1, 1), advantages=jnp.full(1, advantage), **arrays, **options)
     return output.losses[0, 0], output.metrics
 
 
@@ -148,9 +144,7 @@ def test_equal_rewards_teach_nothing():
 
     def total(policy):
         mask = jnp.ones((4, 3), bool)
-        out = grpo_loss(
-            policy_logps=policy, old_logps=policy - 0.3, advantages=advantages, completion_mask=mask
-        )
+        out = grpo_loss(policy_logps=policy, old_logps=policy - 0.3, advantages=advantages, completion_mask=mask)
         return out.losses.sum()
 
     value, gradient = jax.jit(jax.value_and_grad(total))(-jnp.ones((4, 3)))

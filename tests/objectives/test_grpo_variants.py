@@ -125,11 +125,7 @@ def test_on_policy_gradient_is_reinforce(surrogate, level):
 def one_token(log_ratio, advantage, **options):
     ones = jnp.ones((1, 1))
     out = grpo_loss(
-        policy_logps=log_ratio - ones,
-        old_logps=-ones,
-        advantages=advantage,
-        completion_mask=ones > 0,
-        **options,
+        policy_logps=log_ratio - ones, old_logps=-ones, advantages=advantage, completion_mask=ones > 0, **options
     )
     return out.losses.sum(), out.metrics
 
@@ -192,11 +188,7 @@ def test_gspo_token_with_one_advantage_per_sequence_is_gspo(aggregation):
     @functools.partial(jax.jit, static_argnames="level")
     def loss(policy, level):
         out = grpo_loss(
-            policy_logps=policy,
-            old_logps=old,
-            advantages=advantages,
-            completion_mask=mask,
-            ratio_level=level,
+            policy_logps=policy, old_logps=old, advantages=advantages, completion_mask=mask, ratio_level=level
         )
         return reduce(out.losses, mask, aggregation=aggregation).mean()
 

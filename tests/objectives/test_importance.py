@@ -62,9 +62,7 @@ def test_weights_make_the_samplers_expectation_the_trainers():
     old, sampler, f = jax.random.normal(jax.random.key(0), (3, 6))
     old, sampler = jax.nn.log_softmax(old), jax.nn.log_softmax(sampler)
     weights = call(old[:, None], sampler[:, None], cap=1e6)[:, 0]
-    np.testing.assert_allclose(
-        jnp.sum(jnp.exp(sampler) * weights * f), jnp.sum(jnp.exp(old) * f), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(jnp.sum(jnp.exp(sampler) * weights * f), jnp.sum(jnp.exp(old) * f), rtol=1e-5, atol=1e-6)
 
 
 def test_no_gradient_passes_and_far_apart_is_finite():

@@ -39,9 +39,7 @@ def kl(p_logps, q_logps):
 def expected_gradient(logits, ref_logps, estimator):
     """`E_{v ~ pi}[grad k(v)]`: the sampling probabilities are constants, as in a loss on sampled tokens."""
     probs = jax.nn.softmax(logits)
-    return jax.grad(lambda z: jnp.sum(probs * kl_estimate(jax.nn.log_softmax(z), ref_logps, estimator)))(
-        logits
-    )
+    return jax.grad(lambda z: jnp.sum(probs * kl_estimate(jax.nn.log_softmax(z), ref_logps, estimator)))(logits)
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
@@ -83,9 +81,7 @@ def test_k3_far_apart_is_finite_with_the_right_gradient(gap):
 
     value, gradient = jax.value_and_grad(k3)(jnp.asarray(-gap))
     assert np.isfinite(value) and value > 1e8
-    assert (
-        np.isfinite(gradient) and gradient < -1e8
-    )  # the way back up to the reference, which a clamp would lose
+    assert np.isfinite(gradient) and gradient < -1e8  # the way back up to the reference, which a clamp would lose
 
 
 def test_no_gradient_to_the_reference_and_float32_from_bf16():

@@ -156,9 +156,5 @@ def test_refusals(options, message):
 def test_float_labels_are_refused():
     with pytest.raises(TypeError, match="expected bool"):
         kto_loss(
-            policy_logps=jnp.zeros(2),
-            ref_logps=jnp.zeros(2),
-            desirable=jnp.ones(2),
-            reference_point=0.0,
-            beta=1.0,
+            policy_logps=jnp.zeros(2), ref_logps=jnp.zeros(2), desirable=jnp.ones(2), reference_point=0.0, beta=1.0
         )

@@ -19,10 +19,7 @@ def tiny_loss(*, chosen_logps: Literal[1.0], rejected_logps: float, mask, eps_lo
 '''
 CHANGED = {  # written by hand: kind and what the change leaves of its line
     ("constant", "LIMIT: float = 1.0"),
-    (
-        "constant",
-        "def tiny_loss(*, chosen_logps: Literal[1.0], rejected_logps: float, mask, eps_low, eps_high=0.5):",
-    ),
+    ("constant", "def tiny_loss(*, chosen_logps: Literal[1.0], rejected_logps: float, mask, eps_low, eps_high=0.5):"),
     ("sign", "margin = masked(((chosen_logps) + (rejected_logps)), mask)"),
     ("mask", "margin = (chosen_logps - rejected_logps)"),
     ("swap", "margin = masked(rejected_logps - rejected_logps, mask)"),
@@ -85,10 +82,7 @@ def test_the_report_fails_below_95_percent_and_does_not_count_what_cannot_be_imp
     caught, missed, broken = (mutant, "caught"), (mutant, "survived"), (mutant, "not importable")
     text, is_enough = report([caught] * 19 + [missed, broken], {"tiny": TINY})
     assert is_enough and "19 of 20 mutants caught (95.0%)" in text
-    assert (
-        "survived: objectives/tiny.py:2 (constant)\n    - LIMIT: float = 0.5\n    + LIMIT: float = 1.0"
-        in text
-    )
+    assert "survived: objectives/tiny.py:2 (constant)\n    - LIMIT: float = 0.5\n    + LIMIT: float = 1.0" in text
     assert not report([caught] * 18 + [missed], {"tiny": TINY})[1]
 
 
@@ -106,6 +100,4 @@ def test_swapped_sides_of_a_real_module_are_caught():
 
 def test_an_unknown_file_is_refused_in_one_sentence():
     result = run("--file", "nothing.py")
-    assert (
-        result.returncode == 2 and "--file: got 'nothing.py', expected one of advantages.py" in result.stderr
-    )
+    assert result.returncode == 2 and "--file: got 'nothing.py', expected one of advantages.py" in result.stderr

@@ -36,9 +36,7 @@ def jit_loss(logits, targets, mask, label_smoothing, z_loss_coef):
     )
 
 
-@pytest.mark.parametrize(
-    ("label_smoothing", "z_loss_coef"), [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-2), (0.3, 0.5)]
-)
+@pytest.mark.parametrize(("label_smoothing", "z_loss_coef"), [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-2), (0.3, 0.5)])
 def test_golden(label_smoothing, z_loss_coef):
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
@@ -62,8 +60,7 @@ def test_defaults_are_plain_negative_log_likelihood():
 
 
 @pytest.mark.parametrize(
-    ("option", "missing"),
-    [({"label_smoothing": 0.1}, "mean_logps"), ({"z_loss_coef": jnp.array(0.0)}, "logsumexp")],
+    ("option", "missing"), [({"label_smoothing": 0.1}, "mean_logps"), ({"z_loss_coef": jnp.array(0.0)}, "logsumexp")]
 )
 def test_refuses_a_coefficient_that_would_do_nothing(option, missing):
     with pytest.raises(ValueError, match=f"no effect because {missing} is None"):

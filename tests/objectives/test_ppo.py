@@ -80,9 +80,7 @@ def test_policy_golden(dual_clip, kl_estimator, entropy_coef, kl_coef):
             assert set(got) == set(expected)
             for name, value in expected.items():
                 message = f"{name}, seed {seed}"
-                np.testing.assert_allclose(
-                    got[name][b, t], float(value), rtol=1e-5, atol=1e-5, err_msg=message
-                )
+                np.testing.assert_allclose(got[name][b, t], float(value), rtol=1e-5, atol=1e-5, err_msg=message)
 
 
 @pytest.mark.parametrize(
@@ -217,9 +215,7 @@ def test_sign_table_of_the_value_clip(value, target, gradient):
 def test_value_refusals(old, clip, message):
     zeros = jnp.zeros((1, 1))
     with pytest.raises(ValueError, match=message):
-        ppo_value_loss(
-            values=zeros, returns=zeros, completion_mask=zeros == 0, old_values=old, clip_eps_value=clip
-        )
+        ppo_value_loss(values=zeros, returns=zeros, completion_mask=zeros == 0, old_values=old, clip_eps_value=clip)
 
 
 def test_explained_variance_of_micro_batches_is_that_of_the_batch():
@@ -245,9 +241,7 @@ def test_adaptive_kl_coefficient_moves_towards_the_target_and_no_faster_than_its
         coef, observed, target = rng.uniform(0.01, 20.0, 3)
         batch, horizon = int(rng.integers(1, 64)), float(rng.integers(100, 10000))
         error = min(max((observed - target) / target, -0.2), 0.2)
-        got = adaptive_kl_coef(
-            kl_coef=coef, observed_kl=observed, target_kl=target, horizon=horizon, batch_size=batch
-        )
+        got = adaptive_kl_coef(kl_coef=coef, observed_kl=observed, target_kl=target, horizon=horizon, batch_size=batch)
         np.testing.assert_allclose(got, coef * (1 + error * batch / horizon), rtol=1e-5)
     scalars = {"kl_coef": 0.5, "target_kl": 6.0, "horizon": 100.0, "batch_size": 10}
     after = [float(adaptive_kl_coef(observed_kl=kl, **scalars)) for kl in (60.0, 8.0, 6.5, 6.0, 5.5, 0.0)]
@@ -257,17 +251,13 @@ def test_adaptive_kl_coefficient_moves_towards_the_target_and_no_faster_than_its
 def test_the_default_clip_is_a_fifth_on_either_side():
     logps, advantages = jnp.log(jnp.array([[1.5, 0.5]])), jnp.array([[1.0, -1.0]])
     mask = jnp.ones((1, 2), bool)
-    output = ppo_policy_loss(
-        policy_logps=logps, old_logps=0 * logps, advantages=advantages, completion_mask=mask
-    )
+    output = ppo_policy_loss(policy_logps=logps, old_logps=0 * logps, advantages=advantages, completion_mask=mask)
     np.testing.assert_allclose(output.losses, [[-1.2, 0.8]], rtol=1e-6)
 
 
 def test_the_adaptive_coefficient_passes_no_gradient():
     def coefficient(observed):
-        return adaptive_kl_coef(
-            kl_coef=0.1, observed_kl=observed, target_kl=6.0, horizon=100.0, batch_size=10.0
-        )
+        return adaptive_kl_coef(kl_coef=0.1, observed_kl=observed, target_kl=6.0, horizon=100.0, batch_size=10.0)
 
     assert float(jax.grad(coefficient)(6.1)) == 0.0  # inside the clip, where it would have one
 

@@ -79,9 +79,7 @@ def test_unlabelled_tokens_teach_nothing_and_each_step_counts_once():
 
     value, gradient = jax.jit(jax.value_and_grad(mean))(logits)
     assert np.all((np.abs(gradient).sum(-1) > 0) == mask)
-    steps = [
-        jax.nn.log_softmax(logits[b, t])[int(labels[b, t])] for b, t in zip(*np.nonzero(mask), strict=True)
-    ]
+    steps = [jax.nn.log_softmax(logits[b, t])[int(labels[b, t])] for b, t in zip(*np.nonzero(mask), strict=True)]
     np.testing.assert_allclose(value, -sum(steps) / 3, rtol=1e-5)
 
 

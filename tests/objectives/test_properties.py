@@ -134,9 +134,7 @@ def test_gradients_pass_check_grads(name):
     constants = {key: x for key, x in arrays.items() if key not in CASES[name].differentiable}
 
     def totals(variables):
-        losses = losses_by_aggregation(
-            name, call(name, variables | constants, mask, weights, scalars), mask, weights
-        )
+        losses = losses_by_aggregation(name, call(name, variables | constants, mask, weights, scalars), mask, weights)
         return jnp.stack([loss.total for loss in losses.values()])
 
     variables = {key: jnp.asarray(arrays[key]) for key in CASES[name].differentiable}
@@ -145,9 +143,7 @@ def test_gradients_pass_check_grads(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_jit_changes_nothing(name):
-    inputs = make_inputs(
-        name, "garbage"
-    )  # XLA compiles `mask * x` to a select: only eager shows a NaN leaking
+    inputs = make_inputs(name, "garbage")  # XLA compiles `mask * x` to a select: only eager shows a NaN leaking
     got, expected = evaluate(name, *inputs), jit_evaluate(name, *inputs)
     for key in ("sums", "gradients"):
         assert_close(got[key], expected[key])
@@ -190,9 +186,7 @@ def test_micro_batches_add_up_to_the_full_batch(name):
     for start in range(0, B, 2):  # 7, 4, 9 and 7 tokens
         rows = jax.tree.map(lambda x, start=start: x[start : start + 2], inputs)
         parts.append(jit_evaluate(name, *rows, scalars))
-    assert_close(
-        jax.tree.map(lambda *leaves: sum(leaves), *(part["sums"] for part in parts)), base(name)["sums"]
-    )
+    assert_close(jax.tree.map(lambda *leaves: sum(leaves), *(part["sums"] for part in parts)), base(name)["sums"])
     gradients = [part["gradients"] for part in parts]
     gradients = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1), *gradients)
     assert_close(gradients, base(name)["gradients"])

@@ -96,9 +96,7 @@ def test_choices_options_and_shapes_come_from_the_signature():
 def test_a_choice_that_is_passed_on_leads_to_the_function_that_reads_it():
     assert readme.variant_cell(grpo_loss, "kl_estimator", "k2") == "see [kl_estimate](#kl_estimate)"
     assert readme.variant_cell(grpo_loss, "surrogate", "cispo") == "see [cispo_surrogate](#cispo_surrogate)"
-    assert (
-        readme.variant_cell(dpo_loss, "f_divergence", "js") == "see [f_divergence_score](#f_divergence_score)"
-    )
+    assert readme.variant_cell(dpo_loss, "f_divergence", "js") == "see [f_divergence_score](#f_divergence_score)"
     assert readme.variant_cell(kl_estimate, "estimator", "k2") == "`k2 = d^2 / 2`"
 
 
@@ -111,8 +109,7 @@ def test_batch_and_roles_come_from_the_algorithms():
 
 
 @pytest.mark.parametrize(
-    ("value", "printed"),
-    [(0.0, "< 1e-6"), (1e-7, "< 1e-6"), (3.3e-7, "< 1e-6"), (4e-7, "< 1e-5"), (float("nan"), "")],
+    ("value", "printed"), [(0.0, "< 1e-6"), (1e-7, "< 1e-6"), (3.3e-7, "< 1e-6"), (4e-7, "< 1e-5"), (float("nan"), "")]
 )
 def test_bounds_are_three_times_the_measured_difference(value, printed):
     assert readme.bound(value) == printed

@@ -93,9 +93,7 @@ def test_the_three_aggregations_differ_as_documented():
 def test_weights_count_in_the_denominator_and_carry_no_gradient():
     losses, mask = jnp.array([[1.0], [5.0]]), jnp.ones((2, 1), bool)
     for scale in (1.0, 7.0):
-        assert float(token_mean(losses, mask, weights=jnp.array([3.0, 1.0]) * scale).mean()) == pytest.approx(
-            2
-        )
+        assert float(token_mean(losses, mask, weights=jnp.array([3.0, 1.0]) * scale).mean()) == pytest.approx(2)
     gradient = jax.grad(lambda weights: token_mean(losses, mask, weights=weights).total)(jnp.ones(2))
     np.testing.assert_array_equal(gradient, jnp.zeros(2))
 

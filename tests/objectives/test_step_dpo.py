@@ -108,11 +108,7 @@ def test_step_values_golden():
         ids = rng.integers(-1, steps + 2, shape)  # 0 is no step, nor is -1 or 4
         in_step = (ids >= 1) & (ids <= steps)
         got = jit_values(
-            policy_logps=fill(policy, in_step),
-            ref_logps=fill(ref, in_step),
-            step_ids=ids,
-            num_steps=steps,
-            beta=beta,
+            policy_logps=fill(policy, in_step), ref_logps=fill(ref, in_step), step_ids=ids, num_steps=steps, beta=beta
         )
         expected = np.zeros((shape[0], steps))
         for b, t in zip(*np.nonzero(in_step), strict=True):

@@ -56,9 +56,7 @@ def test_inputs_hold_the_cases_they_promise():
         pairs["tokens"], (pairs["prompt"] + pairs["completion"] - 1)[..., None].astype(int), axis=-1
     )[..., 0]
     assert (counts == 1).any() and (counts < counts.max()).any() and cut.any() and counts.min() >= 1
-    assert (ends == EOS).any() and (
-        ends != EOS
-    ).any()  # with an end token, which is also padding, and without
+    assert (ends == EOS).any() and (ends != EOS).any()  # with an end token, which is also padding, and without
     assert (pairs["policy"] == pairs["ref"]).all(axis=(1, 2, 3)).any()
     groups = rollouts["rewards"].reshape(len(rollouts["rewards"]), -1, GROUP)
     equal = (groups == groups[..., :1]).all(axis=-1)

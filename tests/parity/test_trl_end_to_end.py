@@ -149,14 +149,10 @@ CLIPPED = {
 OBJECTIVES = {
     "sft": Ours(NextToken(), {"label_smoothing": 0.0, "z_loss_coef": 0.0}, language_batches),
     "dpo": Ours(
-        DPO(),
-        {"beta": trainers.BETA, "label_smoothing": 0.0, "rpo_alpha": 0.0, "ld_alpha": 1.0},
-        pair_batches,
+        DPO(), {"beta": trainers.BETA, "label_smoothing": 0.0, "rpo_alpha": 0.0, "ld_alpha": 1.0}, pair_batches
     ),
     "grpo": Ours(GRPO(**FAMILY), CLIPPED, rollout_batches, rate=trainers.GRPO_RATE),
-    "grpo_corrected": Ours(
-        GRPO(**FAMILY, kl_correction="ratio"), CLIPPED, rollout_batches, rate=trainers.GRPO_RATE
-    ),
+    "grpo_corrected": Ours(GRPO(**FAMILY, kl_correction="ratio"), CLIPPED, rollout_batches, rate=trainers.GRPO_RATE),
     "reward_model": Ours(RewardModel(), {"center_coef": 0.05}, pair_batches, head=1),
     "step_scorer": Ours(StepScorer(), {}, step_batches, head=2),
 }
@@ -220,9 +216,7 @@ def test_three_steps_end_where_trls_do(name, tying, tmp_path):
     assert len(recording.states) == len(recording.losses) == trainers.STEPS
     found = list(run_ours(ours, recording, params, config))
     for step, (loss, state) in enumerate(found):
-        assert set(state) == set(recording.states[step]) - {"lm_head.weight"} | (
-            set(start) & {"lm_head.weight"}
-        )
+        assert set(state) == set(recording.states[step]) - {"lm_head.weight"} | (set(start) & {"lm_head.weight"})
         relative, update = gaps(state, recording.states[step], start)
         print(f"{name}, {tying}, step {step + 1}: loss {loss:.6f}, TRL {recording.losses[step]:.6f}, "
               f"parameters {relative:.1e}, updates {update:.1e}")  # fmt: skip

@@ -21,16 +21,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from trl import (
-    DPOConfig,
-    DPOTrainer,
-    GRPOConfig,
-    GRPOTrainer,
-    RewardConfig,
-    RewardTrainer,
-    SFTConfig,
-    SFTTrainer,
-)
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from models.config import ModelConfig
 
@@ -73,19 +64,14 @@ def sft(config: ModelConfig, state: dict[str, np.ndarray], folder: Path) -> Reco
 def dpo(config: ModelConfig, state: dict[str, np.ndarray], folder: Path) -> Recording:
     """Pairs; the reference is the starting policy."""
     texts = [
-        {"prompt": words(i, 2 + i % 3)}
-        | {"chosen": words(40 + i, 1 + i % 5), "rejected": words(80 + i, 1 + i % 4)}
+        {"prompt": words(i, 2 + i % 3)} | {"chosen": words(40 + i, 1 + i % 5), "rejected": words(80 + i, 1 + i % 4)}
         for i in range(12)
     ]
     args = DPOConfig(**arguments(folder), beta=BETA)
-    return record(
-        DPOTrainer, causal(config, state), args, texts, tokenizer(config), ref_model=causal(config, state)
-    )
+    return record(DPOTrainer, causal(config, state), args, texts, tokenizer(config), ref_model=causal(config, state))
 
 
-def grpo(
-    config: ModelConfig, state: dict[str, np.ndarray], folder: Path, corrected: bool = False
-) -> Recording:
+def grpo(config: ModelConfig, state: dict[str, np.ndarray], folder: Path, corrected: bool = False) -> Recording:
     """Three updates on one batch of its own samples: the ratio leaves 1, and some of it is clipped."""
     texts = [{"prompt": words(i, 2 + i % 3)} for i in range(2)]
 
@@ -155,9 +141,7 @@ def words(seed: int, length: int) -> str:
 
 def tokenizer(config: ModelConfig, pad: int = END) -> PreTrainedTokenizerFast:
     """One token a word."""
-    names = [
-        f"w{i:03d}" for i in range(config.vocab_size)
-    ]  # no name within another: special ones are cut out
+    names = [f"w{i:03d}" for i in range(config.vocab_size)]  # no name within another: special ones are cut out
     raw = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=names[2]))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=names[END], pad_token=names[pad])
@@ -231,9 +215,7 @@ def pad_right(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     }
 
 
-def record(
-    owner: Any, model: Any, args: Any, rows: list[dict[str, Any]], processing: Any, **extra: Any
-) -> Recording:
+def record(owner: Any, model: Any, args: Any, rows: list[dict[str, Any]], processing: Any, **extra: Any) -> Recording:
     """Trains, and keeps what each call of `compute_loss` was given and what each step left behind."""
     recording = Recording([], [], [])
 
@@ -254,8 +236,6 @@ def record(
     torch.manual_seed(0)
     if processing is not None:
         extra["processing_class"] = processing
-    trainer = Recorded(
-        model=model, args=args, train_dataset=Dataset.from_list(rows), callbacks=[Keep()], **extra
-    )
+    trainer = Recorded(model=model, args=args, train_dataset=Dataset.from_list(rows), callbacks=[Keep()], **extra)
     trainer.train()
     return recording

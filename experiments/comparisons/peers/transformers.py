@@ -63,11 +63,7 @@ def rollout(work: Work, model: Any, device: str) -> Callable[[], int]:
             batch, longest = prompts[start : start + size], max(lengths[start : start + size])
             with torch.no_grad():
                 out = model.generate(
-                    batch,
-                    attention_mask=torch.ones_like(batch),
-                    max_new_tokens=longest,
-                    pad_token_id=0,
-                    **how,
+                    batch, attention_mask=torch.ones_like(batch), max_new_tokens=longest, pad_token_id=0, **how
                 )
             drawn = out.shape[1] - batch.shape[1]
             assert drawn == longest, f"drew {drawn} tokens, expected {longest}"

@@ -80,11 +80,7 @@ def sft(work: Work, say: Callable[..., None], folder: Path, model: Any) -> Any:
 
 def grpo(work: Work, say: Callable[..., None], folder: Path, model: Any) -> Any:
     """A repetition is a few iterations: generate, reward, log-probs of the reference, one update."""
-    rows, length, iterations = (
-        work["batch_size"] * work["group_size"],
-        work["max_new_tokens"],
-        work["iterations"],
-    )
+    rows, length, iterations = (work["batch_size"] * work["group_size"], work["max_new_tokens"], work["iterations"])
     prompts = [{"prompt": " ".join(f"t{i}" for i in ids)} for ids in work["prompts"]]
 
     def even(completions: list[str], **_: Any) -> list[float]:

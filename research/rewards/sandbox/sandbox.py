@@ -150,9 +150,7 @@ def make_sandbox(limits: SandboxLimits | None = None, *, isolation: Isolation = 
     """
     system, machine = sys.platform, os.uname().machine
     if system != "linux" or machine not in MACHINES:
-        raise ConfigError(
-            f"python sandbox: got {system} on {machine}, expected linux on {' or '.join(MACHINES)}."
-        )
+        raise ConfigError(f"python sandbox: got {system} on {machine}, expected linux on {' or '.join(MACHINES)}.")
     limits = limits or SandboxLimits()
     closed = _probe(namespaces=True)
     if not closed:

@@ -76,10 +76,7 @@ _RULES = (
     _Rule("ioctl/16/29", 1, _ALL, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
 )
 _WRITING = 0o1103  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC
-_READ_ONLY = (
-    _Rule("open/2/-", 1, _WRITING, (0,), errno.EROFS),
-    _Rule("openat/257/56", 2, _WRITING, (0,), errno.EROFS),
-)
+_READ_ONLY = (_Rule("open/2/-", 1, _WRITING, (0,), errno.EROFS), _Rule("openat/257/56", 2, _WRITING, (0,), errno.EROFS))
 
 
 Instruction = tuple[int, int, int, int]

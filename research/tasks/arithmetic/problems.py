@@ -128,11 +128,7 @@ def split_items(
 
 
 def _draw(
-    found: dict[bool, dict[str, _Node]],
-    wanted: dict[bool, int],
-    spec: ArithmeticSpec,
-    split: Split,
-    rng: random.Random,
+    found: dict[bool, dict[str, _Node]], wanted: dict[bool, int], spec: ArithmeticSpec, split: Split, rng: random.Random
 ) -> None:
     """Draws until both splits are full, or until fresh items have become rare."""
     attempts = 0

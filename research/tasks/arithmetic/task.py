@@ -46,9 +46,7 @@ class Arithmetic:
 
     def prepare(self, data_dir: Path, split: Split) -> Prepared:
         """Generated problems, each once; DataError where fewer exist."""
-        return self._prepare(
-            "arithmetic", data_dir, split, self.train, self.test, lambda item: [_problem(item)]
-        )
+        return self._prepare("arithmetic", data_dir, split, self.train, self.test, lambda item: [_problem(item)])
 
     def preferences(self, data_dir: Path, split: Split, *, train: int, validation: int) -> Prepared:
         """The right worked answer over a corrupted one."""
@@ -58,9 +56,7 @@ class Arithmetic:
 
         return self._prepare("preferences", data_dir, split, train, validation, make, corruption=CORRUPTION)
 
-    def rankings(
-        self, data_dir: Path, split: Split, *, train: int, validation: int, candidates: int
-    ) -> Prepared:
+    def rankings(self, data_dir: Path, split: Split, *, train: int, validation: int, candidates: int) -> Prepared:
         """A right answer, then wrong ones, better the later they go wrong."""
 
         def make(item: Item) -> Sequence[Mapping[str, Any]]:
@@ -86,13 +82,7 @@ class Arithmetic:
             return {name: [Row(record) for item in part for record in make(item)] for name, part in named}
 
         sizes = {"train": train, "validation": validation, "seed": self.seed}
-        made = {
-            "generator": "arithmetic",
-            "spec": asdict(self.spec),
-            "split": asdict(split),
-            **sizes,
-            **inputs,
-        }
+        made = {"generator": "arithmetic", "spec": asdict(self.spec), "split": asdict(split), **sizes, **inputs}
         return prepare(kind, data_dir, inputs=made, load=load)
 
     def prompt(self, record: Mapping[str, Any]) -> tuple[Message, ...]:

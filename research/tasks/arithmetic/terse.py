@@ -34,9 +34,7 @@ class Terse:
             changed = {**record, **{name: _last_line(record[name]) for name in sides}}
             return record if changed["chosen"] == changed["rejected"] else changed
         if "completion" in record:
-            return (
-                {**record, "completion": _last_line(record["completion"])} if self._draws(prompt) else record
-            )
+            return {**record, "completion": _last_line(record["completion"])} if self._draws(prompt) else record
         if "labels" not in record or not self._draws(f"{prompt}{record['steps']}"):
             return record
         return {**record, "steps": record["steps"][-1:], "labels": record["labels"][-1:]}

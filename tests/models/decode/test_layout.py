@@ -101,15 +101,10 @@ def test_bfloat16_in_storage_is_the_model_of_the_rounded_matrices() -> None:
     """The products run in the compute dtype: rounded beforehand or kept rounded is the same."""
     params = make_params(UNTIED)
     rounded = jax.tree_util.tree_map_with_path(
-        lambda path, w: (
-            w if "scale" in jax.tree_util.keystr(path) else w.astype(jnp.bfloat16).astype(w.dtype)
-        ),
-        params,
+        lambda path, w: w if "scale" in jax.tree_util.keystr(path) else w.astype(jnp.bfloat16).astype(w.dtype), params
     )
     kept = decode_params(params, UNTIED, dtype=jnp.bfloat16)
-    assert (
-        kept["embed"].dtype == kept["unembed"].dtype == kept["layers"][0]["mlp"]["down"].dtype == jnp.bfloat16
-    )
+    assert kept["embed"].dtype == kept["unembed"].dtype == kept["layers"][0]["mlp"]["down"].dtype == jnp.bfloat16
     for found, expected in zip(run(kept, UNTIED), run(rounded, UNTIED), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
     assert 1e-4 < np.abs(run(kept, UNTIED)[2] - run(params, UNTIED)[2]).max() < 0.1
@@ -129,14 +124,9 @@ def test_int8_products_are_those_of_the_rounded_matrix() -> None:
     )
     # In bfloat16 the weights lose nothing more and the sum is rounded once.
     x16 = x.astype(jnp.bfloat16)
-    exact = np.einsum(
-        "bti,ikn->btkn", np.asarray(x16, np.float64), np.asarray(values * scales[None], np.float64)
-    )
+    exact = np.einsum("bti,ikn->btkn", np.asarray(x16, np.float64), np.asarray(values * scales[None], np.float64))
     np.testing.assert_allclose(
-        np.asarray(einsum("BTI,IKN->BTKN", x16, values, scale=scales), np.float64),
-        exact,
-        rtol=2**-8,
-        atol=1e-5,
+        np.asarray(einsum("BTI,IKN->BTKN", x16, values, scale=scales), np.float64), exact, rtol=2**-8, atol=1e-5
     )
 
 

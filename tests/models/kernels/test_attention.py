@@ -25,9 +25,7 @@ B, H, K, N = 2, 4, 2, 8
 Attend = Callable[..., jax.Array]
 
 
-def arrays(
-    length: int, *, kv_heads: int = K, dtype: Any = jnp.float32, width: int = N
-) -> tuple[jax.Array, ...]:
+def arrays(length: int, *, kv_heads: int = K, dtype: Any = jnp.float32, width: int = N) -> tuple[jax.Array, ...]:
     """q, k, v and a cotangent."""
     rng = np.random.default_rng(0)
     shapes = [(B, length, heads, width) for heads in (H, kv_heads, kv_heads, H)]
@@ -234,8 +232,7 @@ class TestChoice:
         with (
             on(platform),
             pytest.raises(
-                ValueError,
-                match=f"attention_kernel: got '{kernel}', expected another one or auto because {message}",
+                ValueError, match=f"attention_kernel: got '{kernel}', expected another one or auto because {message}"
             ),
         ):
             jax.eval_shape(lambda p: forward(p, config, *rows), make_params(ONE_LAYER))
@@ -250,10 +247,7 @@ class TestChoice:
         lines = [(r.levelname, r.message) for r in caplog.records if r.message.startswith("attention")]
         assert lines == [
             ("INFO", "attention: cpu_blocks on cpu for float32 and head_dim=8"),
-            (
-                "INFO",
-                "attention: splash on tpu for float32 and head_dim=64, rows padded from 200 to 256 slots",
-            ),
+            ("INFO", "attention: splash on tpu for float32 and head_dim=64, rows padded from 200 to 256 slots"),
             (
                 "WARNING",
                 "attention: xla on tpu for float32 and head_dim=48, because splash cannot serve: head_dim=48 is no "

@@ -169,11 +169,7 @@ def odds_run(owner: Any, options: dict[str, Any]) -> Run:
         batch = preference_batch(case, slots)
         check_mask(batch["completion_mask"], case["mask"].reshape(-1, slots))
         labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-        fields = {
-            "input_ids": batch["input_ids"],
-            "labels": labels,
-            "attention_mask": batch["attention_mask"],
-        }
+        fields = {"input_ids": batch["input_ids"], "labels": labels, "attention_mask": batch["attention_mask"]}
         halves = {name: value.chunk(2) for name, value in fields.items()}
         sides = {f"chosen_{name}": value[0] for name, value in halves.items()}
         sides |= {f"rejected_{name}": value[1] for name, value in halves.items()}
@@ -213,8 +209,7 @@ def kto_run(options: dict[str, Any]) -> Run:
         batch |= mismatched_batch(case, slots)
         models = [FixedLogps(torch.tensor(case["kl_policy"])), FixedLogps(policy)]
         stub = trainer(
-            **{"beta": 0.3, "desirable_weight": 1.3, "undesirable_weight": 0.8} | options,
-            precompute_ref_logps=True,
+            **{"beta": 0.3, "desirable_weight": 1.3, "undesirable_weight": 0.8} | options, precompute_ref_logps=True
         )
         stub._compute_kl_logps = lambda _, inputs: KTOTrainer._compute_kl_logps(stub, models[0], inputs)
         return KTOTrainer._compute_loss(stub, models[1], batch, False), policy

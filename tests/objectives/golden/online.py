@@ -28,11 +28,7 @@ GRPO: dict[str, dict[str, Any]] = {
     "two_sided": {"delta": 1.5},
     "kl": {"beta": 0.2},
     "kl_times_ratio": {"beta": 0.2, "use_bias_correction_kl": True},
-    "kl_times_sequence_ratio": {
-        "beta": 0.2,
-        "use_bias_correction_kl": True,
-        "importance_sampling_level": "sequence",
-    },
+    "kl_times_sequence_ratio": {"beta": 0.2, "use_bias_correction_kl": True, "importance_sampling_level": "sequence"},
     "sequence": {"importance_sampling_level": "sequence", "epsilon_low": 0.05, "epsilon_high": 0.08},
     "sequence_two_sided": {
         "importance_sampling_level": "sequence",
@@ -41,11 +37,7 @@ GRPO: dict[str, dict[str, Any]] = {
         "delta": 1.1,
     },
     "cispo": {"loss_type": "cispo", "epsilon_high": 1.2},
-    "cispo_sequence": {
-        "loss_type": "cispo",
-        "epsilon_high": 1.1,
-        "importance_sampling_level": "sequence",
-    },
+    "cispo_sequence": {"loss_type": "cispo", "epsilon_high": 1.1, "importance_sampling_level": "sequence"},
     "sapo": {"loss_type": "sapo", "beta": 0.2},
     "luspo": {"loss_type": "luspo", "importance_sampling_level": "sequence"},
     "entropy_bonus": {"entropy_coef": 0.3, "_entropy_bonus_enabled": True, "loss_type": "dapo"},
@@ -208,9 +200,7 @@ def rloo_run(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     batch = score(RLOOTrainer, case, {}) | {"advantages": torch.tensor(case["advantages"])}
     width = batch["completion_mask"].shape[1]
     logps = (policy[:, :width], torch.zeros(len(policy), width), None)
-    stub = trainer(
-        epsilon_low=0.2, epsilon_high=0.2, _get_per_token_logps_and_entropies=lambda *_, **__: logps
-    )
+    stub = trainer(epsilon_low=0.2, epsilon_high=0.2, _get_per_token_logps_and_entropies=lambda *_, **__: logps)
     return RLOOTrainer._compute_loss(stub, stub.model, batch), policy
 
 
@@ -282,9 +272,7 @@ def topk_run(add_tail: bool) -> Run:
         stub._reduce_divergence_loss = ServerDistillationTrainer._reduce_divergence_loss
         labels = torch.where(torch.tensor(case["mask"]), 1, -100)
         result = {"topk_logprobs": top.values, "topk_token_ids": top.indices}
-        loss = ServerDistillationTrainer._compute_server_forward_kl_loss(
-            stub, result, student.log_softmax(-1), labels
-        )
+        loss = ServerDistillationTrainer._compute_server_forward_kl_loss(stub, result, student.log_softmax(-1), labels)
         return loss, student
 
     return run

@@ -32,10 +32,7 @@ GRPO: dict[str, tuple[str, dict[str, Any]]] = {
     "kl_times_ratio": ("sequence_mean", KL | {"kl_correction": "ratio"}),
     "sequence": ("sequence_mean", {"ratio_level": "sequence", "clip_eps_low": 0.05, "clip_eps_high": 0.08}),
     "cispo": ("token_mean", {"surrogate": "cispo", "cispo_clip": 1.2}),
-    "cispo_sequence": (
-        "token_mean",
-        {"surrogate": "cispo", "cispo_clip": 1.1, "ratio_level": "sequence"},
-    ),
+    "cispo_sequence": ("token_mean", {"surrogate": "cispo", "cispo_clip": 1.1, "ratio_level": "sequence"}),
     "sapo": ("sequence_mean", SAPO | KL),
     "token_advantages": ("token_mean", {}),
 }
@@ -89,9 +86,7 @@ def importance_entries(level: str, mode: str) -> dict[str, Entry]:
         f"grpo/importance_{level}_{mode}": Entry(
             "grpo_loss", f"importance_weights: {options}, beta 0.2", "rollouts", "policy", loss
         ),
-        f"importance/{level}_{mode}": Entry(
-            "importance_weights", options, "rollouts", None, value, output="value"
-        ),
+        f"importance/{level}_{mode}": Entry("importance_weights", options, "rollouts", None, value, output="value"),
     }
 
 
@@ -144,10 +139,7 @@ def rloo(case: Case) -> Array:
     sums = {name: sequence_sum(case[name], case["mask"])[:, None] for name in ("policy", "old")}
     one = jnp.ones_like(sums["old"], dtype=bool)
     losses = grpo_loss(
-        policy_logps=sums["policy"],
-        old_logps=sums["old"],
-        advantages=case["advantages"],
-        completion_mask=one,
+        policy_logps=sums["policy"], old_logps=sums["old"], advantages=case["advantages"], completion_mask=one
     ).losses
     return token_mean(losses, one).mean()
 
@@ -216,9 +208,7 @@ def teacher_entry(objective: str, options: str, loss: Any, difference: str = "")
 
 ENTRIES = {
     **{f"grpo/{name}": grpo_entry(name) for name in GRPO},
-    "grpo/sequence_two_sided": rollout_entry(
-        "grpo_loss", "ratio_level sequence, delta 1.1", two_sided_sequence
-    ),
+    "grpo/sequence_two_sided": rollout_entry("grpo_loss", "ratio_level sequence, delta 1.1", two_sided_sequence),
     "grpo/kl_times_sequence_ratio": rollout_entry(
         "grpo_loss",
         "ratio_level sequence, kl_correction ratio",
@@ -250,12 +240,8 @@ ENTRIES = {
         "value",
         has_spread,
     ),
-    "advantages/batch": advantage_entry(
-        "normalization batch", lambda case: advantages(case, normalization="batch")
-    ),
-    "advantages/none": advantage_entry(
-        "normalization none", lambda case: advantages(case, normalization="none")
-    ),
+    "advantages/batch": advantage_entry("normalization batch", lambda case: advantages(case, normalization="batch")),
+    "advantages/none": advantage_entry("normalization none", lambda case: advantages(case, normalization="none")),
     "advantages/leave_one_out": advantage_entry("baseline leave_one_out", leave_one_out),
     "advantages/leave_one_out_whitened": advantage_entry(
         "baseline leave_one_out, whitened",

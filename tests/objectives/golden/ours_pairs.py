@@ -15,22 +15,11 @@ from objectives.next_token import next_token_loss
 from objectives.orpo import orpo_loss
 from objectives.reduce import sequence_sum, token_mean
 from objectives.simpo import simpo_loss
-from tests.objectives.golden.terms import (
-    Case,
-    Entry,
-    both_sums,
-    lengths,
-    mean,
-    mean_nll,
-    pair_mean_nll,
-    target_logps,
-)
+from tests.objectives.golden.terms import Case, Entry, both_sums, lengths, mean, mean_nll, pair_mean_nll, target_logps
 
 BETA, SMOOTHING, RPO_ALPHA, CPO_ALPHA = 0.3, 0.1, 0.7, 0.6
 NEEDS_LENGTHS, NEEDS_SMOOTHING = ("ipo", "sigmoid_norm"), ("robust", "exo_pair", "aot", "aot_unpaired")
-NLL_DIFFERENCE = (
-    "TRL's NLL is one mean over the chosen tokens of the batch, ours the mean over pairs of means"
-)
+NLL_DIFFERENCE = "TRL's NLL is one mean over the chosen tokens of the batch, ours the mean over pairs of means"
 
 DPO: dict[str, dict[str, Any]] = {
     **{name: {"loss_type": name} for name in ("sigmoid", "hinge", "ipo_unnormalized", "discopop")},
@@ -82,10 +71,7 @@ def ld(case: Case) -> Array:
     def sums(token_logps: Array, masks: Array) -> Array:
         sides = zip(token_logps, masks, strict=True)
         return jnp.stack(
-            [
-                length_desensitized_logps(token_logps=x, mask=m, public_lengths=public, ld_alpha=0.4)
-                for x, m in sides
-            ]
+            [length_desensitized_logps(token_logps=x, mask=m, public_lengths=public, ld_alpha=0.4) for x, m in sides]
         )
 
     return dpo(case, sums)
@@ -94,9 +80,7 @@ def ld(case: Case) -> Array:
 def wpo(case: Case) -> Array:
     chosen, rejected = (
         wpo_weights(
-            token_logps=case["policy"][side],
-            log_collision=case["log_collision"][side],
-            mask=case["mask"][side],
+            token_logps=case["policy"][side], log_collision=case["log_collision"][side], mask=case["mask"][side]
         )
         for side in (0, 1)
     )
@@ -178,8 +162,7 @@ def kto(case: Case, loss_type: str) -> Array:
     point: Any = 0.0
     if loss_type == "kto":
         point = kto_reference_point(
-            policy_kl_logps=sequence_sum(case["kl_policy"], case["kl_mask"]),
-            ref_kl_logps=case["kl_ref_logps"],
+            policy_kl_logps=sequence_sum(case["kl_policy"], case["kl_mask"]), ref_kl_logps=case["kl_ref_logps"]
         )
     return mean(
         kto_loss(
@@ -215,29 +198,20 @@ def kto_entry(loss_type: str) -> Entry:
 
 ENTRIES = {
     "next_token/nll": Entry("next_token_loss", "`token_mean`", "pairs", "policy", nll),
-    "next_token/label_smoothing": Entry(
-        "next_token_loss", "label_smoothing 0.1", "logits", "logits", smoothed_nll
-    ),
+    "next_token/label_smoothing": Entry("next_token_loss", "label_smoothing 0.1", "logits", "logits", smoothed_nll),
     **{f"dpo/{name}": dpo_entry(options) for name, options in DPO.items()},
     "dpo/rpo": Entry("dpo_loss", "rpo_alpha 0.7", "pairs", "policy", rpo, NLL_DIFFERENCE),
     "dpo/ld": Entry("length_desensitized_logps", "sigmoid, ld_alpha 0.4", "pairs", "policy", ld),
     "dpo/wpo": Entry("wpo_weights", "sigmoid, pair_weights", "pairs", "policy", wpo),
     "cpo/sigmoid": cpo_entry("sigmoid, label_smoothing 0.1, nll_coef 0", lambda c: cpo(c, "sigmoid")),
     "cpo/sigmoid_nll": cpo_entry(
-        "sigmoid, label_smoothing 0.1, nll_coef 0.6",
-        lambda case: cpo(case, "sigmoid", CPO_ALPHA),
-        NLL_DIFFERENCE,
+        "sigmoid, label_smoothing 0.1, nll_coef 0.6", lambda case: cpo(case, "sigmoid", CPO_ALPHA), NLL_DIFFERENCE
     ),
     "cpo/hinge": cpo_entry("hinge, nll_coef 0", lambda case: cpo(case, "hinge")),
     "cpo/ipo": cpo_entry("ipo, nll_coef 0", lambda case: cpo(case, "ipo")),
     "cpo/simpo": Entry("simpo_loss", "gamma 0.5, label_smoothing 0.1", "logits", "logits", simpo),
     "orpo/orpo": Entry(
-        "orpo_loss",
-        "lambda_coef 0.3",
-        "logits",
-        "logits",
-        orpo,
-        f"{NLL_DIFFERENCE}; TRL's also has the prompt's",
+        "orpo_loss", "lambda_coef 0.3", "logits", "logits", orpo, f"{NLL_DIFFERENCE}; TRL's also has the prompt's"
     ),
     "kto/kto": kto_entry("kto"),
     "kto/apo_zero_unpaired": kto_entry("apo_zero_unpaired"),

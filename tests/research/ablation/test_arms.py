@@ -85,15 +85,9 @@ def test_names_may_have_dots_and_signs() -> None:
 
 
 def test_a_grid_makes_the_arms_its_base_point_included() -> None:
-    grid = {
-        "rl.optimizer.learning_rate": (1e-3, 3e-4),
-        "sft.optimizer.learning_rate": (1e-3,),
-        "rl.steps": (100, 50),
-    }
+    grid = {"rl.optimizer.learning_rate": (1e-3, 3e-4), "sft.optimizer.learning_rate": (1e-3,), "rl.steps": (100, 50)}
     planned = plan(ablation({}, grid=grid))
-    assert (
-        names(planned)[0] == "rl.optimizer.learning_rate=0.001, sft.optimizer.learning_rate=0.001, steps=100"
-    )
+    assert names(planned)[0] == "rl.optimizer.learning_rate=0.001, sft.optimizer.learning_rate=0.001, steps=100"
     assert len(planned.arms) == 4
     assert planned.arms[3].grid == {
         "rl.optimizer.learning_rate": "0.0003",
@@ -113,12 +107,7 @@ def test_overrides_then_seeds_are_written_and_nothing_else() -> None:
     before = flatten(resolve(config).tree)
     after = flatten(planned.run(planned.arms[0], 5).tree)
     changed = {key: after[key] for key in after if before.get(key) != after[key]}
-    assert changed == {
-        "rl.optimizer.learning_rate": 1.0,
-        "rl.data.limit": 7,
-        "rl.seed": 5,
-        "sft.seed": 5,
-    }
+    assert changed == {"rl.optimizer.learning_rate": 1.0, "rl.data.limit": 7, "rl.seed": 5, "sft.seed": 5}
     plain = merged(merged(to_tree(config), "rl.seed", 5), "sft.seed", 5)
     assert planned.run(Arm("x", ()), 5).tree == resolve(plain).tree
 

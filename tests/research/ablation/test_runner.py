@@ -52,9 +52,7 @@ def files(workdir: Path) -> dict[str, int]:
     }
 
 
-def test_every_arm_runs_at_every_seed_and_one_failure_loses_no_other(
-    ran: tuple[Path, list[RunResult]],
-) -> None:
+def test_every_arm_runs_at_every_seed_and_one_failure_loses_no_other(ran: tuple[Path, list[RunResult]]) -> None:
     workdir, results = ran
     status = {(result.arm, result.seed): result.status for result in results}
     assert status == {
@@ -81,9 +79,7 @@ def test_seeds_differ_and_are_paired_with_what_they_were_set_to(ran: tuple[Path,
     _, results = ran
     for result in results:
         assert json.loads(result.config_text)["rl"]["seed"] == result.seed
-    samplers = {
-        r.arm: r.budget.completions_sampled for r in results if r.seed == 0 and r.status == "finished"
-    }
+    samplers = {r.arm: r.budget.completions_sampled for r in results if r.seed == 0 and r.status == "finished"}
     assert samplers == {"rejection_sampling": 64, "dpo": 64}
 
 
@@ -137,9 +133,7 @@ def test_senseless_arms_stop_before_anything_is_written(config: ConfigDict, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_an_arm_that_diverges_has_failed_and_no_number_of_its_is_compared(
-    config: ConfigDict, tmp_path: Path
-) -> None:
+def test_an_arm_that_diverges_has_failed_and_no_number_of_its_is_compared(config: ConfigDict, tmp_path: Path) -> None:
     other = config.copy_and_resolve_references()
     other.stages, other.evaluation.evaluators = ("sft",), ()
     other.sft.steps = 8

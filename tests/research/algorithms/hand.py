@@ -30,9 +30,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def log_probs(
-    params: Any, rows: SequenceBatch, model: ModelConfig = MODEL, temperature: float = 1.0
-) -> np.ndarray:
+def log_probs(params: Any, rows: SequenceBatch, model: ModelConfig = MODEL, temperature: float = 1.0) -> np.ndarray:
     """`[B, T, V]` log-probs of what comes *after* each token."""
     return log_softmax(np.asarray(_logits(params, model, rows), np.float64) / temperature)
 

@@ -28,10 +28,7 @@ class Mine(Algorithm):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (
-            lambda: grpo(aggregation="example_mean"),
-            "aggregation: got 'example_mean', expected one of token_mean",
-        ),
+        (lambda: grpo(aggregation="example_mean"), "aggregation: got 'example_mean', expected one of token_mean"),
         (lambda: grpo(advantage="gae"), "advantage: got 'gae', expected one of group, reinforce_pp"),
         (lambda: grpo(mask_truncated=True, kl="both"), "kl: got 'both', expected one of none, loss, reward"),
         (lambda: PPO(8, aggregation="mean"), "aggregation: got 'mean'"),  # type: ignore[arg-type]

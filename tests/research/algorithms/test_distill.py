@@ -108,12 +108,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(policy: Any) -> None
     algorithm = Distill("forward_kl")
     frozen = Frozen(teacher=Network(policy, MODEL))
     found = eval_step(
-        policy,
-        algorithm.from_rows(rows()),
-        objective_scalars(algorithm),
-        frozen,
-        algorithm=algorithm,
-        config=MODEL,
+        policy, algorithm.from_rows(rows()), objective_scalars(algorithm), frozen, algorithm=algorithm, config=MODEL
     )
     assert float(found["loss"].mean()) == pytest.approx(0, abs=1e-6)
     assert float(found["agreement"].mean()) == 1
@@ -136,12 +131,8 @@ def text(rows: SequenceBatch, b: int) -> list[int]:
 @pytest.mark.parametrize("bos_id", [BOS, None])
 def test_the_context_comes_after_bos_or_before_the_first_token(bos_id: int | None) -> None:
     """Left- and right-padded rows, with BOS and without, full and empty."""
-    tokens = np.array(
-        [[BOS, 7, 8, 9], [0, BOS, 7, 8], [7, BOS, 8, 0], [0, 0, 7, BOS], [0, 0, 0, 0], [7, 8, 9, 7]]
-    )
-    real = np.array(
-        [[1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool
-    )
+    tokens = np.array([[BOS, 7, 8, 9], [0, BOS, 7, 8], [7, BOS, 8, 0], [0, 0, 7, BOS], [0, 0, 0, 0], [7, 8, 9, 7]])
+    real = np.array([[1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
     loss_mask = real & (np.arange(4) >= 3)
     given = SequenceBatch(
         tokens=tokens.astype(np.int32),

@@ -43,21 +43,15 @@ def evaluate(algorithm: DPO, policy: Any, batch: PreferenceBatch, **changes: flo
 
 def test_sigmoid_equals_numpy_from_logits(policy: Any, reference: Any) -> None:
     batch = prepared(DPO(), policy)
-    log_ratios = [
-        hand.sums(policy, side) - hand.sums(reference, side) for side in (batch.chosen, batch.rejected)
-    ]
+    log_ratios = [hand.sums(policy, side) - hand.sums(reference, side) for side in (batch.chosen, batch.rejected)]
     contrast = log_ratios[0] - log_ratios[1]
     expected = hand.mean(-np.log(hand.sigmoid(0.5 * contrast)), batch.chosen.weights)
     found = evaluate(DPO(), policy, batch, **PLAIN)
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
-    assert found["rewards_chosen"] == pytest.approx(
-        hand.mean(0.5 * log_ratios[0], batch.chosen.weights), rel=1e-5
-    )
+    assert found["rewards_chosen"] == pytest.approx(hand.mean(0.5 * log_ratios[0], batch.chosen.weights), rel=1e-5)
 
 
-def test_prepare_fills_in_token_log_probs_of_the_reference_not_of_the_policy(
-    policy: Any, reference: Any
-) -> None:
+def test_prepare_fills_in_token_log_probs_of_the_reference_not_of_the_policy(policy: Any, reference: Any) -> None:
     batch = prepared(DPO(), policy)
     for side, found in ((batch.chosen, batch.ref_chosen_logps), (batch.rejected, batch.ref_rejected_logps)):
         expected = hand.token_logps(reference, side)
@@ -103,9 +97,7 @@ def test_wpo_weighs_a_pair_by_its_likelihood_under_the_policy(policy: Any, refer
         x.append(hand.sums(policy, side) - hand.sums(reference, side))
         for b in range(8):
             slots = np.flatnonzero(side.loss_mask[b])
-            own = [
-                after[b, t - 1, side.tokens[b, t]] - np.log(np.exp(2 * after[b, t - 1]).sum()) for t in slots
-            ]
+            own = [after[b, t - 1, side.tokens[b, t]] - np.log(np.exp(2 * after[b, t - 1]).sum()) for t in slots]
             weight[b] *= np.exp(np.mean(own))
     losses = -np.log(hand.sigmoid(0.5 * (x[0] - x[1]))) * weight
     found = evaluate(DPO(weighting="wpo"), policy, batch, **PLAIN)
@@ -169,11 +161,7 @@ def test_the_config_s_options_make_the_algorithm() -> None:
         ({"f_divergence": "alpha"}, True, {"discopop_tau"}),
         ({"loss_type": "hinge"}, True, {"alpha_divergence_coef", "discopop_tau", "label_smoothing"}),
         ({"loss_type": "discopop"}, True, {"alpha_divergence_coef", "label_smoothing"}),
-        (
-            {"loss_type": "nca_pair"},
-            True,
-            {"alpha_divergence_coef", "discopop_tau", "f_divergence", "label_smoothing"},
-        ),
+        ({"loss_type": "nca_pair"}, True, {"alpha_divergence_coef", "discopop_tau", "f_divergence", "label_smoothing"}),
     ],
 )
 def test_options_without_effect_are_named(changes: dict[str, Any], online: bool, expected: set[str]) -> None:
@@ -183,10 +171,7 @@ def test_options_without_effect_are_named(changes: dict[str, Any], online: bool,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"loss_type": "exo_pair"},
-            "label_smoothing: got 0.0, expected above 0 because exo_pair takes its log",
-        ),
+        ({"loss_type": "exo_pair"}, "label_smoothing: got 0.0, expected above 0 because exo_pair takes its log"),
         ({"rpo_alpha": 1.0, "ld_alpha": 0.5}, "ld_alpha: got 0.5, expected 1 with rpo_alpha=1.0"),
         ({"loss_type": "apo_zero", "f_divergence": "js"}, "f_divergence: got 'js', expected 'reverse_kl'"),
     ],

@@ -67,9 +67,7 @@ def numpy_logps(params, batch: RolloutBatch, temperature: float) -> np.ndarray:
     return logps
 
 
-def numpy_loss(
-    policy, old, ref, advantages, lengths, aggregation: str, kept=None, clip=(0.1, 0.2), beta=0.3
-) -> float:
+def numpy_loss(policy, old, ref, advantages, lengths, aggregation: str, kept=None, clip=(0.1, 0.2), beta=0.3) -> float:
     """Completions occupy slots 3 .. 3 + length of each row: nothing here looks at a mask."""
     rows = []
     for b, length in enumerate(lengths):
@@ -100,9 +98,7 @@ def test_loss_equals_numpy_from_logits(params, aggregation: str) -> None:
     batch = jax.device_get(prepare_step(params, batch, scalars, frozen, algorithm=algorithm, config=MODEL))
     ref = numpy_logps(reference, batch, TEMPERATURE)
     np.testing.assert_allclose(
-        np.where(batch.sequences.loss_mask, batch.ref_logps, 0),
-        np.where(batch.sequences.loss_mask, ref, 0),
-        atol=2e-5,
+        np.where(batch.sequences.loss_mask, batch.ref_logps, 0), np.where(batch.sequences.loss_mask, ref, 0), atol=2e-5
     )
     old = np.zeros((8, 11))
     old[:, 3:] = drawn.sampler_logps
@@ -218,9 +214,7 @@ def test_kl_in_the_reward_moves_the_rewards_before_the_baseline(params) -> None:
     algorithm = grpo(kl="reward", baseline="leave_one_out", normalization="none")
     drawn = rollouts(REWARDS, LENGTHS, group_size=4)
     reference = jax.tree.map(lambda x: 0.9 * x, params)
-    batch = prepared(
-        algorithm, algorithm.from_rollouts(drawn, 0)[0], params, reference=Network(reference, MODEL)
-    )
+    batch = prepared(algorithm, algorithm.from_rollouts(drawn, 0)[0], params, reference=Network(reference, MODEL))
     kl = np.where(batch.sequences.loss_mask, batch.sampler_logps - batch.ref_logps, 0.0).sum(axis=1)
     rewards = (REWARDS - 0.3 * kl).reshape(2, 4)
     expected = rewards - (rewards.sum(axis=1, keepdims=True) - rewards) / 3
@@ -256,9 +250,7 @@ KEPT = np.array([False, True, False, True, True, False, False, False])
 
 @pytest.mark.parametrize("kl", ["none", "reward"])
 @pytest.mark.parametrize("advantage", ["group", "reinforce_pp_baseline"])
-def test_a_truncated_completion_is_masked_out_but_stays_in_the_baseline(
-    params, kl: Any, advantage: Any
-) -> None:
+def test_a_truncated_completion_is_masked_out_but_stays_in_the_baseline(params, kl: Any, advantage: Any) -> None:
     drawn = rollouts(REWARDS, LENGTHS, group_size=4, stopped=KEPT)
     algorithm = grpo(kl=kl, advantage=advantage, normalization="none")
     frozen = {} if kl == "none" else {"reference": Network(jax.tree.map(lambda x: 0.9 * x, params), MODEL)}
@@ -279,14 +271,10 @@ def test_a_truncated_completion_is_masked_out_but_stays_in_the_baseline(
 @pytest.mark.parametrize(
     ("aggregation", "count"), [("token_mean", 1 + 5 + 2), ("sequence_mean", 3), ("constant", 8 * 8)]
 )
-def test_masked_out_completions_leave_the_loss_but_not_the_constant(
-    params, aggregation: Any, count: int
-) -> None:
+def test_masked_out_completions_leave_the_loss_but_not_the_constant(params, aggregation: Any, count: int) -> None:
     """As TRL's dr_grpo, `constant` divides by all rows, the masked-out ones too: `B * max_new_tokens`."""
     drawn = rollouts(REWARDS, LENGTHS, group_size=4, stopped=KEPT)
-    algorithm = grpo(
-        aggregation=aggregation, normalization="none", max_new_tokens=8, mask_truncated=True, kl="loss"
-    )
+    algorithm = grpo(aggregation=aggregation, normalization="none", max_new_tokens=8, mask_truncated=True, kl="loss")
     reference = jax.tree.map(lambda x: 0.9 * x, params)
     batch, _ = algorithm.from_rollouts(drawn, 0)
     batch = prepared(algorithm, batch, params, reference=Network(reference, MODEL))

@@ -10,14 +10,7 @@ from research.algorithms.kto import KTO, PROVIDES
 from research.core.batch import UnpairedBatch
 from research.train.step import eval_step, prepare_step
 from tests.research.algorithms import hand
-from tests.research.algorithms.toy import (
-    MODEL,
-    frozen_models,
-    host_batch,
-    objective_scalars,
-    rollouts,
-    with_garbage,
-)
+from tests.research.algorithms.toy import MODEL, frozen_models, host_batch, objective_scalars, rollouts, with_garbage
 
 REWARDS = np.array([1, 0, 0, 1, 1, 1, 0, 0.0])
 LENGTHS = np.array([8, 1, 3, 5, 2, 8, 4, 6])
@@ -45,9 +38,7 @@ def test_equals_numpy_from_logits(policy: Any, reference: Any, swapped: bool) ->
     z = max(0.0, hand.mean(gaps, batch.rows.weights))
     np.testing.assert_allclose(batch.reference_point, np.full(8, z), rtol=1e-5, atol=1e-6)
     x = hand.sums(policy, batch.rows) - hand.sums(reference, batch.rows)
-    losses = np.where(
-        batch.desirable, 1 - hand.sigmoid(0.3 * (x - z)), 1.5 * (1 - hand.sigmoid(0.3 * (z - x)))
-    )
+    losses = np.where(batch.desirable, 1 - hand.sigmoid(0.3 * (x - z)), 1.5 * (1 - hand.sigmoid(0.3 * (z - x))))
     found = eval_step(policy, batch, scalars, algorithm=algorithm, config=MODEL)
     weights = batch.rows.weights
     assert float(found["loss"].mean()) == pytest.approx(hand.mean(losses, weights), rel=1e-5)
@@ -73,9 +64,7 @@ def test_apo_zero_has_no_reference_point(policy: Any) -> None:
 
 
 def test_rollouts_are_desirable_where_correct_and_mismatched_with_the_next_prompt_s_completion() -> None:
-    drawn = rollouts(REWARDS, LENGTHS, group_size=4)._replace(
-        rewards=-REWARDS
-    )  # correctness decides, not reward
+    drawn = rollouts(REWARDS, LENGTHS, group_size=4)._replace(rewards=-REWARDS)  # correctness decides, not reward
     batch, metrics = KTO().from_rollouts(drawn, seed=0)
     np.testing.assert_array_equal(batch.desirable, REWARDS == 1)
     assert metrics == {"desirable_fraction": 0.5}
@@ -99,7 +88,5 @@ def test_one_prompt_has_nothing_to_be_mismatched_with() -> None:
 
 
 def test_the_config_s_options_are_the_scalars_of_the_loss() -> None:
-    traced = {
-        key for key, option in next(iter(PROVIDES["objective"].values())).options.items() if option.traced
-    }
+    traced = {key for key, option in next(iter(PROVIDES["objective"].values())).options.items() if option.traced}
     assert traced == objective_scalars(KTO()).keys()

@@ -46,9 +46,7 @@ def test_long_rows_give_the_loss_of_their_targets_however_these_are_found(every_
     """Rows of several chunks of the read-out, of which the targets fill one."""
     rng = np.random.default_rng(1)
     tokens = [rng.integers(4, MODEL.vocab_size, 150).astype(np.int32) for _ in range(2)]
-    masks = [
-        np.isin(np.arange(150), rng.choice(np.arange(1, 150), count, replace=False)) for count in (50, 7)
-    ]
+    masks = [np.isin(np.arange(150), rng.choice(np.arange(1, 150), count, replace=False)) for count in (50, 7)]
     batch = as_batch([assemble_row([t], [m], 160, 0) for t, m in zip(tokens, masks, strict=True)])
     scored = jax.jit(batch_logps, static_argnames=("config", "all_targets"))(
         host_params(), MODEL, batch, all_targets=every_token

@@ -72,14 +72,7 @@ def generalised_advantages(
 
 
 def reference_loss(
-    params: Any,
-    rows: Any,
-    drawn: Any,
-    ref_logps: np.ndarray,
-    expected: Expected,
-    kl: str,
-    how: str,
-    kept: Any,
+    params: Any, rows: Any, drawn: Any, ref_logps: np.ndarray, expected: Expected, kl: str, how: str, kept: Any
 ) -> jax.Array:
     """Schulman et al. 2017, eq. 7, and the clipped value loss of its code, on a flat list of the tokens."""
     b, slot = np.array(slots(kept)).T
@@ -144,9 +137,7 @@ def test_ppo_from_logits_to_gradients(kl: Any, aggregation: Any, mask_truncated:
         return loss.total / loss.count, sums
 
     theirs = jax.jit(
-        jax.value_and_grad(
-            lambda p: reference_loss(p, rows, drawn, ref_logps, expected, kl, aggregation, kept)
-        )
+        jax.value_and_grad(lambda p: reference_loss(p, rows, drawn, ref_logps, expected, kl, aggregation, kept))
     )
     (loss, sums), gradient = jax.value_and_grad(ours, has_aux=True)(after)
     wanted, wanted_gradient = theirs(after)

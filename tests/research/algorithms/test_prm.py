@@ -46,8 +46,6 @@ def test_the_outcome_is_right_where_every_step_is_and_stands_at_the_last_step() 
 
 def test_the_config_finds_both() -> None:
     found = PROVIDES["objective"]
-    assert found["prm"].make(None) == StepScorer("process") and found["orm"].make(None) == StepScorer(
-        "outcome"
-    )
+    assert found["prm"].make(None) == StepScorer("process") and found["orm"].make(None) == StepScorer("outcome")
     assert StepScorer("process") != StepScorer("outcome") and StepScorer().layout == "step_scorer"
     assert all(objective.given == "steps" and not objective.options for objective in found.values())

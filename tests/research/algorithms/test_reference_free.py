@@ -55,13 +55,7 @@ def test_cpo_equals_numpy_from_logits(policy: Any, sides: dict[str, np.ndarray],
 def test_the_config_finds_them_and_names_what_has_no_effect() -> None:
     found = PROVIDES["objective"]
     assert found.keys() == {"orpo", "simpo", "cpo"}
-    options = {
-        "pairs_per_prompt": 3,
-        "loss_type": "hinge",
-        "beta": 0.1,
-        "nll_coef": 1.0,
-        "label_smoothing": 0.0,
-    }
+    options = {"pairs_per_prompt": 3, "loss_type": "hinge", "beta": 0.1, "nll_coef": 1.0, "label_smoothing": 0.0}
     made = found["cpo"].make(Setting(options=options, online=True, group_size=8, max_new_tokens=8))
     assert made == CPO("hinge") and made.pairs_per_prompt == 3
     for name, kind in (("orpo", ORPO()), ("simpo", SimPO()), ("cpo", CPO())):

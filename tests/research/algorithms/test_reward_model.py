@@ -33,9 +33,7 @@ def test_pairs_equal_numpy_with_margins_soft_labels_and_centering(scorer: Any) -
     batch = host_batch(RewardModel())
     chosen, rejected = scores(scorer, batch.chosen), scores(scorer, batch.rejected)
     d, p = chosen - rejected - batch.margins, batch.soft_labels
-    losses = (
-        -p * np.log(hand.sigmoid(d)) - (1 - p) * np.log(hand.sigmoid(-d)) + 0.1 * (chosen + rejected) ** 2
-    )
+    losses = -p * np.log(hand.sigmoid(d)) - (1 - p) * np.log(hand.sigmoid(-d)) + 0.1 * (chosen + rejected) ** 2
     found = evaluate(RewardModel(), scorer, batch)
     weights = batch.chosen.weights
     assert float(found["loss"].mean()) == pytest.approx(hand.mean(losses, weights), rel=1e-5)
@@ -86,12 +84,7 @@ def test_two_ranked_candidates_are_a_pair(scorer: Any) -> None:
 
 def test_the_config_finds_both() -> None:
     found = PROVIDES["objective"]
-    kinds = {
-        "reward_model": (RewardModel(), "preferences"),
-        "reward_model_ranking": (RankingRewardModel(), "rankings"),
-    }
+    kinds = {"reward_model": (RewardModel(), "preferences"), "reward_model_ranking": (RankingRewardModel(), "rankings")}
     for name, (algorithm, given) in kinds.items():
         assert found[name].make(None) == algorithm and found[name].given == given and not found[name].own
-        assert (
-            algorithm.layout == "scorer" and found[name].options.keys() == objective_scalars(algorithm).keys()
-        )
+        assert algorithm.layout == "scorer" and found[name].options.keys() == objective_scalars(algorithm).keys()

@@ -22,9 +22,7 @@ def names(tokens: np.ndarray) -> list[int]:
 
 def test_keeps_the_leanest_of_the_correct_that_stopped() -> None:
     algorithm = RejectionSampling(keep_per_prompt=2, selector="leanest")
-    batch, metrics = algorithm.from_rollouts(
-        rollouts(REWARDS, LENGTHS, group_size=4, stopped=STOPPED), seed=1
-    )
+    batch, metrics = algorithm.from_rollouts(rollouts(REWARDS, LENGTHS, group_size=4, stopped=STOPPED), seed=1)
     np.testing.assert_array_equal(batch.weights, [1, 1, 0, 0, 1, 1])
     assert names(batch.tokens)[:2] == [3, 1]  # of 0, 1, 3 the two shortest, shortest first
     assert names(batch.tokens)[4:] == [8, 10]  # 9 is shorter, but was cut off
@@ -33,9 +31,7 @@ def test_keeps_the_leanest_of_the_correct_that_stopped() -> None:
 
 def test_at_most_k_of_a_prompt_and_fewer_where_fewer_are_correct() -> None:
     algorithm = RejectionSampling(keep_per_prompt=4)
-    batch, metrics = algorithm.from_rollouts(
-        rollouts(REWARDS, LENGTHS, group_size=4, stopped=STOPPED), seed=1
-    )
+    batch, metrics = algorithm.from_rollouts(rollouts(REWARDS, LENGTHS, group_size=4, stopped=STOPPED), seed=1)
     assert batch.weights.reshape(3, 4).sum(axis=1).tolist() == [3, 0, 2] and metrics["selected"] == 5
     kept = [n for n, w in zip(names(batch.tokens), batch.weights, strict=True) if w]
     assert sorted(kept) == [0, 1, 3, 8, 10]  # each once

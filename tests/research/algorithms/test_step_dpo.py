@@ -10,14 +10,7 @@ from research.algorithms.step_dpo import StepDPO, first_differing_step
 from research.core.batch import PreferenceBatch
 from research.train.step import eval_step, prepare_step
 from tests.research.algorithms import hand
-from tests.research.algorithms.toy import (
-    MODEL,
-    STEP_END,
-    frozen_models,
-    objective_scalars,
-    rows,
-    with_garbage,
-)
+from tests.research.algorithms.toy import MODEL, STEP_END, frozen_models, objective_scalars, rows, with_garbage
 
 N = STEP_END
 CHOSEN = [
@@ -79,9 +72,7 @@ def test_equals_numpy_from_logits_and_leaves_out_pairs_without_a_step(policy: An
         weights.append(WEIGHTS[b])
     for part in (batch, with_garbage(batch)):
         found = eval_step(policy, part, scalars, algorithm=algorithm, config=MODEL)
-        assert float(found["loss"].mean()) == pytest.approx(
-            hand.mean(np.array(losses), np.array(weights)), rel=1e-5
-        )
+        assert float(found["loss"].mean()) == pytest.approx(hand.mean(np.array(losses), np.array(weights)), rel=1e-5)
         assert float(found["loss"].count) == 5.5
         assert float(found["no_step"].mean()) == pytest.approx(2 / 7.5)
 

@@ -195,18 +195,14 @@ def adamw_scalars(values: Mapping[str, float]) -> OptimizerScalars:
     numbers: dict[str, Any] = {k: np.float32(v) for k, v in values.items()}
     rule = {name: numbers.pop(name) for name in ADAMW.options}
     schedule = {name: numbers.pop(name) for name in COSINE.options}
-    return OptimizerScalars(
-        **numbers, rule_options=rule, schedule_options=schedule, rule=ADAMW, schedule=COSINE
-    )
+    return OptimizerScalars(**numbers, rule_options=rule, schedule_options=schedule, rule=ADAMW, schedule=COSINE)
 
 
 def no_effect(objective: Objective, options: Mapping[str, Any], online: bool) -> set[str]:
     """Names of the options given that have no effect together."""
     facts = Facts(online, objective.given or "", objective.own, True, "policy", frozenset(), frozenset())
     return {
-        name
-        for name, key in objective.options.items()
-        if name in options and key.used and not key.used(options, facts)
+        name for name, key in objective.options.items() if name in options and key.used and not key.used(options, facts)
     }
 
 

@@ -39,9 +39,7 @@ def run(arm: str, seed: int, accuracy: float, sampled: int = 0, trained: int = 1
     curve = [
         {
             "step": float(step),
-            "eval/pass@1": accuracy
-            - (accuracy - 0.22) * float(np.exp(-step / 60))
-            + 0.008 * float(rng.normal()),
+            "eval/pass@1": accuracy - (accuracy - 0.22) * float(np.exp(-step / 60)) + 0.008 * float(rng.normal()),
             "tokens_spent": (sampled + trained) * step / 200,
         }
         for step in range(0, 180, 20)
@@ -60,9 +58,7 @@ def run(arm: str, seed: int, accuracy: float, sampled: int = 0, trained: int = 1
         seed=seed,
         status="finished",
         metrics={"eval/pass@1": accuracy, "eval/loss": 3 - accuracy},
-        budget=Budget(
-            sampled, sampled // 130, trained, 6e9 * trained + 2e9 * sampled, 60.0 + sampled / 40_000
-        ),
+        budget=Budget(sampled, sampled // 130, trained, 6e9 * trained + 2e9 * sampled, 60.0 + sampled / 40_000),
         curve=curve,
         error=None,
         overrides=OVERRIDES.get(arm, {}),
@@ -93,11 +89,7 @@ def log(seed: int, steps: int = 60) -> list[dict[str, float]]:
     found: list[dict[str, float]] = []
     for step in range(1, steps + 1):
         kl = step / 10 + float(rng.normal(0, 0.05))
-        samples = {
-            "reward/mean": 0.1 * kl,
-            "entropy": 2 - 0.02 * step,
-            "completions/mean_length": 80.0 + step,
-        }
+        samples = {"reward/mean": 0.1 * kl, "entropy": 2 - 0.02 * step, "completions/mean_length": 80.0 + step}
         found.append({"step": step, "loss": 0.1, "kl/reference": kl, **samples})
         if step % 3 == 0:
             found.append({"step": step, "reward/gold": 0.3 * kl - 0.06 * kl**2})

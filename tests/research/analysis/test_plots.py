@@ -61,10 +61,7 @@ def test_values_and_differences_are_shown_by_row():
         np.testing.assert_allclose(line.get_xdata(), list(summary.values.values()))
     for line, difference in zip(_marks(right), comparison.differences, strict=True):
         np.testing.assert_allclose(line.get_xdata(), list(difference.differences.values()))
-    assert [text.get_text() for text in left.get_yticklabels()][:2] == [
-        "sft\n(control)",
-        "rejection_sampling",
-    ]
+    assert [text.get_text() for text in left.get_yticklabels()][:2] == ["sft\n(control)", "rejection_sampling"]
     numbers = [text.get_text() for text in right.texts[1:]]
     assert numbers == ["control", *(STYLE.difference(d.mean) for d in comparison.differences)]
 
@@ -129,9 +126,7 @@ def test_training_curves_are_running_means_over_seeds():
     axes = Figure().subplots()
     draw_training(axes, logs, _compare(runs), "kl/reference")
     (line,) = axes.lines
-    seeds = [
-        [row["kl/reference"] for row in log(seed, steps=40) if "kl/reference" in row] for seed in range(3)
-    ]
+    seeds = [[row["kl/reference"] for row in log(seed, steps=40) if "kl/reference" in row] for seed in range(3)]
     expected = [np.mean([values[i : i + 4] for values in seeds]) for i in range(37)]
     np.testing.assert_allclose(line.get_ydata(), expected)
     assert 1 < line.get_xdata()[0] < 4 and axes.get_ylabel() == "nats a completion"
@@ -161,9 +156,7 @@ def test_one_key_is_a_line_over_its_values():
 def test_two_keys_are_a_heat_map_with_failed_and_missing_cells():
     runs = _grid(beta=[0.1, 0.2], rate=[1e-4, 1e-3, 1e-2])
     runs = [
-        failed(r) if r.grid == {"beta": 0.2, "rate": 1e-4} else r
-        for r in runs
-        if r.grid != {"beta": 0.2, "rate": 1e-2}
+        failed(r) if r.grid == {"beta": 0.2, "rate": 1e-4} else r for r in runs if r.grid != {"beta": 0.2, "rate": 1e-2}
     ]
     (axes,) = draw_grid(grid_points(runs), _compare(runs, control=runs[0].arm), STYLE).axes
     cells = axes.images[0].get_array()
@@ -177,11 +170,7 @@ def test_two_keys_are_a_heat_map_with_failed_and_missing_cells():
 def test_three_keys_are_a_heat_map_for_each_pair_over_the_mean_of_the_third():
     runs = _grid(a=[1, 2], b=[1, 2], c=[1, 2])
     figure = draw_grid(grid_points(runs), _compare(runs, control=runs[0].arm), STYLE)
-    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes] == [
-        ("a", "b"),
-        ("a", "c"),
-        ("b", "c"),
-    ]
+    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes] == [("a", "b"), ("a", "c"), ("b", "c")]
     means = {tuple(r.grid.values()): r.metrics[METRIC] for r in runs}
     cell = figure.axes[1].images[0].get_array()[1, 0]  # a = 1, c = 2
     np.testing.assert_allclose(cell, (means[1, 1, 2] + means[1, 2, 2]) / 2)

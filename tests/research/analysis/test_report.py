@@ -145,9 +145,7 @@ def test_names_are_text_wherever_they_are_shown(tmp_path, names):
     changes = {"title": names[0], "question": names[1], "versions": {name: name for name in names}}
     paths = _write(tmp_path / "report", runs, workdir=tmp_path, formats=("latex",), pairs=pairs, **changes)
     assert set(paths.plots) == {"summary", "curves", "training", "reward_against_kl", "grid"}
-    shown = [
-        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name) for name in names
-    ]
+    shown = ["".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name) for name in names]
     page = _Page(paths.html.read_text())
     assert not {"script", "i", "em", "ol"} & set(page.tags)
     assert [row[0] for row in page.rows[1:10]] == ["sft (control)", *shown]
@@ -183,9 +181,7 @@ def test_an_undeclared_difference_stands_out(tmp_path):
 def test_hostile_text_stays_text(tmp_path):
     bad = "<script>alert(1)</script> | *x* `y` _z_ ![p](http://evil/p.png)\nsecond line"
     runs = [run("sft", 0, 0.4), failed(run("dpo", 0, 0.5), error=bad)]
-    paths = _write(
-        tmp_path, runs, title=bad, question=bad, base_config_text=f"```\n{bad}", versions={bad: bad}
-    )
+    paths = _write(tmp_path, runs, title=bad, question=bad, base_config_text=f"```\n{bad}", versions={bad: bad})
     page = _Page(paths.html.read_text())
     assert "script" not in page.tags and page.tags.count("img") == 2
     cells = [cell.strip() for row in page.rows for cell in row]
@@ -279,14 +275,11 @@ def test_a_curve_of_another_evaluation_is_dropped_with_a_note(tmp_path):
     runs[4] = dataclasses.replace(runs[4], curve_evaluation="a")
     paths = _write(tmp_path / "dropped", runs)
     assert (
-        "rejection_sampling, seed 1: its learning curve was measured by another"
-        in _Page(paths.html.read_text()).text
+        "rejection_sampling, seed 1: its learning curve was measured by another" in _Page(paths.html.read_text()).text
     )
     assert paths.plots["curves"].read_bytes() != kept
     runs[4] = dataclasses.replace(runs[4], evaluation="a")
-    with pytest.raises(
-        DataError, match="'rejection_sampling', seed 1 were measured by different evaluations"
-    ):
+    with pytest.raises(DataError, match="'rejection_sampling', seed 1 were measured by different evaluations"):
         _write(tmp_path, runs)
 
 
@@ -300,9 +293,7 @@ def test_records_that_cannot_be_read_cost_their_curves_only(tmp_path):
 
 def test_a_report_is_rewritten_from_disk_by_another_metric_and_control(tmp_path):
     save_results(tmp_path / "results.json", results())
-    with pytest.raises(
-        DataError, match=r"so the metric must be given; expected one of .'eval/loss', 'eval/pass@1'"
-    ):
+    with pytest.raises(DataError, match=r"so the metric must be given; expected one of .'eval/loss', 'eval/pass@1'"):
         rewrite_report(tmp_path)
     first = rewrite_report(tmp_path, metric="eval/loss")
     assert "Lower is better." in first.markdown.read_text()  # a loss, unless told otherwise
@@ -315,9 +306,7 @@ def test_a_report_is_rewritten_from_disk_by_another_metric_and_control(tmp_path)
     )
     assert same.markdown.read_text() == text  # the report in its place is untouched
     assert [row[0] for row in other.headline.rows] == ["dpo (control)", "sft", "rejection_sampling", "grpo"]
-    assert "minus" not in "".join(
-        other.markdown.read_text().split("##")[1:3]
-    )  # the pair had the new control in it
+    assert "minus" not in "".join(other.markdown.read_text().split("##")[1:3])  # the pair had the new control in it
     assert {"table.tex", "summary.pdf", "curves.pdf"} <= {path.name for path in (tmp_path / "x").iterdir()}
     assert rewrite_report(tmp_path, pairs=[]).markdown.read_text() != text
     with pytest.raises(DataError, match="pairs: got 'dpo', expected one:other with arms of"):

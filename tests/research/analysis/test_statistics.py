@@ -22,9 +22,7 @@ def test_t_interval_by_hand():
     values = [0.50, 0.53, 0.59]
     mean = sum(values) / 3
     std = math.sqrt(sum((value - mean) ** 2 for value in values) / 2)
-    quantile = 0.95 * math.sqrt(
-        2 / (4 * 0.975 * 0.025)
-    )  # closed form for 2 degrees of freedom; 4.3027 in tables
+    quantile = 0.95 * math.sqrt(2 / (4 * 0.975 * 0.025))  # closed form for 2 degrees of freedom; 4.3027 in tables
     half = quantile * std / math.sqrt(3)
     interval = t_interval(values)
     np.testing.assert_allclose([interval.low, interval.high], [mean - half, mean + half], rtol=1e-12)

@@ -15,18 +15,13 @@ LIMITS = Limits(1e9, 1e8)
 
 def result(size: int = 4, limits: Limits | None = LIMITS) -> Result:
     """Temper at 2000 tokens/s, a peer at 1250, with one slow round in which both are slow."""
-    work = Workload(
-        f"rollout.fixed, batch {size}", ("tunix",), size, {}, Cost(1e5, 1e4 / size), 2e6, "rollout.fixed"
-    )
+    work = Workload(f"rollout.fixed, batch {size}", ("tunix",), size, {}, Cost(1e5, 1e4 / size), 2e6, "rollout.fixed")
 
     def series(*seconds: float) -> Series:
         return Series(seconds, (100.0,) * 3, (5.0, 1.0), 300 * 2**20, 7, {"jax": "1"})
 
     return Result(
-        work,
-        {"temper": series(0.05, 0.05, 0.1), "tunix": series(0.08, 0.08, 0.32)},
-        limits,
-        {"trl": "it fell"},
+        work, {"temper": series(0.05, 0.05, 0.1), "tunix": series(0.08, 0.08, 0.32)}, limits, {"trl": "it fell"}
     )
 
 
@@ -62,9 +57,7 @@ def test_markdown_json_and_plot_are_written(tmp_path: Path) -> None:
     second = record["results"][1]
     assert second["systems"]["tunix"]["temper_over_it"] == pytest.approx([1.6, 1.6])
     assert second["systems"]["temper"]["seconds"] == [0.05, 0.05, 0.1]
-    assert second["limit_tokens_per_second"] == pytest.approx(1e4) and second["failures"] == {
-        "trl": "it fell"
-    }
+    assert second["limit_tokens_per_second"] == pytest.approx(1e4) and second["failures"] == {"trl": "it fell"}
     assert record["machine"]["load_average_before"] == 0.3 and record["config"]["repetitions"] == 3
     assert paths[1].read_text(encoding="utf-8") == text == "\n".join(map(table, results))
     assert paths[2].read_bytes().startswith(b"\x89PNG")

@@ -22,14 +22,7 @@ from research.comparisons.roofline import (
 )
 
 MODEL = ModelConfig(
-    vocab_size=64,
-    num_layers=2,
-    d_model=32,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    d_ff=48,
-    logprob_chunk=16,
+    vocab_size=64, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=48, logprob_chunk=16
 )
 MATRICES = 2 * (32 * 8 * (4 + 2 + 2 + 4) + 3 * 32 * 48) + 64 * 32
 """Parameters of all matrices: attention, SwiGLU, the tied embedding once."""

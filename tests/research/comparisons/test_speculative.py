@@ -70,10 +70,7 @@ def test_every_prompt_is_timed_with_every_contender() -> None:
 
 def test_a_speed_up_is_a_ratio_of_rates() -> None:
     """Of the medians, and the median of what each prompt says."""
-    timings = {
-        PLAIN: Timing((1.0, 2.0, 4.0), (8, 8, 8), {}),
-        "other": Timing((0.5, 0.5, 4.0), (8, 4, 8), {}),
-    }
+    timings = {PLAIN: Timing((1.0, 2.0, 4.0), (8, 8, 8), {}), "other": Timing((0.5, 0.5, 4.0), (8, 4, 8), {})}
     assert timings[PLAIN].rate() == 4.0
     assert speed_up(timings[PLAIN], timings["other"]) == (pytest.approx(8.0 / 4.0), pytest.approx(2.0))
     timings["other"] = Timing((0.25, 2.0, 1.0), (8, 8, 8), {})
@@ -85,7 +82,4 @@ def test_the_table_says_what_was_accepted_and_the_speed_up() -> None:
     timings = {PLAIN: Timing((1.0,), (8,), {}), "ngram, 2": Timing((0.5,), (8,), metrics)}
     found = records(timings, 0.0)
     assert [each["speed_up"] for each in found] == [(1.0, 1.0), (2.0, 2.0)]
-    assert table(found).splitlines()[2:] == [
-        "| 0 | plain |  |  | 8 |  |",
-        "| 0 | ngram, 2 | 50% | 2.25 | 16 | 2.00x |",
-    ]
+    assert table(found).splitlines()[2:] == ["| 0 | plain |  |  | 8 |  |", "| 0 | ngram, 2 | 50% | 2.25 | 16 | 2.00x |"]

@@ -35,9 +35,7 @@ def useful_tokens(work: Workload) -> int:
     return sum(told["lengths"])
 
 
-@pytest.mark.parametrize(
-    "work", [work for work in TOY.workloads if work.name != "train.ragged"], ids=lambda w: w.name
-)
+@pytest.mark.parametrize("work", [work for work in TOY.workloads if work.name != "train.ragged"], ids=lambda w: w.name)
 def test_a_repetition_counts_its_tokens(work: Workload) -> None:
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
     with quick_compilation(), jax.set_mesh(mesh):

@@ -20,9 +20,7 @@ def test_every_size_is_well_formed(size: str) -> None:
     assert {name.partition(".")[0] for name in found} == {"rollout", "train", "grpo"}
     for work in found.values():
         assert work.cost.flops > 0 and work.read_bytes > 0 and json.dumps(work.message)
-        assert bool(work.peers) == (size != "gpu") and work.message["platform"] == (
-            "gpu" if size == "gpu" else "cpu"
-        )
+        assert bool(work.peers) == (size != "gpu") and work.message["platform"] == ("gpu" if size == "gpu" else "cpu")
 
 
 def test_the_models_have_7_million_and_1_billion_parameters() -> None:
@@ -85,10 +83,7 @@ def test_some_cases_by_kind_or_name() -> None:
         ("grpo.iteration.group_size=1", "grpo.iteration.group_size: got 1, expected >= 2"),
         ("repetition=3", "repetition: unknown config key; the nearest known one is repetitions"),
         ("train.full.rows=3", "train.full.rows: unknown config key"),
-        (
-            "train.fool.batch_size=3",
-            "train.fool.batch_size: unknown config key; the nearest known one is train.full",
-        ),
+        ("train.fool.batch_size=3", "train.fool.batch_size: unknown config key; the nearest known one is train.full"),
     ],
 )
 def test_bad_values_are_named(override: str, message: str) -> None:

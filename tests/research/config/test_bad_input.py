@@ -12,9 +12,7 @@ BETA = {"grpo": "rl.objective.grpo.beta", "ppo": "rl.objective.ppo.kl_coef"}
 
 
 @pytest.mark.parametrize(("objective", "beta"), BETA.items())
-def test_without_a_kl_term_no_reference_is_loaded_and_naming_one_is_refused(
-    objective: str, beta: str
-) -> None:
+def test_without_a_kl_term_no_reference_is_loaded_and_naming_one_is_refused(objective: str, beta: str) -> None:
     config = with_judges(objective, **{beta: 0.0, "rl.roles.reference": "pretrain"})
     stage = resolve(config).stages[-1]
     assert not stage.facts.roles & {"reference"} and "pretrain" not in stage.inputs

@@ -44,9 +44,7 @@ def test_the_configs_resolve(module: Any) -> None:
 
 
 def test_sections_are_what_is_built_from_them() -> None:
-    assert set(keys_of(Model)) == {*vars(ModelConfig)["__dataclass_fields__"]} - {"vocab_size"} | {
-        "max_length"
-    }
+    assert set(keys_of(Model)) == {*vars(ModelConfig)["__dataclass_fields__"]} - {"vocab_size"} | {"max_length"}
 
 
 def test_every_key_is_documented_and_its_default_is_allowed() -> None:
@@ -143,12 +141,7 @@ def test_bad_values(key: str, value: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("objective", "key", "value", "message"),
     [
-        (
-            "rejection_sampling",
-            "keep_per_prompt",
-            9,
-            r"rl\.objective\.rejection_sampling\.keep_per_prompt: got 9",
-        ),
+        ("rejection_sampling", "keep_per_prompt", 9, r"rl\.objective\.rejection_sampling\.keep_per_prompt: got 9"),
         ("dpo", "pairs_per_prompt", 5, r"rl\.objective\.dpo\.pairs_per_prompt: got 5, expected 1 to 4"),
         ("dpo", "beta", 0.0, r"rl\.objective\.dpo\.beta: got 0"),
         ("dpo", "label_smoothing", 0.6, r"rl\.objective\.dpo\.label_smoothing"),
@@ -176,19 +169,12 @@ def test_truncated_sampling_is_fine_where_there_is_no_ratio(objective: str) -> N
 )
 def test_a_key_that_nothing_reads_is_refused_with_the_nearest_one(key: str, nearest: str) -> None:
     for overrides, tree in (((), merged(configured(), key, 1)), ((f"{key}=1",), configured())):
-        with pytest.raises(
-            ConfigError, match=f"^{key}: unknown config key; the nearest known one is {nearest}"
-        ):
+        with pytest.raises(ConfigError, match=f"^{key}: unknown config key; the nearest known one is {nearest}"):
             resolve(tree, overrides)
 
 
 def test_overrides_are_read_as_the_type_that_the_key_has() -> None:
-    texts = (
-        "rl.optimizer.learning_rate=3e-4",
-        "evaluation.k=(1, 2)",
-        "rl.steps=1_000",
-        "sft.data.packing=False",
-    )
+    texts = ("rl.optimizer.learning_rate=3e-4", "evaluation.k=(1, 2)", "rl.steps=1_000", "sft.data.packing=False")
     found = resolve(configured(), (*texts, "ablation.seed_keys=rl.seed,sft.seed"))
     assert found.stage("rl").optimizer.learning_rate == 3e-4 and found.stage("rl").steps == 1000
     assert found.evaluation.k == (1, 2) and not found.stage("sft").data.packing
@@ -352,22 +338,11 @@ RECORDS = {
 
 def test_what_only_an_evaluation_reads_is_no_part_of_a_stage() -> None:
     before = resolve(configured())
-    for key, value in (
-        ("evaluation.max_prompt_length", 128),
-        ("evaluation.seed", 1),
-        ("rl.final_answer", "majority"),
-    ):
+    for key, value in (("evaluation.max_prompt_length", 128), ("evaluation.seed", 1), ("rl.final_answer", "majority")):
         after = resolve(merged(configured(), key, value))
         assert stage_identity(after, after.stage("rl")) == stage_identity(before, before.stage("rl")), key
-        assert evaluation_identity(after, after.stage("rl")) != evaluation_identity(
-            before, before.stage("rl")
-        ), key
-    for key, value in (
-        ("mesh.fsdp", 2),
-        ("evaluation.batch_problems", 8),
-        ("rl.log_every", 3),
-        ("sampler.slots", 8),
-    ):
+        assert evaluation_identity(after, after.stage("rl")) != evaluation_identity(before, before.stage("rl")), key
+    for key, value in (("mesh.fsdp", 2), ("evaluation.batch_problems", 8), ("rl.log_every", 3), ("sampler.slots", 8)):
         after = resolve(merged(configured(), key, value))
         assert run_identity(after, "rl") == run_identity(before, "rl"), key
 

@@ -22,16 +22,10 @@ def test_a_key_is_described_by_all_that_is_declared() -> None:
 
 def test_a_section_lists_its_keys_and_those_of_its_components() -> None:
     found = {each.path for each in describe("rl.optimizer")}
-    assert {
-        "rl.optimizer.learning_rate",
-        "rl.optimizer.adamw.b1",
-        "rl.optimizer.cosine.end_fraction",
-    } <= found
+    assert {"rl.optimizer.learning_rate", "rl.optimizer.adamw.b1", "rl.optimizer.cosine.end_fraction"} <= found
     assert len(describe("")) > 250
 
 
 def test_an_unknown_key_names_the_nearest() -> None:
-    with pytest.raises(
-        ConfigError, match=r"rl\.rollout\.group: unknown config key; .* rl\.rollout\.group_size"
-    ):
+    with pytest.raises(ConfigError, match=r"rl\.rollout\.group: unknown config key; .* rl\.rollout\.group_size"):
         describe("rl.rollout.group")

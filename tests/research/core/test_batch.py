@@ -11,14 +11,7 @@ from research.algorithms.grpo import GRPO
 from research.core.batch import RolloutBatch, SequenceBatch, split_batch
 from research.core.mesh import make_mesh, to_device
 from research.train.step import train_step
-from tests.research.algorithms.toy import (
-    MODEL,
-    host_batch,
-    one_device,
-    rows,
-    step_scalars,
-    toy_state,
-)
+from tests.research.algorithms.toy import MODEL, host_batch, one_device, rows, step_scalars, toy_state
 
 ROWS = 8
 PROMPT = 2
@@ -32,11 +25,7 @@ def numbered(group_size: int) -> SequenceBatch:
 
 @pytest.mark.parametrize(
     ("group_size", "parts", "expected"),
-    [
-        (1, 2, [[0, 2, 4, 6], [1, 3, 5, 7]]),
-        (2, 2, [[0, 1, 4, 5], [2, 3, 6, 7]]),
-        (4, 2, [[0, 1, 2, 3], [4, 5, 6, 7]]),
-    ],
+    [(1, 2, [[0, 2, 4, 6], [1, 3, 5, 7]]), (2, 2, [[0, 1, 4, 5], [2, 3, 6, 7]]), (4, 2, [[0, 1, 2, 3], [4, 5, 6, 7]])],
 )
 def test_parts_hold_whole_groups(group_size: int, parts: int, expected: list[list[int]]) -> None:
     found = split_batch(numbered(group_size), parts)

@@ -43,9 +43,7 @@ def steps_in(directory: Path) -> list[int]:
 
 def abstract_like(arrays: Any) -> Any:
     """Shapes, dtypes and shardings, to restore into."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), arrays
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), arrays)
 
 
 def make_state(seed: int = 0) -> dict[str, Any]:
@@ -116,9 +114,7 @@ def test_restores_from_a_2x2x2_mesh_to_one_device_and_back(tmp_path: Path) -> No
     with Checkpointer(tmp_path, keep=2) as checkpoints:
         for step, source, target in ((1, spread, one), (2, one, spread)):
             checkpoints.save(step, jax.device_put(plain, source), {})
-            asked = jax.tree.map(
-                lambda x, s=target: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plain
-            )
+            asked = jax.tree.map(lambda x, s=target: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), plain)
             restored = checkpoints.restore(asked)
             assert restored is not None
             assert_same(restored.arrays, plain)
@@ -269,13 +265,16 @@ def test_damage_to_any_file_is_named_and_the_previous_good_one_offered(run: Path
 
 @pytest.mark.parametrize(
     "text",
-    ["{}", "[]", '{"files": {}}', '{"files": {"record/metadata": {}}}', '{"files": [1]}', "{", "no hashes"],
+    ["{}", "[]", '{"files": {}}', '{"files": {"record/metadata": {}}}', '{"files": [1]}', "{", "no sizes", "other key"],
 )
-def test_a_manifest_that_vouches_for_nothing_is_damage(run: Path, text: str) -> None:
+def test_a_manifest_that_is_not_whole_is_damage(run: Path, text: str) -> None:
     place = run / "400" / "manifest.json"
-    if text == "no hashes":
-        files = json.loads(place.read_text())["files"]
-        text = json.dumps({"files": {name: {"bytes": mark.get("bytes", 1)} for name, mark in files.items()}})
+    if text == "no sizes":
+        manifest = json.loads(place.read_text())
+        manifest["files"] = {name: {"sha256": mark["sha256"]} for name, mark in manifest["files"].items()}
+        text = json.dumps(manifest)
+    elif text == "other key":  # one flipped bit
+        text = place.read_text().replace('"bytes"', '"bxtes"', 1)
     place.write_text(text)
     with Checkpointer(run, keep=2) as checkpoints, pytest.raises(CheckpointError, match="400: is damaged: "):
         checkpoints.restore(abstract_like(make_state()))
@@ -299,9 +298,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of three megabytes."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True
-    )
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting a tmpfs needs root")
     yield disk
@@ -310,17 +307,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_said_once_and_the_last_good_checkpoint_stays(small_disk: Path) -> None:
     directory = small_disk / "checkpoints"
-    small, big = (
-        {"w": jnp.asarray(np.random.default_rng(0).normal(size=n), jnp.float32)} for n in (1000, 2_000_000)
-    )
+    small, big = ({"w": jnp.asarray(np.random.default_rng(0).normal(size=n), jnp.float32)} for n in (1000, 2_000_000))
     with Checkpointer(directory, keep=1) as checkpoints:
         checkpoints.save(1, small, {})
         checkpoints.save(2, big, {})
         with pytest.raises(CheckpointError) as caught:
             checkpoints.wait()
-        expected = (
-            f"{directory}/2: cannot be saved: no space left on the device; the last good one is step 1."
-        )
+        expected = f"{directory}/2: cannot be saved: no space left on the device; the last good one is step 1."
         assert str(caught.value) == expected
         assert steps_in(directory) == [1]
     with Checkpointer(directory, keep=1) as checkpoints:
@@ -346,9 +339,7 @@ def test_an_error_in_the_background_surfaces_at_the_next_call(
         "save": lambda: checkpoints.save(2, state, {}),
         "restore": lambda: checkpoints.restore(abstract_like(state)),
     }
-    with pytest.raises(
-        CheckpointError, match="1: cannot be saved: no space left on the device; there is no other"
-    ):
+    with pytest.raises(CheckpointError, match="1: cannot be saved: no space left on the device; there is no other"):
         calls[surfaces_in]()
     checkpoints.close()
     assert steps_in(tmp_path) == []
@@ -394,9 +385,7 @@ def test_kill_9_leaves_only_whole_checkpoints(tmp_path: Path, moment: str) -> No
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     command = [sys.executable, "-c", CHILD, str(tmp_path), moment]
     for attempt in range(2 if moment == "anywhere" else 1):
-        child = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert child.stdout is not None
         for _ in range(4):  # the child is well under way, or has killed itself
             child.stdout.readline()

@@ -25,10 +25,7 @@ def test_over_some_devices_only() -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (
-            (3, 1, 1),
-            "mesh: got data=3 x fsdp=1 x tensor=1, expected a product of 8 because this machine has 8 cpu",
-        ),
+        ((3, 1, 1), "mesh: got data=3 x fsdp=1 x tensor=1, expected a product of 8 because this machine has 8 cpu"),
         ((-1, 3, 1), "expected a product of 8"),
         ((-1, -1, 1), "at most one -1"),
         ((0, 1, 1), "at least 1"),
@@ -52,9 +49,7 @@ def test_batches_are_split_along_the_first_axis() -> None:
 def test_rows_must_divide() -> None:
     mesh = make_mesh(2, 2, 2)
     check_rows(mesh, "sft.batch_size", 16, micro_batches=4)
-    with pytest.raises(
-        ConfigError, match=r"sft\.batch_size: got 6 rows, expected a multiple of 4 .*mesh\.data=2 x"
-    ):
+    with pytest.raises(ConfigError, match=r"sft\.batch_size: got 6 rows, expected a multiple of 4 .*mesh\.data=2 x"):
         check_rows(mesh, "sft.batch_size", 6)
     with pytest.raises(ConfigError, match=r"got 8 rows, expected a multiple of 16 .*micro_batches=4"):
         check_rows(mesh, "sft.batch_size", 8, micro_batches=4)

@@ -55,21 +55,10 @@ def test_killed_before_the_first_checkpoint(tmp_path):
 
 
 def test_numbers_round_trip_and_the_file_is_strict_json(tmp_path):
-    values = {
-        "a": 0.1,
-        "b": 1 / 3,
-        "c": 5e-324,
-        "d": 1e300,
-        "e": math.nan,
-        "f": math.inf,
-        "g": -math.inf,
-        "n": 7,
-    }
+    values = {"a": 0.1, "b": 1 / 3, "c": 5e-324, "d": 1e300, "e": math.nan, "f": math.inf, "g": -math.inf, "n": 7}
     with MetricsWriter(tmp_path) as writer:
         writer.write(3, values)
-        writer.write(
-            4, {"bf16": jnp.bfloat16(0.5), "f32": np.float32(0.1), "one": jnp.ones((1,)), "yes": True}
-        )
+        writer.write(4, {"bf16": jnp.bfloat16(0.5), "f32": np.float32(0.1), "one": jnp.ones((1,)), "yes": True})
 
     def refuse(text: str) -> float:
         raise AssertionError(f"{text} is not JSON")

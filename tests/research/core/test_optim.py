@@ -15,10 +15,7 @@ from research.core.optim import OptimizerScalars, init_optimizer, learning_rate_
 from research.train.build import optimizer_scalars as optimizer_of
 from tests.research.algorithms.toy import optimizer_scalars
 
-PARAMS = {
-    "w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3),
-    "norm": {"scale": np.ones(3, np.float32)},
-}
+PARAMS = {"w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), "norm": {"scale": np.ones(3, np.float32)}}
 
 
 def gradients(step: int) -> dict:
@@ -37,14 +34,7 @@ def test_equals_optax_adamw_with_clipping_and_its_schedule_step_by_step() -> Non
     schedule = optax.join_schedules([lambda count: 1e-2 * (count + 1) / 3, decay], boundaries=[3])
     theirs = optax.chain(
         optax.clip_by_global_norm(0.5),
-        optax.adamw(
-            schedule,
-            b1=0.9,
-            b2=0.95,
-            eps=1e-8,
-            weight_decay=0.1,
-            mask={"w": True, "norm": {"scale": False}},
-        ),
+        optax.adamw(schedule, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, mask={"w": True, "norm": {"scale": False}}),
     )
     ours_params = theirs_params = PARAMS
     ours_state, theirs_state = init_optimizer(PARAMS, ADAMW), theirs.init(PARAMS)
@@ -59,9 +49,7 @@ def test_equals_optax_adamw_with_clipping_and_its_schedule_step_by_step() -> Non
         ours_params, ours_state = ours_update(ours_state, ours_params, grads, jnp.int32(step), s)
         updates, theirs_state = theirs.update(grads, theirs_state, theirs_params)
         theirs_params = optax.apply_updates(theirs_params, updates)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), ours_params, theirs_params
-        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), ours_params, theirs_params)
     assert not np.allclose(ours_params["w"], PARAMS["w"], atol=1e-3)
 
 
@@ -105,9 +93,7 @@ def test_end_fraction_1_is_constant_and_no_warm_up_starts_at_the_peak() -> None:
 
 def test_adam_by_hand_with_epsilon_outside_the_root() -> None:
     """Epsilon is as large as the root, so that inside it would give another number."""
-    s = optimizer_scalars(
-        learning_rate=0.1, warmup_steps=0, end_fraction=1.0, eps=0.5, weight_decay=0.0, clip_norm=1e9
-    )
+    s = optimizer_scalars(learning_rate=0.1, warmup_steps=0, end_fraction=1.0, eps=0.5, weight_decay=0.0, clip_norm=1e9)
     params, state = {"w": jnp.array([1.0, -2.0])}, init_optimizer({"w": jnp.zeros(2)}, ADAMW)
     x, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
     for step, g in enumerate([np.array([0.3, -0.1]), np.array([0.2, 0.4])]):
@@ -121,10 +107,7 @@ def test_adam_by_hand_with_epsilon_outside_the_root() -> None:
 
 def test_weight_decay_spares_norm_scales_even_stacked_ones() -> None:
     s = optimizer_scalars(learning_rate=0.1, warmup_steps=0, end_fraction=1.0, weight_decay=0.5)
-    params = {
-        "layers": {"norm": {"scale": jnp.ones((2, 3))}, "w": jnp.ones((2, 3, 3))},
-        "embed": jnp.ones((4, 3)),
-    }
+    params = {"layers": {"norm": {"scale": jnp.ones((2, 3))}, "w": jnp.ones((2, 3, 3))}, "embed": jnp.ones((4, 3))}
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = make_optimizer(s, jnp.int32(0)).update(zeros, init_optimizer(params, ADAMW), params)
     assert not np.any(updates["layers"]["norm"]["scale"])
@@ -144,14 +127,10 @@ def test_clipping_is_by_the_global_norm() -> None:
 def test_sgd_is_optax_sgd() -> None:
     stage = resolve(base.get_config(), ("rl.optimizer.name=sgd", "rl.optimizer.sgd.momentum=0.9")).stage("rl")
     s = optimizer_of(stage).replace(clip_norm=np.float32(1e9))
-    theirs = optax.chain(
-        optax.trace(0.9), optax.add_decayed_weights(0.1, mask={"w": True, "norm": {"scale": False}})
-    )
+    theirs = optax.chain(optax.trace(0.9), optax.add_decayed_weights(0.1, mask={"w": True, "norm": {"scale": False}}))
     ours_state, theirs_state = init_optimizer(PARAMS, s.rule), theirs.init(PARAMS)
     for step in range(3):
         rate = float(learning_rate_at(jnp.int32(step), s))
         ours, ours_state = make_optimizer(s, jnp.int32(step)).update(gradients(step), ours_state, PARAMS)
         expected, theirs_state = theirs.update(gradients(step), theirs_state, PARAMS)
-        jax.tree.map(
-            lambda a, b, rate=rate: np.testing.assert_allclose(a, -rate * b, rtol=1e-5), ours, expected
-        )
+        jax.tree.map(lambda a, b, rate=rate: np.testing.assert_allclose(a, -rate * b, rtol=1e-5), ours, expected)

@@ -44,8 +44,7 @@ def test_the_hash_ignores_how_a_config_is_spelled() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"beta": 0.1000001}, {"tie": 1}, {"tie": "True"}, {"seed": 0}, {"extra": None}, {"optim": {"lr": 3e-4}}],
+    "change", [{"beta": 0.1000001}, {"tie": 1}, {"tie": "True"}, {"seed": 0}, {"extra": None}, {"optim": {"lr": 3e-4}}]
 )
 def test_the_hash_sees_every_difference(change: dict[str, Any]) -> None:
     assert stage_hash(CONFIG | change, []) != stage_hash(CONFIG, [])
@@ -140,10 +139,7 @@ def test_two_processes_do_not_run_the_same_stage_and_a_killed_one_lets_go(tmp_pa
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with (
-        pytest.raises(WorkdirError, match=f"sft-.* is being run by process {holder.pid} on "),
-        stage.running(),
-    ):
+    with pytest.raises(WorkdirError, match=f"sft-.* is being run by process {holder.pid} on "), stage.running():
         pytest.fail("the stage was run twice")
     with StageDir.open(tmp_path, "sft", CONFIG | {"beta": 0.2}).running():
         pass

@@ -43,9 +43,7 @@ def test_parameters_and_their_moments_are_really_split() -> None:
     mesh = eight_devices()
     state = state_from_params(host_params(), MODEL, mesh, ADAMW)
     embed = state.params["embed"]
-    assert {shard.data.shape for shard in embed.addressable_shards} == {
-        (MODEL.vocab_size // 2, MODEL.d_model // 2)
-    }
+    assert {shard.data.shape for shard in embed.addressable_shards} == {(MODEL.vocab_size // 2, MODEL.d_model // 2)}
     assert state.opt_state[1][0].mu["embed"].sharding.is_equivalent_to(embed.sharding, 2)
     assert state.opt_state[1][0].nu["embed"].sharding.is_equivalent_to(embed.sharding, 2)
     assert int(state.step) == 0 and not np.any(state.opt_state[1][0].mu["embed"])

@@ -28,19 +28,9 @@ PAIR = (Message("user", "What is 2+2?"), Message("assistant", "4, of course."))
             "prompt": [{"role": "user", "content": "What is 2+2?"}],
             "completion": [{"role": "assistant", "content": "4, of course."}],
         },
-        {
-            "messages": [
-                {"role": "user", "content": "What is 2+2?"},
-                {"role": "assistant", "content": "4, of course."},
-            ]
-        },
+        {"messages": [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4, of course."}]},
         {"question": "What is 2+2?", "answer": "4, of course."},
-        {
-            "conversations": [
-                {"from": "human", "value": "What is 2+2?"},
-                {"from": "gpt", "value": "4, of course."},
-            ]
-        },
+        {"conversations": [{"from": "human", "value": "What is 2+2?"}, {"from": "gpt", "value": "4, of course."}]},
     ],
 )
 def test_the_common_shapes_mean_the_same(record):
@@ -81,10 +71,7 @@ SCHEMA = {"name": "mul", "description": "Multiplies.", "parameters": {"type": "o
 )
 def test_system_and_tools_of_a_record_become_its_system_turn(record):
     plain = normalize_record(record, where="r")
-    assert normalize_record({**record, "system": "Be brief."}, where="r") == (
-        Message("system", "Be brief."),
-        *plain,
-    )
+    assert normalize_record({**record, "system": "Be brief."}, where="r") == (Message("system", "Be brief."), *plain)
     assert normalize_record({**record, "system": None, "tools": []}, where="r") == plain
     told = tools_text([{"type": "function", "function": SCHEMA}])
     assert '"name": "mul"' in told and "<tool_call>" in told
@@ -102,9 +89,7 @@ def test_a_system_turn_is_not_repeated():
     once = normalize_record({"messages": turns, "tools": [SCHEMA]}, where="r")
     again = [{"role": message.role, "content": message.content} for message in once]
     assert normalize_record({"messages": again, "tools": [SCHEMA]}, where="r") == once
-    pair = parse_preference(
-        {"prompt": "Hi", "chosen": "a", "rejected": "b", "system": "Be brief."}, where="r"
-    )
+    pair = parse_preference({"prompt": "Hi", "chosen": "a", "rejected": "b", "system": "Be brief."}, where="r")
     assert pair.prompt == (Message("system", "Be brief."), Message("user", "Hi"))
 
 
@@ -113,9 +98,7 @@ def test_reasoning_content_is_thinking():
     assert normalize_record({"messages": [TURNS[0], turn]}, where="r")[1] == Message("assistant", "4", "2+2")
 
 
-@pytest.mark.parametrize(
-    "off", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"weight": 1, "train": False}]
-)
+@pytest.mark.parametrize("off", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"weight": 1, "train": False}])
 def test_turns_of_weight_0_carry_no_loss(tokenizer, off):
     turns = [TURNS[0], {**TURNS[1], **off}, {"role": "user", "content": "And?"}, {**TURNS[1], "weight": 1}]
     rendered = render_messages(normalize_record({"messages": turns}, where="r"), tokenizer, where="r")
@@ -127,11 +110,7 @@ def test_turns_of_weight_0_carry_no_loss(tokenizer, off):
 
 def test_a_prompt_with_an_answer_has_no_response():
     record = {"prompt": "2+2?", "answer": 4}
-    assert (
-        normalize_record(record, where="r")
-        == prompt_messages(record, where="r")
-        == (Message("user", "2+2?"),)
-    )
+    assert normalize_record(record, where="r") == prompt_messages(record, where="r") == (Message("user", "2+2?"),)
 
 
 @pytest.mark.parametrize(
@@ -143,21 +122,12 @@ def test_a_prompt_with_an_answer_has_no_response():
         ({"question": "a", "answer": None}, "f:3: answer: expected text, got None"),
         ({"messages": []}, r"f:3: messages: expected a list of at least one message, got \[\]"),
         ({"messages": ["hi"]}, r"f:3: messages\[0\]: expected a message object, got 'hi'"),
-        (
-            {"messages": [{"role": "user"}]},
-            r"f:3: messages\[0\]: found the keys role, expected role\+content",
-        ),
+        ({"messages": [{"role": "user"}]}, r"f:3: messages\[0\]: found the keys role, expected role\+content"),
         ({"messages": [{"role": "bot", "content": "x"}]}, r"messages\[0\]: role is 'bot', expected one of"),
         ({"messages": [{"role": ["x"], "content": "x"}]}, r"messages\[0\]: role is \['x'\], expected one of"),
-        (
-            {"messages": [{"role": "user", "content": "x", "thinking": "y"}]},
-            "expected them on assistants only",
-        ),
+        ({"messages": [{"role": "user", "content": "x", "thinking": "y"}]}, "expected them on assistants only"),
         ({"messages": [{"role": "assistant", "content": "x", "tool_calls": 3}]}, "tool_calls is 3, expected"),
-        (
-            {"messages": [{"role": "assistant", "content": "x", "thinking": 3}]},
-            "thinking is 3, expected text",
-        ),
+        ({"messages": [{"role": "assistant", "content": "x", "thinking": 3}]}, "thinking is 3, expected text"),
     ],
 )
 def test_bad_records_are_named(record, message):
@@ -168,8 +138,7 @@ def test_bad_records_are_named(record, message):
 def test_markup_of_one_turn_each(tokenizer):
     rendered = render_messages(PAIR, tokenizer, where="r")
     assert tokenizer.decode(rendered.tokens.tolist(), show_markup=True) == (
-        "<bos><|im_start|>user<|im_sep|>What is 2+2?<|im_end|>"
-        "<|im_start|>assistant<|im_sep|>4, of course.<|im_end|>"
+        "<bos><|im_start|>user<|im_sep|>What is 2+2?<|im_end|><|im_start|>assistant<|im_sep|>4, of course.<|im_end|>"
     )
     assert rendered.tokens.dtype == np.int32
     assert rendered.loss_mask.dtype == np.bool_
@@ -180,12 +149,7 @@ def masked_in(rendered, tokenizer):
 
 
 def test_loss_falls_on_responses_and_their_end_only(tokenizer):
-    turns = (
-        Message("system", "Be brief."),
-        *PAIR,
-        Message("user", "And 3+3?"),
-        Message("assistant", "6"),
-    )
+    turns = (Message("system", "Be brief."), *PAIR, Message("user", "And 3+3?"), Message("assistant", "6"))
     everything = render_messages(turns, tokenizer, where="r")
     assert masked_in(everything, tokenizer) == "4, of course.<|im_end|>6<|im_end|>"
     last = render_messages(turns, tokenizer, where="r", train_on="last")

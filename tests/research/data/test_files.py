@@ -31,13 +31,7 @@ def folders(data_dir):
 
 
 RECORDS = {
-    "chat": lambda prompt: {
-        "prompt": prompt,
-        "completion": "c",
-        "difficulty": 3,
-        "tags": ["a", None],
-        "id": 1.5,
-    },
+    "chat": lambda prompt: {"prompt": prompt, "completion": "c", "difficulty": 3, "tags": ["a", None], "id": 1.5},
     "preferences": lambda prompt: {"prompt": prompt, "chosen": "a", "rejected": "b", "margin": 0.5},
     "unpaired": lambda prompt: {"prompt": prompt, "completion": "a", "label": False, "rater": {"name": "x"}},
     "rankings": lambda prompt: {"prompt": prompt, "completions": ["a", "b"], "ranks": [2**63, -1]},
@@ -88,9 +82,7 @@ def test_a_split_that_would_be_empty_says_which_share_works(tmp_path):
     records = [RECORDS["chat"](f"p{n}") for n in range(6)]
     path = write_jsonl(tmp_path / "in.jsonl", records)
     empty = next(n for n in range(50, 99) if not any(Split(n).holds_out(f"p{k}") for k in range(6)))
-    with pytest.raises(
-        DataError, match=r"none of its 6 records falls into the validation split; (\d+) would"
-    ) as e:
+    with pytest.raises(DataError, match=r"none of its 6 records falls into the validation split; (\d+) would") as e:
         prepare_file("chat", tmp_path / "out", path, Split(empty))
     advised = int(str(e.value).split("split; ")[1].split()[0])
     assert len(prepare_file("chat", tmp_path / "out", path, Split(advised)).validation) >= 1
@@ -106,9 +98,7 @@ def test_every_part_of_a_message_survives(tmp_path):
         {"role": "assistant", "content": "two", "weight": 0},
     ]
     other = {"prompt": "p1", "completion": "c"}
-    path = write_jsonl(
-        tmp_path / "chat.jsonl", [{"messages": turns}, *({**other, "prompt": f"{n}"} for n in range(9))]
-    )
+    path = write_jsonl(tmp_path / "chat.jsonl", [{"messages": turns}, *({**other, "prompt": f"{n}"} for n in range(9))])
     (record,) = [r for r in both(prepare_file("chat", tmp_path / "out", path, Split(3))) if "messages" in r]
     assert normalize_record(record, where="r") == (
         Message("user", "é\u2581 x\n"),
@@ -133,56 +123,24 @@ def test_changed_files_get_a_new_folder(tmp_path):
     ("kind", "content", "message"),
     [
         ("chat", b"", r"d\.jsonl: holds no records"),
-        (
-            "chat",
-            b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n',
-            r"d\.jsonl:2: found the keys prompt, exp",
-        ),
+        ("chat", b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', r"d\.jsonl:2: found the keys prompt, exp"),
         ("chat", b'{"prompt": "a", "completion": "b"}\nnope\n', r"d\.jsonl:2: is not valid JSON"),
-        (
-            "chat",
-            b'{"messages": [{"role": "user", "content": "a"}]}\n',
-            r"d\.jsonl:1: the last of 1 turns is by user",
-        ),
+        ("chat", b'{"messages": [{"role": "user", "content": "a"}]}\n', r"d\.jsonl:1: the last of 1 turns is by user"),
         ("chat", b'{"prompt": " ", "completion": "b"}\n', r"d\.jsonl:1: the prompt is empty"),
         ("chat", b'{"prompt": "a\xff", "completion": "b"}\n', r"d\.jsonl: is not UTF-8 text .* at byte 13"),
-        (
-            "chat",
-            b'{"prompt": "a", "completion": "b", "n": 1' + b"0" * 5000 + b"}",
-            r"d\.jsonl:1: cannot be read as",
-        ),
+        ("chat", b'{"prompt": "a", "completion": "b", "n": 1' + b"0" * 5000 + b"}", r"d\.jsonl:1: cannot be read as"),
         ("chat", b"[" * 100_000, r"d\.jsonl:1: is nested too deeply"),
-        (
-            "chat",
-            b'{"prompt": "a\\ud800", "completion": "b"}\n',
-            r"d\.jsonl:1: holds half of a surrogate pair",
-        ),
-        (
-            "preferences",
-            b'{"prompt": "a", "chosen": "b", "rejected": "b"}',
-            r"d\.jsonl:1: chosen and rejected are eq",
-        ),
+        ("chat", b'{"prompt": "a\\ud800", "completion": "b"}\n', r"d\.jsonl:1: holds half of a surrogate pair"),
+        ("preferences", b'{"prompt": "a", "chosen": "b", "rejected": "b"}', r"d\.jsonl:1: chosen and rejected are eq"),
         (
             "preferences",
             b'{"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1' + b"0" * 400 + b"}",
             r"d\.jsonl:1: margin: got 1000.*, expected a number of at most 3e\+38",
         ),
-        (
-            "preferences",
-            b'{"prompt": "a", "chosen": "b", "rejected": "c", "margin": []}',
-            r"d\.jsonl:1: margin: got ",
-        ),
-        (
-            "steps",
-            b'{"prompt": "p", "steps": ["a"], "labels": []}',
-            r"d\.jsonl:1: labels: found 0 labels for 1 steps",
-        ),
+        ("preferences", b'{"prompt": "a", "chosen": "b", "rejected": "c", "margin": []}', r"d\.jsonl:1: margin: got "),
+        ("steps", b'{"prompt": "p", "steps": ["a"], "labels": []}', r"d\.jsonl:1: labels: found 0 labels for 1 steps"),
         ("steps", b'{"input": "p", "steps": ["a"], "mistake_index": 1}', r"d\.jsonl:1: mistake_index: got 1"),
-        (
-            "rankings",
-            b'{"prompt": "p", "completions": ["a", "b"], "ranks": [0]}',
-            r"d\.jsonl:1: ranks: found 1 ranks",
-        ),
+        ("rankings", b'{"prompt": "p", "completions": ["a", "b"], "ranks": [0]}', r"d\.jsonl:1: ranks: found 1 ranks"),
         ("unpaired", b'{"prompt": "p", "completion": "a", "label": null}', r"d\.jsonl:1: label: got None"),
     ],
 )

@@ -17,9 +17,7 @@ from research.tasks.arithmetic.problems import split_items
 ITEMS = split_items(23, 1, seed=0, split=Split(10))[0]
 PAIRS = [pair_record(item, seed=0, max_value=99) for item in ITEMS]
 STEPS = [record for item in ITEMS for record in step_records(item, seed=0, max_value=99)]
-RANKINGS = [
-    ranking_record(item, seed=0, max_value=99, candidates=2 + index % 3) for index, item in enumerate(ITEMS)
-]
+RANKINGS = [ranking_record(item, seed=0, max_value=99, candidates=2 + index % 3) for index, item in enumerate(ITEMS)]
 ROW = ("tokens", "loss_mask", "segment_ids", "positions")
 DTYPES = {
     **dict.fromkeys(("tokens", "segment_ids", "positions", "ranks"), np.int32),
@@ -33,19 +31,14 @@ CUT = Limits("truncate", 1.0)
 
 def batches_of(kind, records, tokenizer, *, seed=None, batch_size=4, length=96, **options):
     options = {"name": kind, "limits": CUT, "candidates": 4, **options}
-    return judged_batches(
-        kind, records, tokenizer, batch_size=batch_size, length=length, seed=seed, **options
-    )
+    return judged_batches(kind, records, tokenizer, batch_size=batch_size, length=length, seed=seed, **options)
 
 
 @pytest.fixture
 def make(tokenizer):
     """Every training pipeline by name, from a seed."""
     records = {"steps": STEPS, "unpaired": PAIRS, "rankings": RANKINGS}
-    return {
-        kind: lambda seed, kind=kind: batches_of(kind, records[kind], tokenizer, seed=seed)
-        for kind in records
-    }
+    return {kind: lambda seed, kind=kind: batches_of(kind, records[kind], tokenizer, seed=seed) for kind in records}
 
 
 NAMES = ["steps", "unpaired", "rankings"]
@@ -151,8 +144,7 @@ def test_truncated_solutions_keep_the_labels_that_fit(tokenizer):
 
 def test_a_pair_gives_a_desirable_and_an_undesirable_row(make, tokenizer):
     expected = sorted(
-        [(p["prompt"], p["chosen"], True) for p in PAIRS]
-        + [(p["prompt"], p["rejected"], False) for p in PAIRS]
+        [(p["prompt"], p["chosen"], True) for p in PAIRS] + [(p["prompt"], p["rejected"], False) for p in PAIRS]
     )
     found, batches = [], iter(make["unpaired"](0))
     while len(found) < 46:
@@ -216,9 +208,7 @@ def test_long_kl_rows_are_cut_and_contradictions_dropped(tokenizer):
     (batch,) = pipeline
     assert (pipeline.report.records, pipeline.report.kept) == (6, 4)
     assert pipeline.report.changed["truncated"] == 3
-    assert pipeline.report.dropped == {"answers equal once cut": 2} and pipeline.report.sizes == {
-        "desirable": 2
-    }
+    assert pipeline.report.dropped == {"answers equal once cut": 2} and pipeline.report.sizes == {"desirable": 2}
     assert (batch["kl_segment_ids"] > 0).sum(axis=1).max() == 56
     question, answer = parts(tokenizer, batch["kl_tokens"][1], batch["kl_segment_ids"][1])
     assert question == "p" * 30 and set(answer) == {"c"}  # cut at the end: the prompt is whole
@@ -230,8 +220,7 @@ def test_ranked_candidates_keep_their_ranks_and_fill_up(make, tokenizer):
     for record in RANKINGS:
         dense = sorted(set(record["ranks"]))
         expected[record["prompt"]] = sorted(
-            (text, dense.index(rank))
-            for text, rank in zip(record["completions"], record["ranks"], strict=True)
+            (text, dense.index(rank)) for text, rank in zip(record["completions"], record["ranks"], strict=True)
         )
     training = list(islice(make["rankings"](0), 6))
     evaluation = list(batches_of("rankings", RANKINGS, tokenizer, batch_size=4, candidates=4, length=96))
@@ -244,8 +233,7 @@ def test_ranked_candidates_keep_their_ranks_and_fill_up(make, tokenizer):
             if not present.any():
                 continue
             rows = [
-                parts(tokenizer, batch["tokens"][p, k], batch["segment_ids"][p, k])
-                for k in np.flatnonzero(present)
+                parts(tokenizer, batch["tokens"][p, k], batch["segment_ids"][p, k]) for k in np.flatnonzero(present)
             ]
             (question,) = {question for question, _ in rows}
             found = [

@@ -17,9 +17,7 @@ def test_concat_then_split_covers_every_token_once(seed):
     )
     total = int(lengths.sum())
     assert len(bounds) - 1 == -(-total // length)
-    covered = np.concatenate(
-        [np.arange(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-    )
+    covered = np.concatenate([np.arange(start, start + size) for start, size in zip(starts, sizes, strict=True)])
     np.testing.assert_array_equal(np.sort(covered), np.arange(total))
     document = np.repeat(np.arange(len(lengths)), lengths)
     for start, size in zip(starts, sizes, strict=True):

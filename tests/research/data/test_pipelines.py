@@ -20,22 +20,12 @@ from research.data.pipelines import (
 )
 from research.data.report import Limits
 
-PAIRS = [
-    {"prompt": f"question {n}?", "chosen": f"good {n} " * (1 + n % 4), "rejected": f"bad {n}"}
-    for n in range(30)
-]
+PAIRS = [{"prompt": f"question {n}?", "chosen": f"good {n} " * (1 + n % 4), "rejected": f"bad {n}"} for n in range(30)]
 
 
 def pair_batches(records, tokenizer, *, seed=None, batch_size=4, limits=Limits(), name="preferences"):  # noqa: B008
     return judged_batches(
-        "preferences",
-        records,
-        tokenizer,
-        batch_size=batch_size,
-        length=64,
-        seed=seed,
-        name=name,
-        limits=limits,
+        "preferences", records, tokenizer, batch_size=batch_size, length=64, seed=seed, name=name, limits=limits
     )
 
 
@@ -43,16 +33,9 @@ def pair_batches(records, tokenizer, *, seed=None, batch_size=4, limits=Limits()
 def make(tokenizer, arithmetic_records, text_records):
     """Every training pipeline by name, from a seed."""
     return {
-        "text": lambda seed: text_batches(
-            [text_records], tokenizer, weights=[1.0], batch_size=4, length=32, seed=seed
-        ),
+        "text": lambda seed: text_batches([text_records], tokenizer, weights=[1.0], batch_size=4, length=32, seed=seed),
         "mixture": lambda seed: text_batches(
-            [text_records[:20], text_records[20:]],
-            tokenizer,
-            weights=[0.75, 0.25],
-            batch_size=4,
-            length=32,
-            seed=seed,
+            [text_records[:20], text_records[20:]], tokenizer, weights=[0.75, 0.25], batch_size=4, length=32, seed=seed
         ),
         "packed": lambda seed: sft_batches(
             arithmetic_records, tokenizer, batch_size=4, length=96, seed=seed, packing=True
@@ -108,9 +91,7 @@ def test_each_epoch_is_every_prompt_once_in_a_new_order(tokenizer, arithmetic_re
 
 
 def test_no_prompt_repeats_within_a_batch_when_the_count_does_not_divide(tokenizer, arithmetic_records):
-    pipeline = prompt_batches(
-        arithmetic_records[:10], tokenizer, prompts_per_batch=7, max_prompt_length=40, seed=0
-    )
+    pipeline = prompt_batches(arithmetic_records[:10], tokenizer, prompts_per_batch=7, max_prompt_length=40, seed=0)
     seen = set()
     for batch in islice(pipeline, 20):
         assert len(set(batch["prompt_id"].tolist())) == 7
@@ -119,19 +100,13 @@ def test_no_prompt_repeats_within_a_batch_when_the_count_does_not_divide(tokeniz
 
 
 def test_prompts_are_left_padded_and_name_their_record(tokenizer, arithmetic_records):
-    pipeline = prompt_batches(
-        arithmetic_records, tokenizer, prompts_per_batch=4, max_prompt_length=40, seed=0
-    )
+    pipeline = prompt_batches(arithmetic_records, tokenizer, prompts_per_batch=4, max_prompt_length=40, seed=0)
     for batch in islice(pipeline, 5):
-        for tokens, mask, index in zip(
-            batch["prompt_tokens"], batch["prompt_mask"], batch["prompt_id"], strict=True
-        ):
+        for tokens, mask, index in zip(batch["prompt_tokens"], batch["prompt_mask"], batch["prompt_id"], strict=True):
             assert not mask[: 40 - mask.sum()].any() and mask[40 - mask.sum() :].all()
             text = tokenizer.decode(tokens[mask].tolist(), show_markup=True)
             question = arithmetic_records[index]["prompt"]
-            assert text == (
-                f"<bos><|im_start|>user<|im_sep|>{question}<|im_end|><|im_start|>assistant<|im_sep|>"
-            )
+            assert text == (f"<bos><|im_start|>user<|im_sep|>{question}<|im_end|><|im_start|>assistant<|im_sep|>")
             assert (tokens[~mask] == tokenizer.pad_id).all()
 
 
@@ -164,13 +139,8 @@ def test_an_sft_epoch_is_every_response_once_and_nothing_else(make, name, tokeni
             shown = tokenizer.decode(tokens[mask].tolist(), show_markup=True)
             assert shown.endswith("<|im_end|>")
             prompt = tokenizer.decode(tokens[~mask].tolist(), show_markup=True)
-            found.append(
-                (prompt.split("<|im_sep|>")[1].removesuffix("<|im_end|><|im_start|>assistant"), shown)
-            )
-    assert (
-        sorted((prompt, shown.removesuffix("<|im_end|>")) for prompt, shown in found[: len(expected)])
-        == expected
-    )
+            found.append((prompt.split("<|im_sep|>")[1].removesuffix("<|im_end|><|im_start|>assistant"), shown))
+    assert sorted((prompt, shown.removesuffix("<|im_end|>")) for prompt, shown in found[: len(expected)]) == expected
 
 
 def test_packing_fills_rows(tokenizer, arithmetic_records):
@@ -226,20 +196,12 @@ def test_preference_rows_mask_the_prompt(make, tokenizer):
 
 def test_margins_and_soft_labels_stay_with_their_pair(tokenizer):
     records = [
-        {**pair, "margin": n / 4, "label_probability": 1 - n / 64} if n % 2 else pair
-        for n, pair in enumerate(PAIRS)
+        {**pair, "margin": n / 4, "label_probability": 1 - n / 64} if n % 2 else pair for n, pair in enumerate(PAIRS)
     ]
-    batches = [
-        *islice(pair_batches(records, tokenizer, seed=0), 15),
-        *pair_batches(records, tokenizer),
-    ]
+    batches = [*islice(pair_batches(records, tokenizer, seed=0), 15), *pair_batches(records, tokenizer)]
     for batch in batches:
         rows = zip(
-            batch["chosen_tokens"],
-            batch["chosen_loss_mask"],
-            batch["margins"],
-            batch["soft_labels"],
-            strict=True,
+            batch["chosen_tokens"], batch["chosen_loss_mask"], batch["margins"], batch["soft_labels"], strict=True
         )
         for tokens, mask, margin, label in rows:
             if not mask.any():
@@ -295,8 +257,7 @@ def test_evaluation_is_one_ordered_pass_with_an_empty_tail(tokenizer, arithmetic
 def test_bad_requests_are_named(tokenizer, arithmetic_records):
     records = [*arithmetic_records[:3], {"prompt": "1+" * 40 + "1"}]
     with pytest.raises(
-        DataError,
-        match="gsm: record 3: the prompt has 9[0-9] tokens, expected at most max_prompt_length = 40",
+        DataError, match="gsm: record 3: the prompt has 9[0-9] tokens, expected at most max_prompt_length = 40"
     ):
         prompt_batches(records, tokenizer, prompts_per_batch=2, max_prompt_length=40, seed=0, name="gsm")
     with pytest.raises(DataError, match="holds 3 prompts, expected at least prompts_per_batch = 9"):
@@ -304,9 +265,7 @@ def test_bad_requests_are_named(tokenizer, arithmetic_records):
     with pytest.raises(DataError, match="record 0: the prompt is empty or ends with an assistant turn"):
         one = [{"messages": [{"role": "assistant", "content": "x"}]}]
         prompt_batches(one, tokenizer, prompts_per_batch=1, max_prompt_length=40, seed=0)
-    with pytest.raises(
-        DataError, match="text: record 0: found the keys prompt, completion, answer, expected"
-    ):
+    with pytest.raises(DataError, match="text: record 0: found the keys prompt, completion, answer, expected"):
         text_batches([records], tokenizer, weights=[1], batch_size=1, length=8, seed=0)
     with pytest.raises(DataError, match="text: holds no documents"):
         text_batches([[]], tokenizer, weights=[1], batch_size=1, length=8, seed=0)
@@ -317,21 +276,9 @@ def test_bad_requests_are_named(tokenizer, arithmetic_records):
     with pytest.raises(DataError, match="2 sources with weights .1.0., expected one positive weight each"):
         text_batches([[], []], tokenizer, weights=[1.0], batch_size=1, length=8, seed=0)
     with pytest.raises(DataError, match="bucket_lengths has no effect with packing"):
-        sft_batches(
-            arithmetic_records, tokenizer, batch_size=1, length=96, seed=0, packing=True, bucket_lengths=[8]
-        )
-    with pytest.raises(
-        DataError, match=r"bucket_lengths is \[96, 128\], expected values from 1 to length = 96"
-    ):
-        sft_batches(
-            arithmetic_records,
-            tokenizer,
-            batch_size=1,
-            length=96,
-            seed=0,
-            packing=False,
-            bucket_lengths=[128],
-        )
+        sft_batches(arithmetic_records, tokenizer, batch_size=1, length=96, seed=0, packing=True, bucket_lengths=[8])
+    with pytest.raises(DataError, match=r"bucket_lengths is \[96, 128\], expected values from 1 to length = 96"):
+        sft_batches(arithmetic_records, tokenizer, batch_size=1, length=96, seed=0, packing=False, bucket_lengths=[128])
 
 
 def test_the_data_modules_need_no_jax_and_no_tensorflow():

@@ -5,14 +5,7 @@ import pytest
 from research.core.errors import DataError
 from research.data.chat import Message
 from research.data.jsonl import read_records
-from research.data.preferences import (
-    Judged,
-    Preference,
-    Ranking,
-    parse_judged,
-    parse_preference,
-    parse_ranking,
-)
+from research.data.preferences import Judged, Preference, Ranking, parse_judged, parse_preference, parse_ranking
 
 PAIR = Preference((Message("user", "Hi"),), Message("assistant", "Hello!"), Message("assistant", "No."))
 USER = {"role": "user", "content": "Hi"}
@@ -45,16 +38,10 @@ def test_shapes(record):
         ({"prompt": "Hi", "chosen": "a", "rejected": "a"}, "f:3: chosen and rejected are equal"),
         ({"chosen": "a", "rejected": "b"}, "f:3: has no prompt"),
         ({"chosen": [USER, GOOD], "rejected": [BAD]}, "do not continue the same prompt"),
-        (
-            {"prompt": "Ho", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
-            "do not continue the same prompt",
-        ),
+        ({"prompt": "Ho", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "do not continue the same prompt"),
         ({"prompt": "Hi", "chosen": [USER], "rejected": "b"}, "chosen ends with a user turn"),
         ({"prompt": [USER, GOOD], "chosen": "a", "rejected": "b"}, "the prompt ends with an assistant turn"),
-        (
-            {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": "2"},
-            "f:3: margin: got '2', expected a number",
-        ),
+        ({"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": "2"}, "f:3: margin: got '2', expected a number"),
         (
             {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": float("nan")},
             "f:3: margin: got nan, expected a number of at most 3e",
@@ -136,15 +123,10 @@ def test_judged_shapes():
         one = parse_judged({"prompt": "Hi", "completion": "a", "label": label}, where="r")
         assert one == (Judged(prompt, Message("assistant", "a"), label),)
     pair = parse_judged({"prompt": "Hi", "chosen": "a", "rejected": "b"}, where="r")
-    assert pair == (
-        Judged(prompt, Message("assistant", "a"), True),
-        Judged(prompt, Message("assistant", "b"), False),
-    )
+    assert pair == (Judged(prompt, Message("assistant", "a"), True), Judged(prompt, Message("assistant", "b"), False))
     with pytest.raises(DataError, match="f:3: label: got 1, expected true .desirable. or false"):
         parse_judged({"prompt": "Hi", "completion": "a", "label": 1}, where="f:3")
-    with pytest.raises(
-        DataError, match="f:3: found the keys prompt, completion, expected prompt.completion.label or"
-    ):
+    with pytest.raises(DataError, match="f:3: found the keys prompt, completion, expected prompt.completion.label or"):
         parse_judged({"prompt": "Hi", "completion": "a"}, where="f:3")
     with pytest.raises(DataError, match="f:3: chosen and rejected are equal"):
         parse_judged({"prompt": "Hi", "chosen": "a", "rejected": "a"}, where="f:3")

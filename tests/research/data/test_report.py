@@ -15,9 +15,7 @@ LONG = {"prompt": "p", "completion": "yes " * 40}
 LONG_PROMPT = {"prompt": "p" * 200, "completion": "x"}
 EMPTY = {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": " "}]}
 NO_CONTENT = {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": None}]}
-UNTRAINED = {
-    "messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "x", "weight": 0}]
-}
+UNTRAINED = {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "x", "weight": 0}]}
 RECORDS = [FITS, LONG, LONG_PROMPT, EMPTY, NO_CONTENT, UNTRAINED, *[FITS] * 14]
 
 
@@ -50,14 +48,8 @@ def test_truncate_cuts_and_counts_the_lost_ends_of_turns(tokenizer):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (
-            LONG,
-            r"sft: record 1: has \d+ tokens, expected at most length = 64, which holds not all of the response",
-        ),
-        (
-            LONG_PROMPT,
-            r"sft: record 1: has \d+ tokens, expected at most length = 64, which holds no token of the",
-        ),
+        (LONG, r"sft: record 1: has \d+ tokens, expected at most length = 64, which holds not all of the response"),
+        (LONG_PROMPT, r"sft: record 1: has \d+ tokens, expected at most length = 64, which holds no token of the"),
         (EMPTY, "sft: record 1: has a turn that is empty; data.too_long can drop such records"),
         (UNTRAINED, "sft: record 1: no turn of an assistant carries loss"),
     ],
@@ -96,35 +88,26 @@ def test_batches_hold_what_is_kept(tokenizer):
 
 
 def test_prompts_that_are_left_out_do_not_move_the_numbers_of_the_others(tokenizer):
-    records = [
-        {"prompt": "long " * 30, "answer": "1"},
-        *({"prompt": f"p{n}", "answer": "1"} for n in range(1, 6)),
-    ]
+    records = [{"prompt": "long " * 30, "answer": "1"}, *({"prompt": f"p{n}", "answer": "1"} for n in range(1, 6))]
     shape = {"prompts_per_batch": 2, "max_prompt_length": 24, "limits": Limits("drop", 0.2)}
     batches = list(prompt_eval_batches(records, tokenizer, **shape))
     shown = {
         int(i): tokenizer.decode(tokens[mask].tolist())
         for batch in batches
-        for i, tokens, mask in zip(
-            batch["prompt_id"], batch["prompt_tokens"], batch["prompt_mask"], strict=True
-        )
+        for i, tokens, mask in zip(batch["prompt_id"], batch["prompt_tokens"], batch["prompt_mask"], strict=True)
     }
     assert set(shown) == {1, 2, 3, 4, 5, -1} and all(f"p{i}" in shown[i] for i in range(1, 6))
     training = prompt_batches(records, tokenizer, seed=0, **shape)
     batch = next(iter(training))
     assert 0 not in batch["prompt_id"] and training.report.dropped == {"prompt too long": 1}
-    with pytest.raises(
-        DataError, match=r"prompts: record 0: the prompt has \d+ tokens, expected at most max_prompt_l"
-    ):
+    with pytest.raises(DataError, match=r"prompts: record 0: the prompt has \d+ tokens, expected at most max_prompt_l"):
         prompt_batches(records, tokenizer, seed=0, **{**shape, "limits": Limits("error")})
 
 
 def test_truncated_prompts_keep_their_start_and_their_end(tokenizer):
     records = [{"prompt": "".join(f"{n} " for n in range(40))}]
     limits = Limits("truncate", 0.0)
-    pipeline = prompt_eval_batches(
-        records, tokenizer, prompts_per_batch=1, max_prompt_length=24, limits=limits
-    )
+    pipeline = prompt_eval_batches(records, tokenizer, prompts_per_batch=1, max_prompt_length=24, limits=limits)
     (batch,) = pipeline
     assert batch["prompt_mask"].all() and pipeline.report.changed == {"truncated": 1}
     shown = tokenizer.decode(batch["prompt_tokens"][0].tolist(), show_markup=True)

@@ -59,9 +59,7 @@ def test_tokens_and_text_agree_on_where_steps_end(tokenizer, seed):
         alone = step_end_mask(np.array(rows[row]), tokenizer, np.array(masks[row]))
         np.testing.assert_array_equal(alone, expected[row])
         cut = np.array(rows[row])[np.array(masks[row])]
-        np.testing.assert_array_equal(
-            step_end_mask(cut, tokenizer), np.array(expected[row])[np.array(masks[row])]
-        )
+        np.testing.assert_array_equal(step_end_mask(cut, tokenizer), np.array(expected[row])[np.array(masks[row])])
 
 
 def test_the_end_of_turn_ends_the_last_step_only_where_no_line_break_did(tokenizer):
@@ -119,10 +117,7 @@ BBM = {"input": "p", "steps": ["a", "b"], "mistake_index": 1}
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (
-            {"prompt": "p", "steps": ["a"]},
-            "f:3: found the keys prompt, steps, expected prompt.steps.labels, or",
-        ),
+        ({"prompt": "p", "steps": ["a"]}, "f:3: found the keys prompt, steps, expected prompt.steps.labels, or"),
         ({**BASE, "labels": [1]}, "f:3: labels: found 1 labels for 2 steps, expected one label a step"),
         ({**BASE, "labels": 1}, "f:3: labels: found 1 for 2 steps, expected one label a step"),
         ({**BASE, "labels": [1, 2]}, r"f:3: labels\[1\]: got 2, expected a number from 0 .wrong. to 1"),
@@ -132,10 +127,7 @@ BBM = {"input": "p", "steps": ["a", "b"], "mistake_index": 1}
         ({**BASE, "steps": []}, r"f:3: steps: expected a list of at least one step, got \[\]"),
         ({**BASE, "steps": "a\nb"}, "f:3: steps: expected a list of at least one step, got 'a"),
         ({**BASE, "steps": ["a", " \n"]}, r"f:3: steps\[1\]: expected non-empty text, got ' "),
-        (
-            {**BASE, "prompt": [{"role": "assistant", "content": "a"}]},
-            "f:3: the prompt ends with an assistant turn",
-        ),
+        ({**BASE, "prompt": [{"role": "assistant", "content": "a"}]}, "f:3: the prompt ends with an assistant turn"),
         (
             {**BBM, "mistake_index": 2},
             "f:3: mistake_index: got 2, expected null or an index from 0 to 1 because there are 2 steps",
@@ -154,9 +146,7 @@ def test_labels_that_do_not_match_are_named(record, message):
 def test_big_bench_mistake_parses(shared_data, tokenizer, name):
     for number, record in read_records(shared_data / name):
         parsed = parse_steps(record, where=f"{number}")
-        right = [
-            record["mistake_index"] is None or n < record["mistake_index"] for n in range(len(parsed.steps))
-        ]
+        right = [record["mistake_index"] is None or n < record["mistake_index"] for n in range(len(parsed.steps))]
         assert [label == 1.0 for label in parsed.labels] == right
         assert parsed.steps == tuple(record["steps"])
         if number <= 40:

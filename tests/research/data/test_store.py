@@ -14,9 +14,7 @@ from research.data.records import Selected, View, place_of
 from research.data.store import Row, prepare, writing
 
 ROWS = {
-    "train": [
-        Row({"n": n, "é": [None, 1.5, {"a": "\u2081"}], "text": "x" * n}, f"in.jsonl:{n}") for n in range(50)
-    ],
+    "train": [Row({"n": n, "é": [None, 1.5, {"a": "\u2081"}], "text": "x" * n}, f"in.jsonl:{n}") for n in range(50)],
     "validation": [Row({"n": 99})],
 }
 
@@ -34,9 +32,7 @@ def test_every_column_comes_back_with_its_type_in_order(tmp_path, capsys):
     assert list(data.train) == [row.record for row in ROWS["train"]]
     assert data.train[3] == ROWS["train"][3].record and len(data.train) == 50
     assert data.train.place(3) == "in.jsonl:3" and data.validation.place(0) == "record 0"
-    assert (
-        data.details["records"] == {"train": 50, "validation": 1} and data.details["version"] == data.version
-    )
+    assert data.details["records"] == {"train": 50, "validation": 1} and data.details["version"] == data.version
     assert capsys.readouterr() == ("", "")
     for index in (-1, 50):
         with pytest.raises(IndexError, match=f"record {index} of 50"):

@@ -6,22 +6,10 @@ import random
 import pytest
 
 from research.core.errors import DataError
-from research.data.tokenizer import (
-    IM_END,
-    MARKUP,
-    Tokenizer,
-    load_tokenizer,
-    train_tokenizer,
-)
+from research.data.tokenizer import IM_END, MARKUP, Tokenizer, load_tokenizer, train_tokenizer
 from tests.research.data.conftest import PROSE
 
-ALPHABETS = (
-    "ab \n",
-    " \t\r\n\x00\u2581",
-    "xyz<|im_end|>0123",
-    "é😀漢\u0301\u200b\ufeff\u2028 a",
-    "".join(MARKUP),
-)
+ALPHABETS = ("ab \n", " \t\r\n\x00\u2581", "xyz<|im_end|>0123", "é😀漢\u0301\u200b\ufeff\u2028 a", "".join(MARKUP))
 
 
 def random_texts(count: int):
@@ -35,11 +23,7 @@ def random_texts(count: int):
 
 
 def test_every_text_round_trips_and_never_yields_markup(tokenizer):
-    markup = {tokenizer.piece_id(name) for name in MARKUP} | {
-        tokenizer.pad_id,
-        tokenizer.bos_id,
-        tokenizer.eos_id,
-    }
+    markup = {tokenizer.piece_id(name) for name in MARKUP} | {tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id}
     for text in [*random_texts(400), "", " ", "\u2581", PROSE, *MARKUP, *(f"a{name}b" for name in MARKUP)]:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
@@ -70,9 +54,7 @@ def test_markup_is_shown_on_request_only(tokenizer):
 
 def test_digits_and_newlines_are_single_pieces(tokenizer, tmp_path):
     assert [tokenizer.pieces[token] for token in tokenizer.encode("1234")] == list("1234")
-    numbers = train_tokenizer(
-        ["12 1234 12 1212\n\n1212 a b\n\n"] * 50, vocab_size=284, path=tmp_path / "n.model"
-    )
+    numbers = train_tokenizer(["12 1234 12 1212\n\n1212 a b\n\n"] * 50, vocab_size=284, path=tmp_path / "n.model")
     assert [numbers.pieces[token] for token in numbers.encode("1212")] == list("1212")
     assert not any("\n" in piece for piece in numbers.pieces if piece != "\n")
     ids = tokenizer.encode("a\n\nb\n")
@@ -117,9 +99,7 @@ def test_missing_corrupt_and_foreign_models(tmp_path, tokenizer):
 def test_what_is_wrong_with_a_model_is_one_sentence_and_no_log(tmp_path, tokenizer, capfd):
     path = tmp_path / "bad.model"
     flipped = bytearray(tokenizer.model)
-    flipped[flipped.index(b"assistant") if b"assistant" in flipped else flipped.index(b"the")] ^= (
-        0x80  # no UTF-8
-    )
+    flipped[flipped.index(b"assistant") if b"assistant" in flipped else flipped.index(b"the")] ^= 0x80  # no UTF-8
     foreign = tokenizer.model.replace(b"<|im_sep|>", b"<|im_sap|>")
     for data, message in (
         (b"", "holds no pieces"),

@@ -107,9 +107,7 @@ def test_an_environment_by_reference_has_an_instance_for_each_episode(own, token
 
 def test_refusals(own, tokenizer, tmp_path):
     assert make_interaction((), {}, tokenizer, **SIZES) is None
-    with pytest.raises(
-        ConfigError, match=r"tools\.names: got 'eval', expected one of calculator, python, search"
-    ):
+    with pytest.raises(ConfigError, match=r"tools\.names: got 'eval', expected one of calculator, python, search"):
         make_interaction(("eval",), {}, tokenizer, **SIZES)
     with pytest.raises(ConfigError, match=r"tools\.search\.corpus: got ''"):
         make_interaction(("search",), {}, tokenizer, **SIZES)

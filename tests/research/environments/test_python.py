@@ -18,9 +18,7 @@ def namespaces() -> bool:
 def answer(namespaces, tokenizer):
     def run(code, **limits):
         sandbox = Sandbox(SandboxLimits(**limits), namespaces=namespaces)
-        result = Toolbox([python(sandbox)], tokenizer, max_result_tokens=80).run(
-            Call("python", {"code": code})
-        )
+        result = Toolbox([python(sandbox)], tokenizer, max_result_tokens=80).run(Call("python", {"code": code}))
         return result.error, result.text
 
     return run
@@ -30,9 +28,7 @@ def test_answers(answer):
     assert answer("print(6*7)") == (None, "42\n")
     assert answer("x = 1") == (None, "(no output)")
     error, text = answer("print('hi')\n1/0")
-    assert error == "tool" and text.startswith(
-        "error: python: status 1: ZeroDivisionError: division by zero\nhi"
-    )
+    assert error == "tool" and text.startswith("error: python: status 1: ZeroDivisionError: division by zero\nhi")
     assert answer("raise SystemExit(3)") == ("tool", "error: python: status 3: nothing was printed")
     error, text = answer("while True: print('x')", output_bytes=10)
     assert (error, text) == ("tool", "error: python: stopped after 10 bytes of output\nx\nx\nx\nx\nx\n")
@@ -43,10 +39,7 @@ def test_limits_of_time(answer):
         "timeout",
         "error: python: stopped after 1 seconds of processor time\n1\n",
     )
-    assert answer("import time\ntime.sleep(99)", wall_s=1.0) == (
-        "timeout",
-        "error: python: stopped after 1 seconds",
-    )
+    assert answer("import time\ntime.sleep(99)", wall_s=1.0) == ("timeout", "error: python: stopped after 1 seconds")
 
 
 def test_code_that_cannot_be_run(answer):

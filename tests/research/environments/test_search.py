@@ -40,14 +40,10 @@ def index() -> Index:
     return Index(DOCUMENTS)
 
 
-@pytest.mark.parametrize(
-    "query", ["fox", "the cat", "deep sea fox", "a", "Käse 漢字", "animals", "THE the SHIP!"]
-)
+@pytest.mark.parametrize("query", ["fox", "the cat", "deep sea fox", "a", "Käse 漢字", "animals", "THE the SHIP!"])
 def test_scores_are_bm25(index, query):
     expected = bm25(DOCUMENTS, query)
-    order = sorted(
-        (i for i, score in enumerate(expected) if score > 0), key=lambda i: (-round(expected[i], 5), i)
-    )
+    order = sorted((i for i, score in enumerate(expected) if score > 0), key=lambda i: (-round(expected[i], 5), i))
     found = index.top(query, k=10)
     assert [document.id for document, _ in found] == [DOCUMENTS[i].id for i in order]
     assert [score for _, score in found] == pytest.approx([expected[i] for i in order], rel=1e-5)
@@ -89,11 +85,7 @@ def test_corpora(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (
-            "a.jsonl",
-            b'{"text": "a"}\n{"title": "b"}',
-            "a.jsonl:2: found the keys title, expected a non-empty text",
-        ),
+        ("a.jsonl", b'{"text": "a"}\n{"title": "b"}', "a.jsonl:2: found the keys title, expected a non-empty text"),
         ("a.jsonl", b'{"text": " "}', "a.jsonl:1: found the keys text, expected a non-empty text"),
         ("a.jsonl", b'{"text": "a", "id": 1}\n{"text": "b", "id": "1"}', "two documents have the id '1'"),
         ("a.jsonl", b"", "holds no records"),

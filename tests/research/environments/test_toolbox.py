@@ -62,9 +62,7 @@ def test_whatever_a_tool_raises_is_text(echo, tokenizer, raised):
     def run(_):
         raise raised
 
-    result = Toolbox([replace(echo, run=run)], tokenizer, max_result_tokens=60).run(
-        Call("echo", {"word": ""})
-    )
+    result = Toolbox([replace(echo, run=run)], tokenizer, max_result_tokens=60).run(Call("echo", {"word": ""}))
     assert result.error == "exception" and type(raised).__name__ in result.text
 
 
@@ -93,9 +91,7 @@ def test_a_tool_that_hangs_is_left_behind(echo, tokenizer):
     def own(_) -> str:
         raise ToolTimeout("stopped after 1 second")
 
-    result = Toolbox([replace(echo, run=own)], tokenizer, max_result_tokens=60).run(
-        Call("echo", {"word": ""})
-    )
+    result = Toolbox([replace(echo, run=own)], tokenizer, max_result_tokens=60).run(Call("echo", {"word": ""}))
     assert (result.error, result.text) == ("timeout", "error: echo: stopped after 1 second")
 
 
@@ -153,11 +149,7 @@ def test_refusals(echo, tokenizer, characters):
     refused("got echo, echo, expected tools of different", echo, echo)
     refused("the name 'a b' has other characters", replace(echo, name="a b"))
     refused("timeout_s: got 0, expected > 0", echo, timeout_s=0)
-    refused(
-        r"max_result_tokens: got 2, expected >= \d+, the tokens of '...\[truncated\]'",
-        echo,
-        max_result_tokens=2,
-    )
+    refused(r"max_result_tokens: got 2, expected >= \d+, the tokens of '...\[truncated\]'", echo, max_result_tokens=2)
     refused("echo: parameters is not a JSON schema", replace(echo, parameters={"type": "objekt"}))
     refused("the vocabulary cannot spell a call", replace(echo, name="ECHO"), vocabulary=characters)
 
@@ -165,9 +157,7 @@ def test_refusals(echo, tokenizer, characters):
 def test_the_system_prompt_lists_the_tools(echo):
     text = tool_schema_text([echo, Tool("b", "B.", {"type": "object"}, echo.run)])
     lines = text.splitlines()
-    assert lines[1].startswith(
-        '{"type": "function", "function": {"name": "echo", "description": "Says a word."'
-    )
+    assert lines[1].startswith('{"type": "function", "function": {"name": "echo", "description": "Says a word."')
     assert lines[2] == (
         '{"type": "function", "function": {"name": "b", "description": "B.", "parameters": {"type": "object"}}}'
     )

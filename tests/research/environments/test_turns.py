@@ -141,11 +141,7 @@ def test_errors_are_fed_back(turns, tokenizer):
 
 def test_calls_beyond_the_limit_of_a_turn_are_not_run(turns, tokenizer):
     advance = one(turns, RowTurns(), said(tokenizer, *(times(n, 1) for n in range(4))))
-    assert results(advance.forced, tokenizer) == [
-        "0",
-        "1",
-        *["error: not run: at most 2 calls in one turn"] * 2,
-    ]
+    assert results(advance.forced, tokenizer) == ["0", "1", *["error: not run: at most 2 calls in one turn"] * 2]
     assert advance.state.calls[2:] == (("", "too_many"),) * 2
 
 
@@ -198,9 +194,7 @@ def test_results_of_many_rows_are_in_order_whoever_is_first(echo, tokenizer):
         rows.append((RowTurns(), said(tokenizer, *calls) if n % 3 else plain))
     serial = Episodes(box, workers=1).step(rows)
     assert Episodes(box, workers=8).step(rows) == serial
-    assert [len(advance.state.calls) for advance in serial] == [
-        0 if n % 3 == 0 else 1 + n % 2 for n in range(12)
-    ]
+    assert [len(advance.state.calls) for advance in serial] == [0 if n % 3 == 0 else 1 + n % 2 for n in range(12)]
     assert results(serial[7].forced, tokenizer) == ["a 7", "b 7"]
     # Nor does a row's answer depend on who is asked with it.
     assert [one(Episodes(box), *row) for row in rows] == serial
@@ -223,19 +217,12 @@ def test_random_tokens_never_raise(turns, tokenizer):
     """Whatever a policy samples, the markup above all, is answered."""
     rng = np.random.default_rng(0)
     markup = [tokenizer.piece_id(piece) for piece in MARKUP if tokenizer.piece_id(piece) != turns.stop_id]
-    parts = [
-        *([token] for token in markup),
-        *(tokenizer.encode(text) for text in ('{"name": "x', '"}', "[", "é")),
-    ]
+    parts = [*([token] for token in markup), *(tokenizer.encode(text) for text in ('{"name": "x', '"}', "[", "é"))]
     finishes = set()
     for _ in range(300):
-        row = [
-            token for index in rng.integers(0, len(parts), size=rng.integers(0, 12)) for token in parts[index]
-        ]
+        row = [token for index in rng.integers(0, len(parts), size=rng.integers(0, 12)) for token in parts[index]]
         advance = one(
-            turns,
-            RowTurns(),
-            [*row, int(rng.integers(turns.stop_id + 1, tokenizer.vocab_size)), turns.stop_id],
+            turns, RowTurns(), [*row, int(rng.integers(turns.stop_id + 1, tokenizer.vocab_size)), turns.stop_id]
         )
         finishes.add(advance.state.finish)
         assert (advance.state.finish is None) == bool(advance.forced)
@@ -282,10 +269,7 @@ def test_an_environment_of_ones_own_answers_in_turn_and_gives_rewards(tokenizer)
     )
     row = [*row, *first.forced]
     right, wrong = turns.step(
-        [
-            (game, first.state, row + said(tokenizer, content=text))
-            for game, text in zip(games, "56", strict=True)
-        ]
+        [(game, first.state, row + said(tokenizer, content=text)) for game, text in zip(games, "56", strict=True)]
     )
     assert (right.state.finish, right.state.reward) == ("answered", 0.75)
     assert (wrong.state.finish, wrong.state.reward, wrong.forced) == ("turn_limit", -0.5, ())
@@ -301,10 +285,7 @@ def test_an_environment_of_ones_own_answers_in_turn_and_gives_rewards(tokenizer)
 def test_metrics():
     rows = [
         RowTurns(
-            turns=2,
-            forced_tokens=10,
-            calls=(("echo", "ok"), ("echo", "tool"), ("", "malformed")),
-            finish="answered",
+            turns=2, forced_tokens=10, calls=(("echo", "ok"), ("echo", "tool"), ("", "malformed")), finish="answered"
         ),
         RowTurns(turns=1, forced_tokens=20, calls=(("calculator", "ok"),), finish="no_room"),
         RowTurns(),
@@ -338,10 +319,7 @@ def test_metrics():
         ({"max_turns": 0}, r"tools\.max_turns: got 0, expected >= 1"),
         ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
         ({"min_answer_tokens": 0}, "min_answer_tokens: got 0"),
-        (
-            {"min_answer_tokens": 1000},
-            r"min_answer_tokens: got 1000, expected less than max_new_tokens \(1000\)",
-        ),
+        ({"min_answer_tokens": 1000}, r"min_answer_tokens: got 1000, expected less than max_new_tokens \(1000\)"),
     ],
 )
 def test_limits_out_of_range(changes, message, box):

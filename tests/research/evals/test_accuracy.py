@@ -24,9 +24,7 @@ def sample(text: str, *, stopped: bool = True) -> Sample:
     return Sample(text, np.array([1]), tokens, tokens >= 0, -np.ones(len(text)), stopped, text)
 
 
-def policy(
-    texts: Sequence[Sequence[str]], records: Sequence[Mapping[str, Any]] = RECORDS, **how: Any
-) -> TrainedPolicy:
+def policy(texts: Sequence[Sequence[str]], records: Sequence[Mapping[str, Any]] = RECORDS, **how: Any) -> TrainedPolicy:
     """Says what it is told to; a text "cut ..." is cut there."""
 
     class Scripted(TrainedPolicy):
@@ -39,17 +37,10 @@ def policy(
                     for row in texts]  # fmt: skip
 
     settings: Any = SimpleNamespace(
-        problems=len(records),
-        samples=len(texts[0]),
-        k=how.pop("k", (1,)),
-        seed=0,
-        temperature=1.0,
-        max_new_tokens=8,
+        problems=len(records), samples=len(texts[0]), k=how.pop("k", (1,)), seed=0, temperature=1.0, max_new_tokens=8
     )
     nothing: Any = None
-    return Scripted(
-        nothing, nothing, nothing, nothing, nothing, settings, Jsonl(answer_format="mark"), records, **how
-    )
+    return Scripted(nothing, nothing, nothing, nothing, nothing, settings, Jsonl(answer_format="mark"), records, **how)
 
 
 def values(made: TrainedPolicy) -> dict[str, np.ndarray]:
@@ -97,12 +88,7 @@ def test_the_yardstick_is_the_evaluations_own_not_what_was_optimised() -> None:
     form = policy(TEXTS, yardstick=lambda text, *_: float("####" in text), k=(1,))
     assert values(form)["eval/pass@1"].tolist() == [0.75, 1.0]
     assert values(policy(TEXTS))["eval/pass@1"].tolist() == [0.5, 0.25]
-    assert judge(form, form.held_out(), form.generate(form.held_out(), seed=0)).votes[0] == [
-        "5",
-        "5",
-        "4",
-        None,
-    ]
+    assert judge(form, form.held_out(), form.generate(form.held_out(), seed=0)).votes[0] == ["5", "5", "4", None]
 
 
 def by_column(text: str, record: Mapping[str, Any], context: Any) -> float | None:

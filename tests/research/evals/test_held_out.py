@@ -43,9 +43,7 @@ def arrays(seed: int, *, real: int = B, prefix: str = "") -> dict[str, np.ndarra
 def policy(**sources: Any) -> TrainedPolicy:
     nothing: Any = None
     settings: Any = SimpleNamespace(problems=2)
-    return TrainedPolicy(
-        host_params(), MODEL, one_device(), nothing, nothing, settings, nothing, nothing, **sources
-    )
+    return TrainedPolicy(host_params(), MODEL, one_device(), nothing, nothing, settings, nothing, nothing, **sources)
 
 
 def sums(params: Any, found: dict[str, np.ndarray], prefix: str = "") -> tuple[np.ndarray, np.ndarray]:
@@ -66,11 +64,7 @@ def test_validation_loss_is_of_each_row_and_skips_filling() -> None:
     np.testing.assert_allclose(found["eval/validation_loss"], expected, rtol=1e-5)
     assert found["eval/validation_tokens"].tolist() == counts
     assert (
-        len(
-            dict(ValidationLoss(max_batches=0).run(policy(row_arrays=lambda: batches), 0))[
-                "eval/validation_loss"
-            ]
-        )
+        len(dict(ValidationLoss(max_batches=0).run(policy(row_arrays=lambda: batches), 0))["eval/validation_loss"])
         == 10
     )
     with pytest.raises(DataError, match="no held-out rows"):

@@ -8,12 +8,7 @@ import pytest
 
 from research.core.errors import DataError
 from research.evals.draws import shuffles, subsets, vote
-from research.evals.passk import (
-    best_of_n,
-    majority_at_k,
-    mean_with_error,
-    pass_at_k,
-)
+from research.evals.passk import best_of_n, majority_at_k, mean_with_error, pass_at_k
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 8])

@@ -24,9 +24,7 @@ from tests.models.tiny import make_params
 from tests.research.algorithms.toy import one_device, quick_compilation
 
 RECORDS = [{"prompt": text, "answer": "7"} for text in ("3+4", "1+6", "2+5+0", "9-2")]
-HOW = Evaluation(
-    problems=4, samples=2, k=(1,), max_prompt_length=24, max_new_tokens=6, batch_problems=2, seed=5
-)
+HOW = Evaluation(problems=4, samples=2, k=(1,), max_prompt_length=24, max_new_tokens=6, batch_problems=2, seed=5)
 
 
 @pytest.fixture(autouse=True)
@@ -72,9 +70,7 @@ def test_a_completion_depends_on_seed_and_places_not_on_the_batch(policy: Traine
     assert tokens(made.generate(made.held_out(), seed=6)) != tokens(groups)
     greedy = tokens(made.generate(made.held_out(), seed=5, temperature=0.0))
     assert all(first == second for first, second in greedy)
-    assert (
-        max(len(s) for g in tokens(made.generate(made.held_out(1), seed=5, max_new_tokens=3)) for s in g) <= 3
-    )
+    assert max(len(s) for g in tokens(made.generate(made.held_out(1), seed=5, max_new_tokens=3)) for s in g) <= 3
 
 
 def test_log_probs_are_those_that_the_sampler_reports(policy: TrainedPolicy) -> None:

@@ -53,9 +53,7 @@ def test_points_are_the_estimators_and_exact_where_all_subsets_are_tried():
             "weighted:rm": np.array(
                 [
                     vote(
-                        subsets(shuffles(len(row), 20, seed=0, problem=p), n),
-                        *row_of,
-                        data["weights"]["rm"][p],
+                        subsets(shuffles(len(row), 20, seed=0, problem=p), n), *row_of, data["weights"]["rm"][p]
                     ).mean()
                     for p, row in enumerate(correct)
                     for row_of in [(data["answers"][p], row)]

@@ -74,9 +74,7 @@ def test_json_has_every_point_and_the_paired_differences(scaling):
     for name, curve in scaling.curves.items():
         there = found["curves"][name]
         assert [point["accuracy"] for point in there["points"]] == [p.accuracy for p in curve.points]
-        assert [point["problems"]["low"] for point in there["points"]] == [
-            p.problems.low for p in curve.points
-        ]
+        assert [point["problems"]["low"] for point in there["points"]] == [p.problems.low for p in curve.points]
         expected = {"pass": set(), "random": set(), "majority": {"random"}}
         assert set(there["minus"]) == expected.get(name, {"random", "majority"})
     gap = difference(scaling.curves["weighted:rm"], scaling.curves["random"], 4)

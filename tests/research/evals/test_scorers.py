@@ -34,9 +34,7 @@ def rows() -> Any:
 @pytest.fixture
 def tokenizer(monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
     """Every third id breaks a line, id 0 shows nothing, all others show."""
-    texts = {
-        token: "\n" if token % 3 == 1 else " " if token == 0 else "x" for token in range(MODEL.vocab_size)
-    }
+    texts = {token: "\n" if token % 3 == 1 else " " if token == 0 else "x" for token in range(MODEL.vocab_size)}
     monkeypatch.setattr(Tokenizer, "vocab_size", MODEL.vocab_size)
     monkeypatch.setattr(Tokenizer, "decode", lambda _self, ids: "".join(texts[i] for i in ids))
     return Tokenizer(b"toy")
@@ -60,28 +58,17 @@ def test_samples_are_scored_in_parts_as_each_would_be_alone(problems: int, n: in
     """By a scorer that tells what it reads: the prompt's, the drawn and the given tokens."""
     rng = np.random.default_rng(problems)
     prompts = [rng.integers(1, 9, length) for length in rng.integers(1, 5, problems)]
-    groups = [
-        [(rng.integers(1, 9, k), rng.random(k) < 0.7) for k in rng.integers(0, 7, n)] for _ in range(problems)
-    ]
+    groups = [[(rng.integers(1, 9, k), rng.random(k) < 0.7) for k in rng.integers(0, 7, n)] for _ in range(problems)]
 
     def tell(rows: Any) -> np.ndarray:
         seen = rows.tokens * (rows.segment_ids > 0)
-        return np.stack(
-            [seen[:, :5].sum(1), (seen * rows.loss_mask).sum(1), seen.sum(1), rows.positions.max(1)]
-        )
+        return np.stack([seen[:, :5].sum(1), (seen * rows.loss_mask).sum(1), seen.sum(1), rows.positions.max(1)])
 
-    found = score_samples(
-        tell, prompts, groups, max_prompt_length=5, max_new_tokens=7, pad_id=9, mesh=one_device()
-    )
+    found = score_samples(tell, prompts, groups, max_prompt_length=5, max_new_tokens=7, pad_id=9, mesh=one_device())
     assert found.shape == (4, problems, n)
     for p, prompt in enumerate(prompts):
         for i, (tokens, drawn) in enumerate(groups[p]):
-            whole = [
-                prompt.sum(),
-                tokens[drawn].sum(),
-                prompt.sum() + tokens.sum(),
-                len(prompt) + len(tokens) - 1,
-            ]
+            whole = [prompt.sum(), tokens[drawn].sum(), prompt.sum() + tokens.sum(), len(prompt) + len(tokens) - 1]
             assert found[:, p, i].tolist() == whole
 
 

@@ -8,13 +8,7 @@ import pytest
 from research.config.references import find
 from research.core.errors import DataError
 from research.data.chat import Message
-from research.rewards.base import (
-    RewardContext,
-    RewardError,
-    Sample,
-    WeightedReward,
-    score,
-)
+from research.rewards.base import RewardContext, RewardError, Sample, WeightedReward, score
 from research.rewards.builtin import PROVIDES
 from research.tasks.jsonl import Jsonl
 from tests.objectives.cases import SEEDS
@@ -44,9 +38,7 @@ def test_one_bad_sample_costs_one_sample(seed: int) -> None:
     ids, unknown = rng.integers(1000, size=len(texts)), float(rng.choice([0.0, -1.0]))
     found = score(samples(texts, ids), [WeightedReward("mine", fragile)], unknown=unknown)
     cannot = [text in ("boom", "none") for text in texts]
-    expected = [
-        unknown if c else float(t in ("#### 4", "#### 4\nno")) for t, c in zip(texts, cannot, strict=True)
-    ]
+    expected = [unknown if c else float(t in ("#### 4", "#### 4\nno")) for t, c in zip(texts, cannot, strict=True)]
     assert found.rewards.dtype == np.float32 and found.rewards.tolist() == expected
     assert np.isnan(found.values["mine"]).tolist() == cannot
     assert found.errors == tuple(
@@ -89,9 +81,7 @@ def test_functions_see_every_column_and_the_context() -> None:
     seen = []
 
     def mine(completion: str, record: Any, context: RewardContext) -> float:
-        seen.append(
-            (completion, record["unit"], context.length, context.stopped, context.seed, context.prompt)
-        )
+        seen.append((completion, record["unit"], context.length, context.stopped, context.seed, context.prompt))
         return 1.0
 
     score(samples(["a"]), [WeightedReward("mine", mine)])
@@ -131,9 +121,7 @@ def test_a_reward_that_is_not_finite_names_prompt_and_function(value: float, nam
         value_b = value if completion == "b" else 0.0
         return {"reward": 1.0, "style": value_b} if named else value_b
 
-    with pytest.raises(
-        DataError, match="prompt 42: reward function mine returned .*, expected a finite number"
-    ):
+    with pytest.raises(DataError, match="prompt 42: reward function mine returned .*, expected a finite number"):
         score(samples("ab", [41, 42]), [WeightedReward("mine", broken)])
 
 
@@ -171,9 +159,7 @@ def test_exceptions_that_are_long_or_cannot_be_printed_are_recorded_too() -> Non
 def test_built_in_functions_by_name(name: str, rights: list[str], wrongs: list[str]) -> None:
     function = find("reward", name, "rl.reward.functions").make({})
     for texts, reward in ((rights, 1.0), (wrongs, 0.0)):
-        assert score(samples(texts), [WeightedReward(name, function)]).rewards.tolist() == [reward] * len(
-            texts
-        )
+        assert score(samples(texts), [WeightedReward(name, function)]).rewards.tolist() == [reward] * len(texts)
     cut = score(samples(rights, stopped=False), [WeightedReward(name, function)])
     assert not cut.rewards.any(), "a completion that was cut is not right, whatever it says"
 
@@ -195,7 +181,4 @@ def test_a_class_brings_its_options(tmp_path: Any) -> None:
     component = find("reward", f"{file}:Short", "rl.reward.functions")
     assert list(component.options) == ["limit"]
     function = component.make({"limit": 2})
-    assert score(samples(["ab", "abc"]), [WeightedReward(component.name, function)]).rewards.tolist() == [
-        1,
-        0,
-    ]
+    assert score(samples(["ab", "abc"]), [WeightedReward(component.name, function)]).rewards.tolist() == [1, 0]

@@ -9,12 +9,7 @@ from objectives.advantages import group_advantages
 from research.config.sections import Reward
 from research.rewards.builtin import FORMATS
 from research.rewards.normalization import RunningNorm
-from research.rewards.shaping import (
-    advantage_scale,
-    length_reward,
-    overlong_penalty,
-    shape,
-)
+from research.rewards.shaping import advantage_scale, length_reward, overlong_penalty, shape
 from tests.objectives.cases import SEEDS
 
 GROUPS = [(1, 1), (2, 4), (3, 2), (1, 8), (4, 3)]
@@ -239,9 +234,7 @@ def test_arrays_that_do_not_fit_are_refused():
     rewards[2] = np.nan
     with pytest.raises(ValueError, match="rewards: got nan at row 2, expected finite"):
         shape(rewards, **case, **rest)
-    with pytest.raises(
-        ValueError, match="overlong_buffer: got 13, expected between 1 and max_new_tokens = 12"
-    ):
+    with pytest.raises(ValueError, match="overlong_buffer: got 13, expected between 1 and max_new_tokens = 12"):
         overlong_penalty(np.ones(1), max_length=12, buffer=13)
     with pytest.raises(ValueError, match="difficulty_weighting: got 'x'"):
         advantage_scale(np.ones(2), 2, "x")

@@ -56,9 +56,7 @@ class Spent:
 class Case:
     """A collector whose policy answers "0", "1", "0", "1" to every prompt, in 1, 2, 3, 4 tokens."""
 
-    def __init__(
-        self, function: RewardFunction = correct, *, lengths: Any = (1, 2, 3, 4), **how: Any
-    ) -> None:
+    def __init__(self, function: RewardFunction = correct, *, lengths: Any = (1, 2, 3, 4), **how: Any) -> None:
         self.numbers: list[int] = []
         self.spent, self.lengths = Spent(), np.tile(lengths, P)
         rewards = RolloutRewards(

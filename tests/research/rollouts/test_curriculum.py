@@ -43,9 +43,7 @@ class Rows(Source):
 
 def made(seed=0, *, band=(0.2, 0.8), retry=0.1, batch_size=P, max_skipped=40, size=N):
     curriculum = Curriculum(size, band=band, retry=retry)
-    return CurriculumSampler(
-        Source(size), curriculum, batch_size=batch_size, max_skipped=max_skipped, seed=seed
-    )
+    return CurriculumSampler(Source(size), curriculum, batch_size=batch_size, max_skipped=max_skipped, seed=seed)
 
 
 def step(sampler, difficulty):
@@ -155,9 +153,7 @@ def test_hopeless_and_solved_prompts_are_left_out():
     assert sampler.metrics()["curriculum/tried_fraction"] == pytest.approx(1 / N)
     assert sampler.metrics()["curriculum/in_band_fraction"] == 0.0
     difficulty = np.where(np.arange(N) < 6, 0.5, np.where(np.arange(N) < 12, 0.0, 1.0))
-    sampler.curriculum.update(
-        np.repeat(np.arange(N), 100), np.tile(np.arange(100), N) < 100 * difficulty.repeat(100)
-    )
+    sampler.curriculum.update(np.repeat(np.arange(N), 100), np.tile(np.arange(100), N) < 100 * difficulty.repeat(100))
     drawn = [i for _ in range(10) for i in next(sampler)["prompt_id"]]
     assert set(drawn) == set(range(6))
     assert sampler.metrics()["curriculum/in_band_fraction"] == pytest.approx(6 / N)
@@ -212,12 +208,8 @@ def test_it_stands_in_for_the_pipelines_own_iterator():
 
     def fresh():
         rows = PromptStream(N, P, lambda index: {"prompt_id": np.array(index, np.int32)}, 0)
-        pipeline = Pipeline(
-            grain.MapDataset.source(rows).to_iter_dataset(grain.ReadOptions(num_threads=0)), {}
-        )
-        return CurriculumSampler(
-            iter(pipeline), Curriculum(N, band=(0.2, 0.8)), batch_size=3, max_skipped=40, seed=0
-        )
+        pipeline = Pipeline(grain.MapDataset.source(rows).to_iter_dataset(grain.ReadOptions(num_threads=0)), {})
+        return CurriculumSampler(iter(pipeline), Curriculum(N, band=(0.2, 0.8)), batch_size=3, max_skipped=40, seed=0)
 
     difficulty = np.linspace(0, 1, N)
     whole, first, second = fresh(), fresh(), fresh()

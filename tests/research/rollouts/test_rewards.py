@@ -25,9 +25,7 @@ STEP_END = 9
 class Payer:
     """Two prompts whose answers are "0" and "1", rewarded by a function of the text and the record."""
 
-    def __init__(
-        self, function: Any, *, scorer: Any = None, steps: Any = None, yardstick: Any = None, **reward: Any
-    ):
+    def __init__(self, function: Any, *, scorer: Any = None, steps: Any = None, yardstick: Any = None, **reward: Any):
         self.rewards = RolloutRewards(
             Reward(**reward),
             (WeightedReward("mine", function),),
@@ -80,9 +78,7 @@ def test_a_function_that_raises_costs_one_sample_not_the_run(unknown: float) -> 
     u = unknown
     assert paid.rollouts.rewards.tolist() == [1, 0, 1, u, 1, u, 0, u]
     assert paid.rollouts.correct.tolist() == [True, False, True, False, True, False, False, False]
-    assert paid.gold.tolist() == [1, 0, 1, 0, 1, 0, 0, 0], (
-        "what cannot be told is not right, whatever it is paid"
-    )
+    assert paid.gold.tolist() == [1, 0, 1, 0, 1, 0, 0, 0], "what cannot be told is not right, whatever it is paid"
     assert paid.metrics["reward/mine/unknown"] == paid.metrics["reward/gold_unknown"] == 3 / 8
     assert paid.errors == tuple(RewardError(i, "mine", "RuntimeError: cannot parse") for i in (7, 8))
 
@@ -92,9 +88,7 @@ def test_a_reward_that_is_no_number_names_prompt_and_function(value: float) -> N
     def broken(text: str, record: Any, context: Any) -> float:
         return value if record["answer"] == "1" else equals(text, record, context)
 
-    with pytest.raises(
-        DataError, match=f"prompt 8: reward function mine returned {value}, expected a finite"
-    ):
+    with pytest.raises(DataError, match=f"prompt 8: reward function mine returned {value}, expected a finite"):
         Payer(broken).pay(["0"] * 8)
 
 
@@ -110,9 +104,7 @@ def test_functions_get_their_record_and_context() -> None:
     payer.pay(TEXTS, stopped=stopped, lengths=range(1, 9))
     assert [(text, unit) for text, unit, _ in seen] == [(t, f"u{i // G}") for i, t in enumerate(TEXTS)]
     contexts = [context for *_, context in seen]
-    assert [c.length for c in contexts] == list(range(1, 9)) and [
-        c.stopped for c in contexts
-    ] == stopped.tolist()
+    assert [c.length for c in contexts] == list(range(1, 9)) and [c.stopped for c in contexts] == stopped.tolist()
     assert {c.prompt for c in contexts[:G]} == {(Message("user", "0?"),)} and contexts[0].turns is None
     seeds = [c.seed for c in contexts]
     assert len(set(seeds)) == 8 and min(seeds) >= 0
@@ -152,9 +144,9 @@ def test_the_yardstick_measures_and_the_reward_functions_teach() -> None:
         del text, record
         return float(context.length)
 
-    paid = Payer(
-        long, yardstick=correct, format_mode="gated", format_coef=0.5, format_pattern="final_line"
-    ).pay(TEXTS, lengths=range(1, 9))
+    paid = Payer(long, yardstick=correct, format_mode="gated", format_coef=0.5, format_pattern="final_line").pay(
+        TEXTS, lengths=range(1, 9)
+    )
     right = [True, False, True, False, True, False, False, True]
     bonus = [0.5 * text.rpartition("\n")[2].startswith("####") for text in TEXTS]
     assert paid.rollouts.rewards.tolist() == [n + more for n, more in zip(range(1, 9), bonus, strict=True)]
@@ -232,9 +224,7 @@ def test_step_rewards_lie_on_the_last_tokens_of_the_steps() -> None:
 def test_reference_statistics_are_those_of_the_first_samples_and_stay() -> None:
     payer = Payer(equals, normalize="reference")
     first = payer.pay(["0", "1", "0", "1"] * 2)
-    assert first.rollouts.rewards.mean() == pytest.approx(
-        0
-    ) and first.rollouts.rewards.std() == pytest.approx(1)
+    assert first.rollouts.rewards.mean() == pytest.approx(0) and first.rollouts.rewards.std() == pytest.approx(1)
     kept = payer.rewards.get_state()
     assert kept["count"] == 8
     again = payer.pay(["0"] * 8)

@@ -44,12 +44,7 @@ def sampling_logps(logits_BV: Any, method: SamplingMethod, temperature: Any, top
 
 
 def numpy_two_tokens(
-    params: Any,
-    config: ModelConfig,
-    prompt: list[int],
-    method: SamplingMethod,
-    temperature: float,
-    top_p: float,
+    params: Any, config: ModelConfig, prompt: list[int], method: SamplingMethod, temperature: float, top_p: float
 ) -> np.ndarray:
     """Exact probabilities `[V, V]` of the first two tokens of a completion."""
     first = numpy_distribution(numpy_log_probs(params, config, prompt), method, temperature, top_p)

@@ -13,14 +13,7 @@ import pytest
 from research.core.errors import ConfigError, DataError
 from research.data.tokenizer import MARKUP, Tokenizer, train_tokenizer
 from research.sampling import constraints
-from research.sampling.constraints import (
-    Constraint,
-    ConstraintRows,
-    Grammars,
-    choice,
-    json_schema,
-    regex,
-)
+from research.sampling.constraints import Constraint, ConstraintRows, Grammars, choice, json_schema, regex
 from research.sampling.controls import control_logits, make_controls, refuse_empty_rows
 from research.sampling.methods import SamplingMethod, sample_token
 
@@ -226,10 +219,7 @@ def test_rows_are_apart_and_can_be_refilled(tokenizer: Tokenizer) -> None:
     ("constraint", "message"),
     [
         (regex("(a"), r"regex \(a is not valid: unclosed group"),
-        (
-            regex("a(?=b)"),
-            r"is not valid: look-around, including look-ahead and look-behind, is not supported",
-        ),
+        (regex("a(?=b)"), r"is not valid: look-around, including look-ahead and look-behind, is not supported"),
         (json_schema('{"type":'), r"json_schema .* is not valid: not JSON \(Expecting value"),
         (json_schema({"type": "strin"}), r"json_schema .* is not valid: Invalid type: strin"),
         (json_schema({"not": {"type": "null"}}), r'is not valid: Unimplemented keys: \["not"\]'),
@@ -244,9 +234,7 @@ def test_rows_are_apart_and_can_be_refilled(tokenizer: Tokenizer) -> None:
         (Constraint("regex", ("a",)), r"regex got tuple, expected a string"),
     ],
 )
-def test_invalid_constraints_are_one_sentence(
-    tokenizer: Tokenizer, constraint: Constraint, message: str
-) -> None:
+def test_invalid_constraints_are_one_sentence(tokenizer: Tokenizer, constraint: Constraint, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         started(grammars_of(tokenizer), constraint)
     assert "\n" not in str(caught.value)
@@ -255,9 +243,7 @@ def test_invalid_constraints_are_one_sentence(
 def test_a_choice_that_does_not_fit(tokenizer: Tokenizer) -> None:
     grammars = grammars_of(tokenizer)
     options = ["\u2603\u2603", "\u2603\u2603\u2603"]  # three bytes each, of which none is in the corpus
-    message = (
-        "shortest option '\u2603\u2603' takes at least 6 tokens and a stop token, expected .* >= 7, got 6"
-    )
+    message = "shortest option '\u2603\u2603' takes at least 6 tokens and a stop token, expected .* >= 7, got 6"
     with pytest.raises(ConfigError, match=message):
         started(grammars, choice(options), max_new_tokens=6)
     started(grammars, choice(options), max_new_tokens=7)
@@ -270,9 +256,7 @@ def test_a_vocabulary_without_bytes(characters: Tokenizer) -> None:
     """What it cannot spell is refused at the start, or never begun, or named when a row is stuck."""
     grammars = grammars_of(characters)
     a, b, c = (characters.piece_id(name) for name in "abc")
-    with pytest.raises(
-        ConfigError, match="choice 'aé' cannot be spelled with this vocabulary of 2[0-9] pieces"
-    ):
+    with pytest.raises(ConfigError, match="choice 'aé' cannot be spelled with this vocabulary of 2[0-9] pieces"):
         started(grammars, choice(["ab", "aé"]))
     with pytest.raises(ConfigError, match="regex aé cannot be satisfied: no token of this vocabulary"):
         started(grammars, regex("aé"))
@@ -310,9 +294,7 @@ def keys(**more: Any) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_rows_never_start_towards_what_the_vocabulary_lacks(
-    json_characters: Tokenizer, schema: dict[str, Any]
-) -> None:
+def test_rows_never_start_towards_what_the_vocabulary_lacks(json_characters: Tokenizer, schema: dict[str, Any]) -> None:
     """Random walks through the masks end in values of the schema; none gets stuck or takes what does not match."""
     jsonschema = pytest.importorskip("jsonschema")
     grammars, rng = grammars_of(json_characters), np.random.default_rng(0)
@@ -357,9 +339,7 @@ def test_schemas_that_could_only_fail_later_are_refused_at_once(
 
 def test_a_token_that_is_not_allowed_is_named(tokenizer: Tokenizer) -> None:
     x = tokenizer.piece_id("x")
-    with pytest.raises(
-        DataError, match=rf"prompt 17: token {x} \('x'\) is not allowed by choice .* after 'ye'"
-    ):
+    with pytest.raises(DataError, match=rf"prompt 17: token {x} \('x'\) is not allowed by choice .* after 'ye'"):
         started(grammars_of(tokenizer), choice(["yes"]), "ye").advance(0, x)
     with pytest.raises(DataError, match=r"is not allowed by choice \[\"yes\"\] after 'y'"):
         started(grammars_of(tokenizer), choice(["yes"]), "y").advance(0, tokenizer.eos_id)
@@ -368,9 +348,7 @@ def test_a_token_that_is_not_allowed_is_named(tokenizer: Tokenizer) -> None:
 def test_settings(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"got stop tokens \[\], expected at least one"):
         Grammars(tokenizer, ())
-    with pytest.raises(
-        ConfigError, match="the logits have 339 columns, expected at least the tokenizer's 340"
-    ):
+    with pytest.raises(ConfigError, match="the logits have 339 columns, expected at least the tokenizer's 340"):
         grammars_of(tokenizer, 339)
     monkeypatch.setitem(sys.modules, "llguidance", None)
     monkeypatch.setitem(sys.modules, "llguidance.numpy", None)

@@ -72,9 +72,7 @@ def settings(**changes: Any) -> tuple[ControlSpec, Controls]:
 
 def apply(spec: ControlSpec, controls: Controls, **changes: Any) -> np.ndarray:
     arguments = {"seen": seen_tokens(TOKENS, MASK, V), "drawn": DRAWN, "allowed": packed(ALLOWED)}
-    return np.asarray(
-        controlled(LOGITS, spec, controls, stop_tokens=STOPS, **{**arguments, **changes}), np.float64
-    )
+    return np.asarray(controlled(LOGITS, spec, controls, stop_tokens=STOPS, **{**arguments, **changes}), np.float64)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +130,7 @@ def test_seen_leaves_padding_out_and_grows() -> None:
 def test_a_control_that_is_off_costs_nothing() -> None:
     """The compiled step does not read what the spec leaves out."""
     logits, controls = jnp.zeros((B, V)), settings()[1]
-    text = str(
-        jax.make_jaxpr(lambda x, c: control_logits(x, ControlSpec(), c, stop_tokens=STOPS))(logits, controls)
-    )
+    text = str(jax.make_jaxpr(lambda x, c: control_logits(x, ControlSpec(), c, stop_tokens=STOPS))(logits, controls))
     assert "where" not in text and "select_n" not in text and "add" not in text
     assert not ControlSpec().any
     assert ControlSpec(constrained=True).any
@@ -200,10 +196,7 @@ def test_a_row_without_tokens_is_marked_and_never_nan(method: SamplingMethod) ->
         ({"logit_bias": {-1: 1.0}}, "logit_bias: got token -1"),
         ({"logit_bias": {3: float("nan")}}, "logit_bias: token 3: got nan"),
         ({"logit_bias": {3: float("inf")}}, "logit_bias: token 3: got inf"),
-        (
-            {"repetition_penalty": 0.0},
-            "repetition_penalty: got 0, expected 1 \\(off\\) or a number from 0.01",
-        ),
+        ({"repetition_penalty": 0.0}, "repetition_penalty: got 0, expected 1 \\(off\\) or a number from 0.01"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty: got nan"),
         ({"min_new_tokens": -1}, "min_new_tokens: got -1"),
         ({"min_new_tokens": 8}, "min_new_tokens: got 8, expected 0 to 7"),
@@ -254,9 +247,7 @@ def test_equals_transformers(which: str) -> None:
     np.testing.assert_allclose(found, scores.numpy(), rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "temperature,top_k,top_p", [(0.7, 0, 1.0), (1.3, 5, 1.0), (1.0, 0, 0.8), (0.9, 9, 0.7)]
-)
+@pytest.mark.parametrize("temperature,top_k,top_p", [(0.7, 0, 1.0), (1.3, 5, 1.0), (1.0, 0, 0.8), (0.9, 9, 0.7)])
 def test_warpers_equal_transformers(temperature: float, top_k: int, top_p: float) -> None:
     """Temperature, top-k, top-p in that order, after the controls."""
     torch = pytest.importorskip("torch")

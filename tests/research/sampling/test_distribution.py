@@ -20,15 +20,7 @@ from research.sampling.sampler import sample
 from research.sampling.types import Completions
 from tests.models.tiny import CONFIG, make_params
 from tests.research.sampling.reference import numpy_distribution, numpy_two_tokens
-from tests.research.sampling.tiny import (
-    TEMPERATURE,
-    TOP_K,
-    TOP_K_TOP_P,
-    TOP_P,
-    make_prompts,
-    make_spec,
-    scalars,
-)
+from tests.research.sampling.tiny import TEMPERATURE, TOP_K, TOP_K_TOP_P, TOP_P, make_prompts, make_spec, scalars
 
 SMALL = dataclasses.replace(CONFIG, vocab_size=7)
 PROMPTS = [np.array([1, 4, 2, 5], np.int32), np.array([6, 2], np.int32)]
@@ -58,9 +50,7 @@ def drawn(name: str) -> Completions:
     case = CASES[name]
     spec = make_spec(N, G, method=case.method)
     numbers = scalars(seed=11, temperature=case.temperature, top_p=case.top_p)
-    return jax.device_get(
-        sample(make_params(SMALL), make_prompts(PROMPTS, WIDTH), numbers, config=SMALL, spec=spec)
-    )
+    return jax.device_get(sample(make_params(SMALL), make_prompts(PROMPTS, WIDTH), numbers, config=SMALL, spec=spec))
 
 
 @cache
@@ -130,9 +120,7 @@ def test_sampler_logps_are_those_of_the_renormalised_distribution(name: str) -> 
     case, (rows, prompts, positions, mask) = CASES[name], teacher_forced()
     params, completions = make_params(SMALL), drawn(name).tokens[rows]
     tokens = np.concatenate([prompts, completions], axis=1)
-    hidden, _ = jax.jit(forward, static_argnames="config")(
-        params, SMALL, tokens, positions, mask.astype(np.int32)
-    )
+    hidden, _ = jax.jit(forward, static_argnames="config")(params, SMALL, tokens, positions, mask.astype(np.int32))
     logits = np.asarray(hidden[:, WIDTH - 1 : -1] @ unembedding(params), np.float64)
     expected = np.array([
         [np.log(numpy_distribution(logits[row, t], case.method, case.temperature, case.top_p)[token])

@@ -32,9 +32,7 @@ def test_unnormalised_logits_give_normalised_log_probs() -> None:
     distribution = Categorical(jnp.asarray(logits), jax.nn.logsumexp(logits, axis=-1))
     tokens, places = np.array([[0, 2], [4, 1]]), np.array([1, 2])
     found = distribution.logps_of(jnp.asarray(tokens))
-    np.testing.assert_allclose(
-        found, np.take_along_axis(logps[:, :2], tokens[..., None], 2)[..., 0], rtol=1e-6
-    )
+    np.testing.assert_allclose(found, np.take_along_axis(logps[:, :2], tokens[..., None], 2)[..., 0], rtol=1e-6)
     np.testing.assert_allclose(distribution.logps_at(jnp.asarray(places)), logps[[0, 1], places], rtol=1e-6)
 
 
@@ -67,9 +65,7 @@ def test_tokens_of_a_round_follow_the_target(method: SamplingMethod, certain: bo
             tokens, masses = (jnp.stack(x, axis=1) for x in zip(*drawn, strict=True))
             proposals = Proposals(tokens, Categorical(jnp.broadcast_to(q[None], (B, k, V)), masses))
         mass = jax.nn.logsumexp(p, axis=-1)
-        target = Categorical(
-            jnp.broadcast_to(p[None], (B, k + 1, V)), jnp.broadcast_to(mass[None], (B, k + 1))
-        )
+        target = Categorical(jnp.broadcast_to(p[None], (B, k + 1, V)), jnp.broadcast_to(mass[None], (B, k + 1)))
         return verify(proposals, target, noise, greedy=False)
 
     accepted, tokens = map(np.asarray, round_of(jax.random.split(jax.random.key(3), B)))

@@ -37,12 +37,7 @@ def baseline() -> Completions:
 
 def refilled(engine: EngineSpec = ENGINE, prompts: Prompts = PROMPTS, spec: Any = SPEC, **more: Any) -> Any:
     return sample_refilled(
-        make_params(CONFIG),
-        prompts,
-        NUMBERS,
-        config=CONFIG,
-        spec=dataclasses.replace(spec, engine=engine),
-        **more,
+        make_params(CONFIG), prompts, NUMBERS, config=CONFIG, spec=dataclasses.replace(spec, engine=engine), **more
     )
 
 
@@ -50,9 +45,7 @@ def assert_same(found: Completions, expected: Completions, rows: Any = slice(Non
     for name in ("tokens", "mask", "stop_reason", "lengths"):
         np.testing.assert_array_equal(getattr(found, name)[rows], getattr(expected, name)[rows], name)
     for name in ("sampler_logps", "policy_logps"):
-        np.testing.assert_allclose(
-            getattr(found, name)[rows], getattr(expected, name)[rows], atol=1e-5, err_msg=name
-        )
+        np.testing.assert_allclose(getattr(found, name)[rows], getattr(expected, name)[rows], atol=1e-5, err_msg=name)
 
 
 RARER = ({"slots": 20}, {"chunk": 1}, {"chunk": 64}, {"prompt_bucket": 32})
@@ -90,17 +83,11 @@ def test_a_slot_is_refilled_while_the_others_go_on() -> None:
 def test_stragglers_run_in_a_smaller_batch() -> None:
     """One long row among short ones: the slots are halved around it, whatever slot it is in."""
     for long in (0, 3):
-        engine = Engine(
-            make_params(CONFIG), NUMBERS, config=CONFIG, spec=dataclasses.replace(REFILLED, stop_tokens=())
-        )
+        engine = Engine(make_params(CONFIG), NUMBERS, config=CONFIG, spec=dataclasses.replace(REFILLED, stop_tokens=()))
         requests = [Request(TEXTS[i], 10 + i, 0, N if i == long else 2) for i in range(4)]
         rows = {row.number: row for row in engine.run(requests)}
         free = sample(
-            make_params(CONFIG),
-            PROMPTS,
-            NUMBERS,
-            config=CONFIG,
-            spec=dataclasses.replace(SPEC, stop_tokens=()),
+            make_params(CONFIG), PROMPTS, NUMBERS, config=CONFIG, spec=dataclasses.replace(SPEC, stop_tokens=())
         )
         np.testing.assert_array_equal(rows[long].tokens, free.tokens[2 * long])
         assert engine.stats.tokens == N + 6
@@ -109,9 +96,7 @@ def test_stragglers_run_in_a_smaller_batch() -> None:
 
 def test_the_cache_stays_as_small_as_the_rows_need() -> None:
     """56 rows of up to 14 tokens through 4 slots: what is behind is left out, so few sizes are compiled."""
-    many = Prompts(
-        np.tile(PROMPTS.tokens, (4, 1)), np.tile(PROMPTS.mask, (4, 1)), np.arange(28, dtype=np.int32)
-    )
+    many = Prompts(np.tile(PROMPTS.tokens, (4, 1)), np.tile(PROMPTS.mask, (4, 1)), np.arange(28, dtype=np.int32))
     out, stats = refilled(prompts=many)
     assert stats.resizes > 5 and (out.lengths > 0).all()
     engine = Engine(make_params(CONFIG), NUMBERS, config=CONFIG, spec=REFILLED)
@@ -202,9 +187,7 @@ def test_too_many_forced_tokens() -> None:
     with pytest.raises(ValueError, match="got 5 tokens, expected 1 to 3"):
         refilled(
             dataclasses.replace(ENGINE, max_forced=3),
-            callback=lambda rows: {
-                row.number: ForceTokens([1, 2, 3, 4, 5]) for row in rows if row.length < N
-            },
+            callback=lambda rows: {row.number: ForceTokens([1, 2, 3, 4, 5]) for row in rows if row.length < N},
         )
 
 

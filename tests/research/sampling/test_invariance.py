@@ -39,9 +39,7 @@ def baseline() -> Completions:
 def assert_same(found: Completions, rows: list[int], expected_rows: list[int]) -> None:
     """Rows of `found` are rows of the baseline."""
     for name in ("tokens", "mask", "stop_reason", "lengths"):
-        np.testing.assert_array_equal(
-            getattr(found, name)[rows], getattr(baseline(), name)[expected_rows], name
-        )
+        np.testing.assert_array_equal(getattr(found, name)[rows], getattr(baseline(), name)[expected_rows], name)
     for name in ("sampler_logps", "policy_logps"):
         np.testing.assert_allclose(
             getattr(found, name)[rows], getattr(baseline(), name)[expected_rows], atol=1e-5, err_msg=name
@@ -90,9 +88,7 @@ def test_groups_are_adjacent_and_share_one_prefill() -> None:
 
 def test_a_prompt_kept_once_a_group_is_not_copied_into_its_rows() -> None:
     begin = jax.jit(start, static_argnames=("config", "spec", "share"))
-    slots = begin(
-        make_params(CONFIG), make_prompts(TEXTS, 8, IDS), scalars(5, 3), config=CONFIG, spec=SPEC, share=True
-    )
+    slots = begin(make_params(CONFIG), make_prompts(TEXTS, 8, IDS), scalars(5, 3), config=CONFIG, spec=SPEC, share=True)
     assert slots.cache.slots == 0 and slots.cache.prefix.shape == (len(TEXTS), 7)
     np.testing.assert_array_equal(slots.cache.prefix.sum(axis=1), [len(text) - 1 for text in TEXTS])
 
@@ -113,9 +109,7 @@ def test_a_prompt_kept_once_a_group_draws_what_its_copies_draw() -> None:
     shared, apart = run(True), run(False)
     np.testing.assert_array_equal(shared.active, apart.active)
     np.testing.assert_array_equal(shared.tokens[shared.active], apart.tokens[apart.active])
-    np.testing.assert_allclose(
-        shared.policy_logps[shared.active], apart.policy_logps[apart.active], atol=1e-5
-    )
+    np.testing.assert_allclose(shared.policy_logps[shared.active], apart.policy_logps[apart.active], atol=1e-5)
 
 
 def test_prompts_of_one_token_leave_nothing_to_share() -> None:
@@ -176,9 +170,7 @@ def test_vmap_over_seeds() -> None:
     """The sampler is pure: seeds can become an axis."""
     prompts, numbers = make_prompts(TEXTS, 8, IDS), scalars(5, 3, 1.2, 0.95)
     many = jax.vmap(
-        lambda seed: sample(
-            make_params(CONFIG), prompts, numbers.replace(seed=seed), config=CONFIG, spec=SPEC
-        )
+        lambda seed: sample(make_params(CONFIG), prompts, numbers.replace(seed=seed), config=CONFIG, spec=SPEC)
     )(np.array([4, 5], np.int32))
     assert_same(jax.tree.map(lambda x: np.asarray(x[1]), many), list(range(8)), list(range(8)))
     assert not np.array_equal(many.tokens[0], many.tokens[1])

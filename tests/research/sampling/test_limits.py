@@ -48,9 +48,7 @@ def test_zero_is_greedy() -> None:
 
 @pytest.mark.parametrize("temperature", TEMPERATURE)
 @pytest.mark.parametrize("method", [SamplingMethod(), SamplingMethod(nucleus=True), SamplingMethod(top_k=3)])
-def test_at_the_bounds_every_token_is_one_of_the_vocabulary(
-    temperature: float, method: SamplingMethod
-) -> None:
+def test_at_the_bounds_every_token_is_one_of_the_vocabulary(temperature: float, method: SamplingMethod) -> None:
     """Logits as large as a bias makes them; 130 tokens take two blocks, the second hardly filled."""
 
     size = 130

@@ -27,9 +27,7 @@ distribution = jax.jit(sampling_logps, static_argnames="method")
 sample = jax.jit(sample_token, static_argnames="method")
 
 
-def probs_of(
-    logits: np.ndarray, method: SamplingMethod, temperature: float = 1.0, top_p: float = 1.0
-) -> np.ndarray:
+def probs_of(logits: np.ndarray, method: SamplingMethod, temperature: float = 1.0, top_p: float = 1.0) -> np.ndarray:
     logps = distribution(jnp.asarray(logits), method, jnp.float32(temperature), jnp.float32(top_p))
     return np.exp(np.asarray(logps, np.float64))
 
@@ -42,9 +40,7 @@ def kept(probs: list[float], top_p: float) -> list[int]:
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 1.7])
 @pytest.mark.parametrize("top_p", [0.2, 0.6, 0.95, 1.0])
 @pytest.mark.parametrize(
-    "method",
-    [TEMPERATURE, GREEDY, TOP_K, TOP_P, TOP_K_TOP_P],
-    ids=["plain", "greedy", "top_k", "top_p", "both"],
+    "method", [TEMPERATURE, GREEDY, TOP_K, TOP_P, TOP_K_TOP_P], ids=["plain", "greedy", "top_k", "top_p", "both"]
 )
 def test_equals_numpy(method: SamplingMethod, temperature: float, top_p: float) -> None:
     found = probs_of(LOGITS, method, temperature, top_p)
@@ -97,9 +93,7 @@ def test_top_p_counts_what_top_k_left() -> None:
 
 
 def test_top_p_of_nothing_leaves_the_best_of_the_top_k() -> None:
-    found = probs_of(
-        np.array([[0.0, 1.0, 3.0, 2.0]], np.float32), SamplingMethod(top_k=2, nucleus=True), top_p=0.0
-    )
+    found = probs_of(np.array([[0.0, 1.0, 3.0, 2.0]], np.float32), SamplingMethod(top_k=2, nucleus=True), top_p=0.0)
     np.testing.assert_array_equal(found[0] > 0, [False, False, True, False])
 
 
@@ -116,8 +110,7 @@ def test_greedy_is_a_point_mass_at_the_first_of_the_best() -> None:
 
 
 @pytest.mark.parametrize(
-    "method,truncates",
-    [(TEMPERATURE, False), (GREEDY, True), (TOP_K, True), (TOP_P, True), (TOP_K_TOP_P, True)],
+    "method,truncates", [(TEMPERATURE, False), (GREEDY, True), (TOP_K, True), (TOP_P, True), (TOP_K_TOP_P, True)]
 )
 def test_truncates(method: SamplingMethod, truncates: bool) -> None:
     assert method.truncates is truncates
@@ -201,9 +194,7 @@ def test_draw_is_exact_in_a_vocabulary_of_128_thousand() -> None:
 
 def test_the_noise_is_fine_at_its_upper_end() -> None:
     """23 bits put the largest values on a grid of steps of 1e-7 in probability, too coarse for a token of 1e-8."""
-    noise = np.asarray(
-        jax.jit(gumbel_noise, static_argnums=1)(jax.random.split(jax.random.key(2), 1024), 1024)
-    )
+    noise = np.asarray(jax.jit(gumbel_noise, static_argnums=1)(jax.random.split(jax.random.key(2), 1024), 1024))
     assert len(np.unique(np.sort(noise, axis=None)[-64:])) == 64
     assert kstest(noise[:, :20].ravel(), "gumbel_r").pvalue > 1e-3
 
@@ -271,7 +262,5 @@ def test_row_keys_differ_in_every_counter() -> None:
     grid = np.stack(np.meshgrid(*[np.arange(3)] * 4, indexing="ij"), -1).reshape(-1, 4).astype(np.int32)
     found = [jax.random.key_data(keys(s, t, p[None], g[None]))[0] for s, t, p, g in grid]
     assert len({tuple(np.asarray(key).tolist()) for key in found}) == len(grid)
-    padding = jax.random.key_data(
-        keys(np.int32(0), np.int32(0), np.array([-1], np.int32), np.zeros(1, np.int32))
-    )
+    padding = jax.random.key_data(keys(np.int32(0), np.int32(0), np.array([-1], np.int32), np.zeros(1, np.int32)))
     assert np.asarray(padding).shape == (1, 2), "ids below 0, which fill a batch, are allowed"

@@ -23,15 +23,7 @@ from research.sampling.types import STOPPED, TRUNCATED, Completions, Prompts
 from tests.models.reference import numpy_log_probs
 from tests.models.tiny import ONE_LAYER, make_params, make_tokens
 from tests.research.sampling.reference import numpy_distribution
-from tests.research.sampling.tiny import (
-    GREEDY,
-    TEMPERATURE,
-    TOP_K,
-    TOP_P,
-    make_prompts,
-    make_spec,
-    scalars,
-)
+from tests.research.sampling.tiny import GREEDY, TEMPERATURE, TOP_K, TOP_P, make_prompts, make_spec, scalars
 
 NARROW = dataclasses.replace(ONE_LAYER, d_model=16, num_heads=2, num_kv_heads=1)
 Drawn = tuple[Completions, SpeculativeStats]
@@ -56,8 +48,7 @@ CASES: dict[str, tuple[Any, SamplingMethod, float, float]] = {
     "quick_top_k": (SMALL_NARROW, TOP_K, 1.2, 1.0),
 }
 every_case = pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name.startswith("quick") else pytest.mark.slow) for name in CASES],
+    "name", [pytest.param(name, marks=() if name.startswith("quick") else pytest.mark.slow) for name in CASES]
 )
 
 
@@ -127,9 +118,7 @@ METHOD = SamplingMethod(top_k=30)
 IDS = [10, 11, 12]
 
 
-def speculate(
-    prompts: Prompts, draft: Any, k: int, spec: Any, params: Params | None = None, **numbers: Any
-) -> Drawn:
+def speculate(prompts: Prompts, draft: Any, k: int, spec: Any, params: Params | None = None, **numbers: Any) -> Drawn:
     return jax.device_get(
         sample_speculative(
             make_params(ONE_LAYER),
@@ -194,12 +183,7 @@ def test_a_completion_does_not_depend_on_its_neighbours() -> None:
     others = [make_tokens(ONE_LAYER, 1, n, seed=50 + n)[0] for n in (7, 2)]
     spec = make_spec(N, 4, stops=STOPS, pad=STOPS[1], method=METHOD)
     found, _ = speculate(
-        make_prompts([others[0], TEXTS[1], others[1]], 8, [90, 11, 91]),
-        NARROW,
-        3,
-        spec,
-        seed=2,
-        temperature=1.2,
+        make_prompts([others[0], TEXTS[1], others[1]], 8, [90, 11, 91]), NARROW, 3, spec, seed=2, temperature=1.2
     )
     alone, _ = speculate(
         make_prompts([TEXTS[1]], 8, [11]), NARROW, 3, dataclasses.replace(spec, samples_per_prompt=1),
@@ -264,9 +248,7 @@ def test_one_row_of_one_token() -> None:
         ([5], [5, 5, 5]),
     ],
 )
-def test_ngrams_propose_what_followed_the_longest_and_latest_match(
-    text: list[int], expected: list[int]
-) -> None:
+def test_ngrams_propose_what_followed_the_longest_and_latest_match(text: list[int], expected: list[int]) -> None:
     """The padding before the text and the room behind it hold tokens that would match."""
     row = np.array([[*text[-1:] * 3, *text, *text[-1:] * 2]], np.int32)
     first, last = np.array([3]), np.array([2 + len(text)])

@@ -55,9 +55,7 @@ def test_the_seeds_cover_every_ending() -> None:
     rows = [
         (int(length), int(reason), int(tokens[length - 1]))
         for seed in range(6)
-        for length, reason, tokens in zip(
-            drawn(seed).lengths, drawn(seed).stop_reason, drawn(seed).tokens, strict=True
-        )
+        for length, reason, tokens in zip(drawn(seed).lengths, drawn(seed).stop_reason, drawn(seed).tokens, strict=True)
     ]
     assert {reason for _, reason, _ in rows} == {STOPPED, TRUNCATED}
     assert any(last == SPEC.pad_id for _, reason, last in rows if reason == STOPPED), "pad_id as the real end"

@@ -64,9 +64,7 @@ def test_a_paused_row_is_given_its_result_and_the_next_turn(tokenizer: Tokenizer
     assert set(found) == {0} and isinstance(found[0], ForceTokens)
     given = list(found[0].tokens)
     shown = tokenizer.decode(given, show_markup=True)
-    assert shown == (
-        "<|im_start|>tool<|im_sep|><tool_result>42</tool_result><|im_end|><|im_start|>assistant<|im_sep|>"
-    )
+    assert shown == ("<|im_start|>tool<|im_sep|><tool_result>42</tool_result><|im_end|><|im_start|>assistant<|im_sep|>")
     assert callback.states[1].finish == "answered" and callback.states[0].turns == 1
     whole = first + given
     assert callback([row_of(0, whole[:-2], stopped=False)]) == {}, "it has not yet been fed all of it"

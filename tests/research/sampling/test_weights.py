@@ -58,9 +58,7 @@ def rescored(params: Params, temperature: float) -> np.ndarray:
     tokens = np.concatenate([np.tile(PROMPT, (50, 1)), drawn("int8").tokens[:50]], axis=1)
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     score = jax.jit(token_logps, static_argnames="config")
-    found, _ = score(
-        params, SMALL, tokens, positions, np.ones_like(tokens), temperature=jnp.float32(temperature)
-    )
+    found, _ = score(params, SMALL, tokens, positions, np.ones_like(tokens), temperature=jnp.float32(temperature))
     return np.asarray(found.logps[:, len(PROMPT) :])
 
 

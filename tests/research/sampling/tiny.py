@@ -25,12 +25,7 @@ def scalars(seed: int = 0, step: int = 0, temperature: float = 1.0, top_p: float
 
 
 def make_spec(
-    new: int = 6,
-    samples: int = 1,
-    *,
-    stops: tuple[int, ...] = (),
-    pad: int = 0,
-    method: SamplingMethod = TEMPERATURE,
+    new: int = 6, samples: int = 1, *, stops: tuple[int, ...] = (), pad: int = 0, method: SamplingMethod = TEMPERATURE
 ) -> SamplerSpec:
     """The static part of a rollout."""
     return SamplerSpec(new, samples, stops, pad, method)

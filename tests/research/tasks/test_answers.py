@@ -122,13 +122,7 @@ def test_no_text_raises():
         for how in ("mark", "plain", "normalized"):
             assert matches(text, answer, how) in (True, False)
             vote = extract_final_answer(text, how)
-            assert (
-                vote is None
-                or how == "normalized"
-                or "####" in vote
-                or "boxed" in vote
-                or matches(text, vote, how)
-            )
+            assert vote is None or how == "normalized" or "####" in vote or "boxed" in vote or matches(text, vote, how)
         assert canonical_answer(canonical_answer(text)) == canonical_answer(text)
 
 

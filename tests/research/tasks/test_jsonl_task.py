@@ -66,25 +66,18 @@ def test_answers_without_responses_are_matched_by_their_look(tmp_path):
 
 
 def test_long_texts_are_not_judged_and_it_is_said(tmp_path):
-    records = [
-        {"prompt": f"p{n}", "completion": f"{city} is a city. " * 9} for n, city in enumerate(CAPITALS)
-    ]
+    records = [{"prompt": f"p{n}", "completion": f"{city} is a city. " * 9} for n, city in enumerate(CAPITALS)]
     task, said = fitted(tmp_path, records)
     assert task.answer_format == "none" and "are long texts (median 1" in said
     assert task.correct(records[0]["completion"], records[0]) is None and task.extract("#### 3") is None
-    worked = [
-        {"prompt": f"p{n}", "completion": "Long ago. " * n, "answer": city}
-        for n, city in enumerate(CAPITALS, 5)
-    ]
+    worked = [{"prompt": f"p{n}", "completion": "Long ago. " * n, "answer": city} for n, city in enumerate(CAPITALS, 5)]
     task, said = fitted(tmp_path, worked)
     assert task.answer_format == "none" and "at most 0 state their answer" in said
 
 
 def test_a_format_under_which_nothing_is_right_is_refused_before_training(tmp_path):
     records = [{"prompt": f"p{n}", "completion": city} for n, city in enumerate(CAPITALS)]
-    with pytest.raises(
-        DataError, match=r"answer_format=mark finds no answer.*mark 0, plain \d, normalized \d"
-    ):
+    with pytest.raises(DataError, match=r"answer_format=mark finds no answer.*mark 0, plain \d, normalized \d"):
         fitted(tmp_path, records, answer_format="mark")
 
 
@@ -92,13 +85,7 @@ def test_any_answer_of_a_list_is_right_and_numbers_are_spelled_out():
     record = {"prompt": "p", "answer": ["NYC", "New York", 1e-05]}
     task = Jsonl(answer_format="normalized")
     assert answers_of(record) == ("NYC", "New York", "0.00001") and task.answer(record) == "NYC"
-    assert [task.correct(text, record) for text in ("new york", "nyc", "0.00001", "1e-5", "Rome")] == [
-        1,
-        1,
-        1,
-        1,
-        0,
-    ]
+    assert [task.correct(text, record) for text in ("new york", "nyc", "0.00001", "1e-5", "Rome")] == [1, 1, 1, 1, 0]
     assert (answer_text(2.50), answer_text(1e22), answer_text(7), answer_text(float("nan"))) == (
         "2.5", "10000000000000000000000", "7", "",
     )  # fmt: skip
@@ -114,9 +101,7 @@ def test_answers_that_could_never_match_are_refused_by_line(tmp_path, answer):
 
 def test_gsm8k_keeps_its_form(tmp_path):
     path = tmp_path / "gsm.jsonl"
-    records = [
-        {"question": f"q{n}", "answer": f"1+{n}=<<1+{n}={1 + n}>>{1 + n}\n#### {1 + n}"} for n in range(9)
-    ]
+    records = [{"question": f"q{n}", "answer": f"1+{n}=<<1+{n}={1 + n}>>{1 + n}\n#### {1 + n}"} for n in range(9)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     data = Gsm8k(str(path)).prepare(tmp_path / "data", Split(3))
     task, _ = Gsm8k(str(path)).fit(data)

@@ -31,9 +31,7 @@ def write_jsonl(path: Path, records: list[dict[str, Any]]) -> str:
 @pytest.fixture
 def section(tmp_path: Path) -> Data:
     path = write_jsonl(tmp_path / "text.jsonl", [{"text": f"doc {i} {LETTERS}"} for i in range(40)])
-    return Data(
-        validation_one_in=5, text=Text(path), tokenizer=TokenizerSection(vocab_size=0, model_type="char")
-    )
+    return Data(validation_one_in=5, text=Text(path), tokenizer=TokenizerSection(vocab_size=0, model_type="char"))
 
 
 def test_problems_held_out_are_not_trained_on(section: Data, tmp_path: Path) -> None:
@@ -42,9 +40,7 @@ def test_problems_held_out_are_not_trained_on(section: Data, tmp_path: Path) -> 
     assert len(train) == 64 and not train & {record["prompt"] for record in sources.held_out}
     records = [{"prompt": f"{i}+1", "completion": f"#### {i + 1}"} for i in range(40)]
     sources = Sources(Jsonl(write_jsonl(tmp_path / "p.jsonl", records)), section, tmp_path / "data")
-    train, held = (
-        {question_of(record) for record in part} for part in (sources.problems.train, sources.held_out)
-    )
+    train, held = ({question_of(record) for record in part} for part in (sources.problems.train, sources.held_out))
     assert not train & held and len(train | held) == 40
 
 
@@ -52,10 +48,7 @@ def test_no_file_trains_on_what_another_holds_out(section: Data, tmp_path: Path)
     """Once 86 of 99 held-out problems were in the preferences' training data."""
     problems = [{"prompt": f"What is {i}+1?", "completion": f"#### {i + 1}"} for i in range(400)]
     pairs = [{"prompt": f"What is  {i}+1? ", "chosen": "a", "rejected": "b"} for i in range(400)]
-    chats = [
-        [{"role": "system", "content": "Hi."}, {"role": "user", "content": f"What is {i}+1?"}]
-        for i in range(400)
-    ]
+    chats = [[{"role": "system", "content": "Hi."}, {"role": "user", "content": f"What is {i}+1?"}] for i in range(400)]
     steps = [{"prompt": chat, "steps": ["a"], "labels": [1]} for chat in chats]
     section = dataclasses.replace(
         section,
@@ -68,9 +61,7 @@ def test_no_file_trains_on_what_another_holds_out(section: Data, tmp_path: Path)
     for kind in ("problems", "preferences", "unpaired", "steps"):
         if kind == "unpaired":
             continue
-        trained = {
-            prompt_key(sources.task.prompt({"prompt": r["prompt"]})) for r in sources.prepared(kind).train
-        }
+        trained = {prompt_key(sources.task.prompt({"prompt": r["prompt"]})) for r in sources.prepared(kind).train}
         assert len(trained) > 250 and not trained & held, kind
 
 
@@ -90,13 +81,9 @@ def test_earlier_turns_that_answer_a_held_out_problem_are_left_out_counted_and_l
     assert sources.notes(("problems",))[0] == (
         "problems: 1 training records left out because they answer a held-out problem"
     )
-    assert not any(
-        held == turn["content"] for record in sources.problems.train for turn in record["messages"]
-    )
+    assert not any(held == turn["content"] for record in sources.problems.train for turn in record["messages"])
     strict = dataclasses.replace(section, max_dropped=0.001)
-    with pytest.raises(
-        DataError, match="data.problems: 1 of .* answer a held-out problem, more than data.max_dropped"
-    ):
+    with pytest.raises(DataError, match="data.problems: 1 of .* answer a held-out problem, more than data.max_dropped"):
         _ = Sources(Jsonl(path), strict, tmp_path / "data").problems
 
 
@@ -127,16 +114,12 @@ def test_a_task_of_a_user_may_not_train_on_its_held_out_problems(section: Data, 
 
 
 def test_judged_data_come_from_the_task_where_it_can_make_them(section: Data, tmp_path: Path) -> None:
-    section = dataclasses.replace(
-        section, preferences=Judged(train=20, validation=4), steps=Judged("", 20, 4)
-    )
+    section = dataclasses.replace(section, preferences=Judged(train=20, validation=4), steps=Judged("", 20, 4))
     sources = Sources(TASK, section, tmp_path / "data")
     assert len(sources.preferences.train) == 20 and len(sources.steps.validation) == 8
     assert sources.unpaired is sources.preferences
     path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"{i}", "completion": "#### 1"} for i in range(40)])
-    with pytest.raises(
-        DataError, match=r"data\.steps\.path: got '', expected a JSONL file of prompt, steps, labels"
-    ):
+    with pytest.raises(DataError, match=r"data\.steps\.path: got '', expected a JSONL file of prompt, steps, labels"):
         _ = Sources(Jsonl(path), section, tmp_path / "data").steps
 
 
@@ -180,9 +163,7 @@ def test_given_tokenizers_are_loaded(section: Data, tmp_path: Path) -> None:
 def test_versions_change_with_content(section: Data, tmp_path: Path) -> None:
     before = Sources(TASK, section, tmp_path / "data").versions(("text", "problems"))
     assert before == Sources(TASK, section, tmp_path / "data").versions(("text", "problems"))
-    after = Sources(dataclasses.replace(TASK, seed=1), section, tmp_path / "data").versions(
-        ("text", "problems")
-    )
+    after = Sources(dataclasses.replace(TASK, seed=1), section, tmp_path / "data").versions(("text", "problems"))
     assert after["text"] == before["text"] and after["problems"] != before["problems"]
     assert after["tokenizer"] == before["tokenizer"]  # characters come from the text alone
 

@@ -44,12 +44,7 @@ class Bench:
         self.place = folder
 
     def run(
-        self,
-        workdir: Path,
-        changes: Mapping[str, Any] | None = None,
-        devices: int = 1,
-        stop: int = 0,
-        **how: Any,
+        self, workdir: Path, changes: Mapping[str, Any] | None = None, devices: int = 1, stop: int = 0, **how: Any
     ) -> Finished:
         """Trains; stops as for a signal after step `stop`."""
         experiment = changed(self.config, {**BASE, **(changes or {})})
@@ -107,23 +102,14 @@ def test_a_stage_goes_on_on_another_number_of_devices(bench: Bench, whole: Finis
         assert bench.run(workdir, devices=3 - devices).reused
 
 
-def test_keys_that_change_no_result_may_change_on_resume(
-    bench: Bench, whole: Finished, tmp_path: Path
-) -> None:
+def test_keys_that_change_no_result_may_change_on_resume(bench: Bench, whole: Finished, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         bench.run(tmp_path, stop=3)
-    changes = {
-        "sft.log_every": 2,
-        "sft.checkpoint_every": 1e-9,
-        "sft.keep_checkpoints": 1,
-        "sft.eval_batches": 2,
-    }
+    changes = {"sft.log_every": 2, "sft.checkpoint_every": 1e-9, "sft.keep_checkpoints": 1, "sft.eval_batches": 2}
     done = bench.run(tmp_path, changes)
     assert done.folder.hash == whole.folder.hash
     assert all(a.tobytes() == b.tobytes() for a, b in zip(params(done), params(whole), strict=True))
-    steps = [
-        json.loads(line)["step"] for line in (done.folder.path / "performance.jsonl").read_text().splitlines()
-    ]
+    steps = [json.loads(line)["step"] for line in (done.folder.path / "performance.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 6]
 
 
@@ -139,9 +125,7 @@ def test_a_finished_stage_is_continued_for_more_steps(
     with pytest.raises(ConfigError, match=r"sft\.extend: .* has 6 steps, expected sft\.steps=6 to be more"):
         bench.run(tmp_path, {"sft.extend": str(longer.folder.path)})
     other = {"sft.extend": str(short.folder.path), "sft.optimizer.learning_rate": 0.5}
-    with pytest.raises(
-        ConfigError, match=r"differs in more than its steps: stage\.optimizer\.learning_rate: there"
-    ):
+    with pytest.raises(ConfigError, match=r"differs in more than its steps: stage\.optimizer\.learning_rate: there"):
         bench.run(tmp_path, other)
 
 
@@ -153,9 +137,7 @@ def test_a_stage_starts_from_that_of_another_run(bench: Bench, whole: Finished, 
     done = bench.run(tmp_path, start, folders=setup.folders)
     assert json.loads((done.folder.path / "inputs.json").read_text()) == [whole.folder.hash]
     moved = shutil.copytree(whole.folder.path, tmp_path / "elsewhere" / "mine")
-    there = bench.run(
-        tmp_path, {**start, "sft.start_from": str(moved)}, folders=_folders(bench, start, moved)
-    )
+    there = bench.run(tmp_path, {**start, "sft.start_from": str(moved)}, folders=_folders(bench, start, moved))
     assert there.reused and there.folder == done.folder
     refusals = {
         r"sft\.start_from: .* another model: model\.d_ff: there 32, here 64": {"model.d_ff": 64},
@@ -163,9 +145,7 @@ def test_a_stage_starts_from_that_of_another_run(bench: Bench, whole: Finished, 
             "data.tokenizer.model_type": "bpe",
             "data.tokenizer.vocab_size": 400,
         },
-        r"sft\.start_from: .*nowhere/sft-1: is not the folder of a stage": {
-            "sft.start_from": "/nowhere/sft-1"
-        },
+        r"sft\.start_from: .*nowhere/sft-1: is not the folder of a stage": {"sft.start_from": "/nowhere/sft-1"},
     }
     for message, changes in refusals.items():
         with pytest.raises(ConfigError, match=message):
@@ -190,16 +170,14 @@ def test_evaluations_are_apart_from_training(bench: Bench, whole: Finished, tmp_
         again = bench.run(workdir, how)
         assert again.metrics == done.metrics and again.evaluated_by == done.evaluated_by
         seen[done.evaluated_by] = done
-    assert sorted(
-        p.stem for p in (workdir / "stages" / whole.folder.path.name / "evaluations").iterdir()
-    ) == sorted(seen)
+    assert sorted(p.stem for p in (workdir / "stages" / whole.folder.path.name / "evaluations").iterdir()) == sorted(
+        seen
+    )
     assert all(done.result["curve_evaluation"] not in seen for done in seen.values())
     assert all("eval/pass@1" not in point for done in seen.values() for point in done.curve)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"stage": "sft"}', '{"stage": 3}', "newer", "other stage"]
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"stage": "sft"}', '{"stage": 3}', "newer", "other stage"])
 def test_a_stage_of_another_version_is_one_sentence(whole: Finished, tmp_path: Path, text: str) -> None:
     folder = tmp_path / "sft-1"
     folder.mkdir()

@@ -15,21 +15,13 @@ from tests.research.train.chain import chain_config, changed
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"evaluation.max_prompt_length": 8},
-            r"^evaluation: 8 of 8 records do not fit 8 tokens .*8 prompt too long",
-        ),
+        ({"evaluation.max_prompt_length": 8}, r"^evaluation: 8 of 8 records do not fit 8 tokens .*8 prompt too long"),
         ({"rl.rollout.max_prompt_length": 8}, r"^rl: 48 of 48 records do not fit 8 tokens"),
         ({"sft.length": 12}, r"^sft: \d+ of \d+ records do not fit 12 tokens"),
-        (
-            {"sft.length": 12, "data.too_long": "error"},
-            r"^sft: record \d+: has \d+ tokens, expected at most length",
-        ),
+        ({"sft.length": 12, "data.too_long": "error"}, r"^sft: record \d+: has \d+ tokens, expected at most length"),
     ],
 )
-def test_lengths_are_checked_before_the_first_step(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_lengths_are_checked_before_the_first_step(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         set_up(changed(chain_config(tmp_path), changes), tmp_path)
     assert not (tmp_path / "stages").exists()
@@ -46,8 +38,6 @@ def test_one_long_prompt_of_a_later_stage_is_named_by_file_and_line(tmp_path: Pa
         "sft.data.transform": "",
         "sft.length": 64,
     }
-    assert (
-        set_up(changed(chain_config(tmp_path), changes), tmp_path).sources.task.answer(records[0]) == "#### 1"
-    )
+    assert set_up(changed(chain_config(tmp_path), changes), tmp_path).sources.task.answer(records[0]) == "#### 1"
     with pytest.raises(DataError, match=r"^rl: mine\.jsonl:39: the prompt has \d+ tokens, expected at"):
         set_up(changed(chain_config(tmp_path), {**changes, "data.too_long": "error"}), tmp_path)

@@ -38,9 +38,7 @@ def prepared() -> RolloutBatch:
     drawn = rollouts(rng.random(16), rng.integers(1, 9, 16), group_size=2)
     batch, _ = grpo(group_size=2, kl="none").from_rollouts(drawn, 0)
     assert isinstance(batch, RolloutBatch)
-    return batch.replace(
-        advantages=rng.normal(0, 1, 16).astype(np.float32), old_logps=batch.sampler_logps.copy()
-    )
+    return batch.replace(advantages=rng.normal(0, 1, 16).astype(np.float32), old_logps=batch.sampler_logps.copy())
 
 
 @pytest.mark.parametrize(("group_size", "parts"), [(1, 2), (2, 4), (4, 4), (16, 1)])
@@ -89,9 +87,7 @@ def test_the_parts_together_are_the_batch_on_any_mesh(devices: int) -> None:
         order = permuted_rows(16, 2, 2, SEED)
         for (counted, taken), rows in zip(parts, order, strict=True):
             assert taken.sequences.group_size == 2
-            for got, same, whole, source in zip(
-                *map(jax.tree.leaves, (taken, counted, host, batch)), strict=True
-            ):
+            for got, same, whole, source in zip(*map(jax.tree.leaves, (taken, counted, host, batch)), strict=True):
                 np.testing.assert_array_equal(got, whole[rows])
                 np.testing.assert_array_equal(same, whole[rows])
                 assert got.sharding.is_equivalent_to(source.sharding, got.ndim)
@@ -100,8 +96,7 @@ def test_the_parts_together_are_the_batch_on_any_mesh(devices: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "aggregation",
-    ["token_mean", *(pytest.param(x, marks=pytest.mark.slow) for x in ("sequence_mean", "constant"))],
+    "aggregation", ["token_mean", *(pytest.param(x, marks=pytest.mark.slow) for x in ("sequence_mean", "constant"))]
 )
 def test_gradients_of_the_parts_average_to_that_of_the_batch(aggregation: Any) -> None:
     """At equal parameters, each part weighted by what it counts."""
@@ -124,7 +119,5 @@ def test_gradients_of_the_parts_average_to_that_of_the_batch(aggregation: Any) -
     assert counts.sum() == pytest.approx(float(count))
     if aggregation == "token_mean":
         assert len(set(counts.tolist())) > 1
-    mean = jax.tree.map(
-        lambda *leaves: np.average(leaves, axis=0, weights=counts), *(found for found, _ in parts)
-    )
+    mean = jax.tree.map(lambda *leaves: np.average(leaves, axis=0, weights=counts), *(found for found, _ in parts))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), mean, whole)

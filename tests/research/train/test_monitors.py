@@ -134,9 +134,7 @@ def test_bounds(name, bounds, below, above):
 def test_a_resumed_run_raises_the_same_alarms_and_its_state_stays_small(seed):
     rng = np.random.default_rng(seed)
     bounds = MonitorBounds(window=6, smooth=3, margin=1.0, entropy_fraction=0.9, wrong_length=1.1)
-    readings = [
-        Reading(*(None if rng.random() < 0.1 else float(v) for v in rng.random(9))) for _ in range(30)
-    ]
+    readings = [Reading(*(None if rng.random() < 0.1 else float(v) for v in rng.random(9))) for _ in range(30)]
     whole = Monitors(bounds)
     expected = [whole.update(reading) for reading in readings]
     cut = int(rng.integers(0, 30))

@@ -46,9 +46,7 @@ def test_rollout_metrics() -> None:
     assert metrics["completions/mean_length_right"] == 8
     assert metrics["completions/mean_length_wrong"] == pytest.approx(29 / 7)
     assert metrics["completions/truncated_fraction"] == pytest.approx(1 / 8)
-    assert metrics["sampler_entropy_estimate"] == pytest.approx(
-        -batch.rollouts.sampler_logps.sum() / 37, rel=1e-5
-    )
+    assert metrics["sampler_entropy_estimate"] == pytest.approx(-batch.rollouts.sampler_logps.sum() / 37, rel=1e-5)
     assert metrics["reward/score"] == 0.5
 
 
@@ -64,8 +62,7 @@ def test_refilled_slots_draw_the_same_rollouts(shared: Shared, tmp_path: Path, q
     del quick
     whole = shared.run({"rl.steps": 1}, shared.copy(tmp_path / "whole"))
     few = shared.run(
-        {"rl.steps": 1, "sampler.slots": 6, "sampler.admit": 2, "sampler.chunk": 3},
-        shared.copy(tmp_path / "few"),
+        {"rl.steps": 1, "sampler.slots": 6, "sampler.admit": 2, "sampler.chunk": 3}, shared.copy(tmp_path / "few")
     )
     assert few.folder.hash == whole.folder.hash
     one, two = (lines(run, "samples.jsonl") for run in (whole, few))
@@ -94,9 +91,7 @@ def test_an_update_is_charged_for_what_it_learns_from() -> None:
     assert count_tokens(pairs)["target_tokens"] in (8 + 1, 8 + 3, 8 + 5)
 
 
-def test_an_iteration_of_truncated_completions_moves_no_controller(
-    shared: Shared, tmp_path: Path, quick: None
-) -> None:
+def test_an_iteration_of_truncated_completions_moves_no_controller(shared: Shared, tmp_path: Path, quick: None) -> None:
     """Nothing is learned from one token of each answer, in the logged iterations 1 and 3 nor in the other."""
     del quick
     changes = {

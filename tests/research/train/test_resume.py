@@ -41,8 +41,7 @@ def fingerprint(workdir: Path) -> dict[str, str]:
     """Digests of everything that must not depend on having been killed."""
     folder = rl_folder(workdir)
     found = {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in ("metrics.jsonl", "samples.jsonl")
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("metrics.jsonl", "samples.jsonl")
     }
     policy = load_policy(folder)
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(policy.params)):

@@ -55,9 +55,7 @@ def fragile(completion, record, context):
 """
 
 
-def test_reference_budget_and_errors_of_a_run(
-    shared: Shared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_reference_budget_and_errors_of_a_run(shared: Shared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Dynamic sampling with a KL term, and a user's reward function that raises on odd answers."""
     file = tmp_path / "mine.py"
     file.write_text(FRAGILE, encoding="utf-8")
@@ -68,9 +66,7 @@ def test_reference_budget_and_errors_of_a_run(
         if step == 1 and not after:
             reference = session.learner.frozen().reference
             assert reference is not None
-            shares = [
-                a is b for a, b in zip(leaves(reference.params), leaves(session.learner.policy), strict=True)
-            ]
+            shares = [a is b for a, b in zip(leaves(reference.params), leaves(session.learner.policy), strict=True)]
             assert all(shares), "a second copy before the first update"
             start.append(jax.device_get(reference.params))
         if after:
@@ -117,9 +113,7 @@ def test_reference_budget_and_errors_of_a_run(
 
 
 @pytest.mark.parametrize("objective", ["grpo", pytest.param("dpo", marks=pytest.mark.slow)])
-def test_nothing_is_compiled_after_the_second_iteration(
-    shared: Shared, tmp_path: Path, objective: str
-) -> None:
+def test_nothing_is_compiled_after_the_second_iteration(shared: Shared, tmp_path: Path, objective: str) -> None:
     """The first has a fresh state, the second one whose shardings are spelled as an update leaves them."""
     changes = {"rl.objective.name": objective, "rl.steps": 4, "rl.log_every": 1, "rl.seed": 11}
     jax.clear_caches()  # other tests may have compiled the same programs in this process
@@ -130,16 +124,10 @@ def test_nothing_is_compiled_after_the_second_iteration(
     assert counts[1] == counts[2] == counts[3]
 
 
-def test_a_learning_rate_that_diverges_stops_the_run_and_keeps_the_batch(
-    shared: Shared, tmp_path: Path
-) -> None:
+def test_a_learning_rate_that_diverges_stops_the_run_and_keeps_the_batch(shared: Shared, tmp_path: Path) -> None:
     workdir = shared.copy(tmp_path)
-    with pytest.raises(
-        DivergedError, match=r"updates in a row were skipped .*max_skipped=2.* is in .*not_finite\.npz"
-    ):
-        shared.run(
-            {"rl.optimizer.learning_rate": 1e30, "rl.steps": 9, "rl.optimizer.max_skipped": 2}, workdir
-        )
+    with pytest.raises(DivergedError, match=r"updates in a row were skipped .*max_skipped=2.* is in .*not_finite\.npz"):
+        shared.run({"rl.optimizer.learning_rate": 1e30, "rl.steps": 9, "rl.optimizer.max_skipped": 2}, workdir)
     (folder,) = (workdir / "stages").glob("rl-*")
     assert not (folder / "done.json").exists()
     batch = np.load(folder / BATCH)
@@ -162,7 +150,5 @@ def test_no_stage_starts_from_what_is_not_finite(
         return found._replace(network=found.network.replace(params=params))
 
     monkeypatch.setattr(chain._Chain, "_read", broken)
-    with pytest.raises(
-        DivergedError, match="rl: starts from parameters that are not all finite, .*result of sft"
-    ):
+    with pytest.raises(DivergedError, match="rl: starts from parameters that are not all finite, .*result of sft"):
         shared.run({"rl.seed": 77}, shared.copy(tmp_path))

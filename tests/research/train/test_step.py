@@ -100,10 +100,7 @@ def test_eight_devices_take_the_step_of_one(name: str) -> None:
     assert_same(run(name, eight_devices()), whole(name))
 
 
-@pytest.mark.parametrize(
-    "name",
-    _each("next_token", "dpo", "grpo_constant"),
-)
+@pytest.mark.parametrize("name", _each("next_token", "dpo", "grpo_constant"))
 def test_micro_batches_take_the_step_of_the_whole_batch(name: str) -> None:
     """Rows have 2 to 12 tokens and weights from 0 to 2; one micro-batch of four has weight 0 altogether."""
     assert_same(run(name, one_device(), micro_batches=4), whole(name))
@@ -116,8 +113,7 @@ def test_micro_batches_on_two_devices() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    _each("next_token", "dpo", "step_dpo", "kto", "reward_model_ranking", "orm", "distill", "grpo_constant"),
+    "name", _each("next_token", "dpo", "step_dpo", "kto", "reward_model_ranking", "orm", "distill", "grpo_constant")
 )
 def test_rows_of_weight_0_contribute_nothing_whatever_they_hold(name: str) -> None:
     batches = [host_batch(ALGORITHMS[name], seed) for seed in range(STEPS)]
@@ -138,9 +134,7 @@ def test_a_batch_without_weight_moves_nothing_but_the_decay() -> None:
 def test_metrics_are_averaged_with_the_weights_of_the_loss() -> None:
     """With neither smoothing nor z-loss, the loss *is* the metric `nll`, also over micro-batches."""
     algorithm = ALGORITHMS["next_token"]
-    scalars = StepScalars(
-        optimizer_scalars(), objective_scalars(algorithm, label_smoothing=0.0, z_loss_coef=0.0)
-    )
+    scalars = StepScalars(optimizer_scalars(), objective_scalars(algorithm, label_smoothing=0.0, z_loss_coef=0.0))
     for micro_batches in (1, 4):
         mesh = one_device()
         with jax.set_mesh(mesh):
@@ -164,9 +158,7 @@ def test_evaluation_sums_divided_once_are_the_training_metrics() -> None:
         batch = host_batch(algorithm)
         halves = [jax.tree.map(lambda x, h=h: x[4 * h : 4 * h + 4], batch) for h in range(2)]
         parts = [
-            eval_step(
-                params, to_device(mesh, half), objective_scalars(algorithm), algorithm=algorithm, config=MODEL
-            )
+            eval_step(params, to_device(mesh, half), objective_scalars(algorithm), algorithm=algorithm, config=MODEL)
             for half in halves
         ]
     expected = whole(name)[1][0]
@@ -211,9 +203,7 @@ def _diverging(case: str) -> tuple[StepScalars, Batch, bool]:
 
 
 @pytest.mark.parametrize("micro_batches", [1, 4])
-@pytest.mark.parametrize(
-    "case", ["NaN in the batch", "infinite loss", "learning rate 1e30", "learning rate inf"]
-)
+@pytest.mark.parametrize("case", ["NaN in the batch", "infinite loss", "learning rate 1e30", "learning rate inf"])
 def test_an_update_that_is_not_finite_is_skipped(case: str, micro_batches: int) -> None:
     """Parameters and the optimizer's state stay bit for bit; the next healthy update is the first one."""
     algorithm, mesh = ALGORITHMS["dpo"], one_device()
@@ -260,9 +250,7 @@ def test_a_healthy_update_is_that_of_the_plain_optimizer() -> None:
     frozen = frozen_models(algorithm)
     with jax.set_mesh(mesh):
         expected = jax.device_get(plain(toy_state(mesh), batch, scalars, frozen))
-        state, metrics = train_step(
-            toy_state(mesh), batch, scalars, frozen, algorithm=algorithm, config=MODEL
-        )
+        state, metrics = train_step(toy_state(mesh), batch, scalars, frozen, algorithm=algorithm, config=MODEL)
     assert metrics["skipped_updates"] == 0.0
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), expected)
 
@@ -284,13 +272,7 @@ def test_numbers_never_recompile(name: str) -> None:
             for scalars in changes:
                 batch = to_device(mesh, host_batch(algorithm))
                 state, metrics = train_step(
-                    state,
-                    batch,
-                    scalars,
-                    frozen_models(algorithm),
-                    algorithm=algorithm,
-                    config=MODEL,
-                    micro_batches=1,
+                    state, batch, scalars, frozen_models(algorithm), algorithm=algorithm, config=MODEL, micro_batches=1
                 )
                 losses.append(float(metrics["loss"]))
                 entries.append(train_step._cache_size())

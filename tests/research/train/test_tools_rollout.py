@@ -65,11 +65,7 @@ def turn(tokenizer: Tokenizer, content: str = "", expression: str = "") -> list[
     """Tokens of a sampled turn that says something, or calls the calculator."""
     calls = (call_text(Call("calculator", {"expression": expression})),) if expression else ()
     whole = (Message("user", "?"), Message("assistant", content, "", calls))
-    return (
-        render_messages(whole, tokenizer, where="r")
-        .tokens[len(render_prompt(whole[:1], tokenizer)) :]
-        .tolist()
-    )
+    return render_messages(whole, tokenizer, where="r").tokens[len(render_prompt(whole[:1], tokenizer)) :].tolist()
 
 
 class Engine:
@@ -78,9 +74,7 @@ class Engine:
     def __init__(self, scripts: Sequence[Sequence[Sequence[int]]]) -> None:
         self.scripts, self.prompts = scripts, list[np.ndarray]()
 
-    def __call__(
-        self, params: Any, prompts: Prompts, numbers: Any, *, config: Any, spec: Any, callback: Any
-    ) -> Any:
+    def __call__(self, params: Any, prompts: Prompts, numbers: Any, *, config: Any, spec: Any, callback: Any) -> Any:
         del params, numbers, config
         texts = [tokens[mask] for tokens, mask in zip(prompts.tokens, prompts.mask, strict=True)]
         assert all(text.size for text in texts), "the engine refuses rows without a prompt"
@@ -122,25 +116,16 @@ def scripts(tokenizer: Tokenizer) -> list[list[list[int]]]:
 
 def spec_of(tokenizer: Tokenizer, tools: Interaction | None) -> SamplerSpec:
     return decoded.sampler_spec(
-        tokenizer,
-        SAMPLER,
-        samples=G,
-        max_new_tokens=N,
-        method=SamplingMethod(),
-        interactive=tools is not None,
+        tokenizer, SAMPLER, samples=G, max_new_tokens=N, method=SamplingMethod(), interactive=tools is not None
     )
 
 
 def batches(tools: Interaction, tokenizer: Tokenizer, rows: int = 2) -> list[Mapping[str, np.ndarray]]:
-    return list(
-        prompt_eval_batches(tools.prompts(RECORDS), tokenizer, prompts_per_batch=rows, max_prompt_length=900)
-    )
+    return list(prompt_eval_batches(tools.prompts(RECORDS), tokenizer, prompts_per_batch=rows, max_prompt_length=900))
 
 
 @pytest.fixture
-def drawn(
-    tools: Interaction, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Collected, Spending]:
+def drawn(tools: Interaction, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> tuple[Collected, Spending]:
     """One iteration of the scripts, rewarded; and what it spent."""
     monkeypatch.setattr(decoded, "sample_refilled", Engine(scripts(tokenizer)))
     rewards = RolloutRewards(
@@ -179,13 +164,8 @@ def test_only_drawn_tokens_are_paid_counted_and_learned_from(
     assert rolled.given is not None
     written = scripts(tokenizer)
     lengths = [sum(map(len, written[row])) for row in range(4)]
-    assert (
-        rolled.lengths.tolist() == lengths and rolled.given_lengths.tolist() == rolled.given.sum(1).tolist()
-    )
-    assert (
-        rolled.given.any(axis=1).tolist() == [True, False, True, True]
-        and not (rolled.given & rolled.mask).any()
-    )
+    assert rolled.lengths.tolist() == lengths and rolled.given_lengths.tolist() == rolled.given.sum(1).tolist()
+    assert rolled.given.any(axis=1).tolist() == [True, False, True, True] and not (rolled.given & rolled.mask).any()
     for row, parts in enumerate(written):
         assert rolled.tokens[row][rolled.mask[row]].tolist() == [token for part in parts for token in part]
     np.testing.assert_allclose(rolled.rewards, [1, 1, 0, 0] - np.array(lengths) / N, rtol=1e-6)
@@ -304,20 +284,11 @@ def test_the_trainer_scores_drawn_tokens_as_the_sampler_did() -> None:
     prompts = make_prompts(texts, width, list(range(10, 17)))
 
     def callback(rows: Sequence[Row]) -> dict[int, ForceTokens]:
-        return {
-            row.number: ForceTokens([30, 31, 32])
-            for row in rows
-            if row.stopped and row.mask[: row.length].all()
-        }
+        return {row.number: ForceTokens([30, 31, 32]) for row in rows if row.stopped and row.mask[: row.length].all()}
 
     with quick_compilation():
         out, _ = sample_refilled(
-            make_params(ONE_LAYER),
-            prompts,
-            scalars(seed=3, step=2),
-            config=ONE_LAYER,
-            spec=spec,
-            callback=callback,
+            make_params(ONE_LAYER), prompts, scalars(seed=3, step=2), config=ONE_LAYER, spec=spec, callback=callback
         )
         given = (np.arange(new) < out.lengths[:, None]) & ~out.mask
         behind = out.mask & (np.maximum.accumulate(given, axis=1))
@@ -344,9 +315,7 @@ def with_results() -> Rollouts:
     mask = (at < lengths[:, None]) & ~given
     prompt_mask = np.array([[0, 1, 1], [0, 1, 1], [1, 1, 1], [1, 1, 1]], bool)
     return Rollouts(
-        prompt_tokens=np.where(prompt_mask, np.repeat(rng.integers(4, 24, (2, L)), 2, axis=0), 0).astype(
-            np.int32
-        ),
+        prompt_tokens=np.where(prompt_mask, np.repeat(rng.integers(4, 24, (2, L)), 2, axis=0), 0).astype(np.int32),
         prompt_mask=prompt_mask,
         tokens=np.where(mask | given, rng.integers(4, 24, (B, slots)), 0).astype(np.int32),
         mask=mask,
@@ -416,14 +385,10 @@ def test_the_loss_of_an_online_step_is_the_one_masked_by_hand() -> None:
         (again, metrics_again), gradient_again = loss_and_gradient(rollouts._replace(sampler_logps=spoiled))
         _, unread = loss_and_gradient(rollouts._replace(given=None))
     assert loss == pytest.approx(float(expected), rel=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, expected_gradient
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, expected_gradient)
     assert again == loss and jax.tree.all(jax.tree.map(np.array_equal, gradient, gradient_again))
     assert jax.tree.all(jax.tree.map(np.array_equal, metrics, metrics_again))
-    gap = max(
-        float(np.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (gradient, unread)), strict=True)
-    )
+    gap = max(float(np.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (gradient, unread)), strict=True))
     assert gap > 1e-4, "results make no difference to what is learned"
 
 

@@ -53,13 +53,9 @@ FILES = "('/tmp', '/var/tmp', '/dev/shm', '/run', '/var/spool/cron', '/var/spool
 EXHAUSTING = (
     # Processes that multiply, detach or ignore signals.
     Attack("processes", "fork_bomb", "while True: os.fork()", ended="fails"),
-    Attack(
-        "processes", "daemon", "attempt(os.fork); attempt(lambda: os.posix_spawn('/bin/true', ['true'], {}))"
-    ),
+    Attack("processes", "daemon", "attempt(os.fork); attempt(lambda: os.posix_spawn('/bin/true', ['true'], {}))"),
     Attack("processes", "subprocess", "import subprocess; attempt(lambda: subprocess.Popen(['/bin/true']))"),
-    Attack(
-        "processes", "thread", "import threading; attempt(lambda: threading.Thread(target=print).start())"
-    ),
+    Attack("processes", "thread", "import threading; attempt(lambda: threading.Thread(target=print).start())"),
     Attack(
         "processes",
         "raw_clone",
@@ -83,15 +79,10 @@ EXHAUSTING = (
     ),
     Attack("processes", "outlives_its_parent", "attempt(lambda: call('prctl', 1, 0, 0, 0, 0))"),
     Attack(
-        "processes",
-        "becomes_another",
-        "os.execv('/bin/sh', ['sh', '-c', 'sleep 9 & echo REACHED'])",
-        ended="fails",
+        "processes", "becomes_another", "os.execv('/bin/sh', ['sh', '-c', 'sleep 9 & echo REACHED'])", ended="fails"
     ),
     # Memory, disk, output and time without end.
-    Attack(
-        "exhaustion", "memory", "held = []\nwhile True: held.append(bytearray(10_000_000))", ended="fails"
-    ),
+    Attack("exhaustion", "memory", "held = []\nwhile True: held.append(bytearray(10_000_000))", ended="fails"),
     Attack("exhaustion", "mapped_memory", "import mmap; attempt(lambda: mmap.mmap(-1, 2**40))"),
     Attack(
         "exhaustion",
@@ -143,17 +134,10 @@ EXHAUSTING = (
         "a, b = socket.socketpair()\nattempt(lambda: socket.send_fds(a, [b'x'], [0]))",
     ),
     Attack("exhaustion", "disk", "attempt(lambda: open('x', 'wb').write(bytes(10**6)))"),
-    Attack(
-        "exhaustion",
-        "names",
-        f"for folder in {FILES}: attempt(lambda: os.mkdir(folder + '/sandbox-test-@HOST@'))",
-    ),
+    Attack("exhaustion", "names", f"for folder in {FILES}: attempt(lambda: os.mkdir(folder + '/sandbox-test-@HOST@'))"),
     Attack("exhaustion", "output", "while True: print('x' * 100)", ended="output"),
     Attack(
-        "exhaustion",
-        "output_of_one_line",
-        "os.write(1, b'x' * 10**7)\nwhile True: os.write(2, b'y')",
-        ended="output",
+        "exhaustion", "output_of_one_line", "os.write(1, b'x' * 10**7)\nwhile True: os.write(2, b'y')", ended="output"
     ),
     Attack("exhaustion", "time", "9 ** 9 ** 9", ended="cpu", limits={"cpu_s": 1}),
     Attack(

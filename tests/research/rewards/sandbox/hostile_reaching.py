@@ -34,9 +34,7 @@ REACHING = (
         namespaces=True,
     ),
     Attack(
-        "parent",
-        "inherited_environment",
-        "'API_TOKEN' in os.environ and print('REACHED', os.environ['API_TOKEN'])",
+        "parent", "inherited_environment", "'API_TOKEN' in os.environ and print('REACHED', os.environ['API_TOKEN'])"
     ),
     Attack(
         "parent",
@@ -45,9 +43,7 @@ REACHING = (
         namespaces=True,
     ),
     Attack("parent", "descriptors", "for number in range(3, 64): attempt(lambda: os.fstat(number))"),
-    Attack(
-        "parent", "standard_input", "attempt(input) if sys.stdin.read() else attempt(lambda: int('empty'))"
-    ),
+    Attack("parent", "standard_input", "attempt(input) if sys.stdin.read() else attempt(lambda: int('empty'))"),
     Attack(
         "parent",
         "ptrace",
@@ -99,19 +95,14 @@ REACHING = (
     Attack(
         "sockets",
         "every_family",
-        "for family in range(46):\n"
-        "    for kind in (1, 2, 3, 5): attempt(lambda: socket.socket(family, kind))",
+        "for family in range(46):\n    for kind in (1, 2, 3, 5): attempt(lambda: socket.socket(family, kind))",
     ),
     Attack("sockets", "tcp", "attempt(lambda: socket.create_connection(('127.0.0.1', @PORT@), timeout=2))"),
     Attack("sockets", "vsock", "attempt(lambda: socket.socket(40, socket.SOCK_STREAM))"),
     Attack("sockets", "abstract", "attempt(lambda: socket.socket(socket.AF_UNIX).connect('\\0@SOCKET@'))"),
+    Attack("sockets", "pair_that_sends_elsewhere", "attempt(lambda: socket.socketpair(type=socket.SOCK_DGRAM))"),
     Attack(
-        "sockets", "pair_that_sends_elsewhere", "attempt(lambda: socket.socketpair(type=socket.SOCK_DGRAM))"
-    ),
-    Attack(
-        "sockets",
-        "pair_with_a_name",
-        "attempt(lambda: socket.socketpair()[0].bind('\\0sandbox-test-pair-@HOST@'))",
+        "sockets", "pair_with_a_name", "attempt(lambda: socket.socketpair()[0].bind('\\0sandbox-test-pair-@HOST@'))"
     ),
     # State left for later.
     Attack(
@@ -191,10 +182,5 @@ REACHING = (
         "for number in range(3, 64): attempt(lambda: os.write(number, b'1'))\nos._exit(1)",
         ended="fails",
     ),
-    Attack(
-        "forged",
-        "patched_end",
-        "sys.excepthook = lambda *_: None\nraise SystemError('hidden')",
-        ended="fails",
-    ),
+    Attack("forged", "patched_end", "sys.excepthook = lambda *_: None\nraise SystemError('hidden')", ended="fails"),
 )

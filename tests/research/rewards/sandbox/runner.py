@@ -45,11 +45,7 @@ def keys() -> set[str]:
 def main(namespaces: bool) -> None:
     jobs = json.load(sys.stdin)
     key = plant_key()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        socket.socket() as tcp,
-        socket.socket(socket.AF_UNIX) as unix,
-    ):
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
         secret = Path(folder) / "secret"
         secret.write_bytes(SECRET)
         secret.chmod(0o666)

@@ -25,10 +25,7 @@ def name(attack: Attack) -> str:
 
 def run_all(attacks, *, namespaces: bool, tree: Path, interpreter: str, user: dict) -> dict:
     jobs = [
-        {
-            "codes": [f"# {MARK}\n{PREAMBLE}{code}" for code in (each.code, each.look) if code],
-            "limits": each.limits,
-        }
+        {"codes": [f"# {MARK}\n{PREAMBLE}{code}" for code in (each.code, each.look) if code], "limits": each.limits}
         for each in attacks
     ]
     done = subprocess.run(

@@ -20,14 +20,10 @@ Sandbox(SandboxLimits(wall_s=1000.0), namespaces=sys.argv[1] == "True").run("# @
 def test_nothing_outlives_a_host_that_is_killed(tree, interpreter, user, namespaces):
     """Even where the program clears its alarm, and asks not to die with its parent."""
     host = [interpreter, "-", str(namespaces)]
-    with subprocess.Popen(
-        host, stdin=subprocess.PIPE, env={"PYTHONPATH": str(tree)}, cwd="/", **user
-    ) as process:
+    with subprocess.Popen(host, stdin=subprocess.PIPE, env={"PYTHONPATH": str(tree)}, cwd="/", **user) as process:
         process.stdin.write(HOST.replace("@MARK@", MARK).encode())
         process.stdin.close()
-        while not any(
-            b"\0-c\0" in line for line in processes_with(MARK, wait_s=0)
-        ):  # the program, every lock on
+        while not any(b"\0-c\0" in line for line in processes_with(MARK, wait_s=0)):  # the program, every lock on
             assert process.poll() is None
             time.sleep(0.02)
         process.kill()

@@ -64,10 +64,7 @@ print('unseen', file=open('/dev/null', 'r'))"""
 
 
 def test_a_program_is_the_main_module_alone(run):
-    assert (
-        run("import sys\nprint(sys.argv, [name for name in dir() if name[0] != '_'])").output
-        == "['-c'] ['sys']\n"
-    )
+    assert run("import sys\nprint(sys.argv, [name for name in dir() if name[0] != '_'])").output == "['-c'] ['sys']\n"
 
 
 @pytest.mark.parametrize(
@@ -181,9 +178,6 @@ def test_refusals(monkeypatch, tmp_path):
     with monkeypatch.context() as patched, pytest.raises(ConfigError, match="cannot run a program here"):
         patched.setattr(sys, "executable", str(tmp_path / "nothing"))
         make_sandbox(isolation="best_effort")
-    with (
-        monkeypatch.context() as patched,
-        pytest.raises(ConfigError, match="got darwin on .*, expected linux on"),
-    ):
+    with monkeypatch.context() as patched, pytest.raises(ConfigError, match="got darwin on .*, expected linux on"):
         patched.setattr(sys, "platform", "darwin")
         make_sandbox()

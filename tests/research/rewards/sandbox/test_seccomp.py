@@ -8,16 +8,11 @@ import pytest
 from research.rewards.sandbox import seccomp
 from research.rewards.sandbox.seccomp import MACHINES, OWN_PID, build_filter, call_number
 
-HEADERS = {
-    "x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h",
-    "aarch64": "/usr/include/asm-generic/unistd.h",
-}
+HEADERS = {"x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "/usr/include/asm-generic/unistd.h"}
 ALLOW, EPERM, EROFS, ENOSYS, EAGAIN, KILL = 0x7FFF0000, 0x50001, 0x5001E, 0x50026, 0x5000B, 0x80000000
 
 
-def verdict(
-    machine: str, number: int, arguments: tuple[int, ...] = (), *, read_only=False, architecture=None
-) -> int:
+def verdict(machine: str, number: int, arguments: tuple[int, ...] = (), *, read_only=False, architecture=None) -> int:
     """What the kernel would do: an interpreter of the few instructions that the filter uses."""
     data = {0: number, 4: architecture or MACHINES[machine]}
     data |= {16 + 8 * index: value for index, value in enumerate((*arguments, *[0] * 6)[:6])}

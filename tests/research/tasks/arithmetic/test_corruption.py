@@ -8,13 +8,7 @@ import pytest
 
 from research.core.errors import DataError
 from research.data.split import Split
-from research.tasks.arithmetic.corruption import (
-    content_rng,
-    corrupt,
-    pair_record,
-    ranking_record,
-    step_records,
-)
+from research.tasks.arithmetic.corruption import content_rng, corrupt, pair_record, ranking_record, step_records
 from research.tasks.arithmetic.problems import ArithmeticSpec, split_items
 
 SPECS = [ArithmeticSpec(), ArithmeticSpec(shape="tree", min_steps=1, max_steps=5, max_value=60)]
@@ -49,11 +43,7 @@ def follow(prompt, claimed):
         for operations in (r"\*", r"[-+]"):
             while found := re.search(rf"(v?\d+)({operations})(v?\d+)", text):
                 name = f"v{len(names)}"
-                names[name] = (
-                    operand_or_name(found.group(1)),
-                    found.group(2),
-                    operand_or_name(found.group(3)),
-                )
+                names[name] = (operand_or_name(found.group(1)), found.group(2), operand_or_name(found.group(3)))
                 text = text[: found.start()] + name + text[found.end() :]
         return text
 
@@ -130,9 +120,7 @@ def test_pairs_and_step_records_and_rankings_tell_of_the_same_mistake():
         good, bad = step_records(item, seed=5, max_value=99)
         assert "\n".join(good["steps"]) == item.solution and set(good["labels"]) == {1.0}
         assert "\n".join(bad["steps"]) == wrong.solution
-        assert bad["labels"] == [1.0] * wrong.mistake_index + [0.0] * (
-            len(item.steps) + 1 - wrong.mistake_index
-        )
+        assert bad["labels"] == [1.0] * wrong.mistake_index + [0.0] * (len(item.steps) + 1 - wrong.mistake_index)
         assert len(good["labels"]) == len(good["steps"]) == len(item.steps) + 1
         ranked = ranking_record(item, seed=5, max_value=99, candidates=4)
         assert ranked["completions"][0] == item.solution and len(set(ranked["completions"])) == 4

@@ -9,13 +9,8 @@ import pytest
 from research.core.errors import DataError
 from research.data.split import Split
 from research.tasks.arithmetic import problems as arithmetic
-from research.tasks.arithmetic.problems import (
-    ArithmeticSpec,
-    count_expressions,
-)
-from research.tasks.arithmetic.problems import (
-    split_items as split_by,
-)
+from research.tasks.arithmetic.problems import ArithmeticSpec, count_expressions
+from research.tasks.arithmetic.problems import split_items as split_by
 
 SPLIT = Split(10)
 is_held_out, split_items = SPLIT.holds_out, partial(split_by, split=SPLIT)
@@ -82,17 +77,10 @@ def test_the_count_is_exact_and_all_of_it_can_be_drawn(shape):
     total = count_expressions(spec)
     values = range(1, 5)
     brute = {
-        text
-        for a in values
-        for b in values
-        for first in "+-*"
-        for text in [f"{a}{first}{b}"]
-        if abs(eval(text)) <= 12
+        text for a in values for b in values for first in "+-*" for text in [f"{a}{first}{b}"] if abs(eval(text)) <= 12
     }
     held = sum(map(is_held_out, brute))
-    assert count_expressions(ArithmeticSpec(min_steps=1, max_steps=1, max_operand=4, max_value=12)) == len(
-        brute
-    )
+    assert count_expressions(ArithmeticSpec(min_steps=1, max_steps=1, max_operand=4, max_value=12)) == len(brute)
     small = ArithmeticSpec(min_steps=1, max_steps=1, max_operand=4, max_value=12)
     train, test = split_items(len(brute) - held, held, seed=0, spec=small)
     assert {item.prompt for item in train + test} == brute

@@ -98,10 +98,7 @@ def test_generated_rankings_put_the_right_answer_first(tmp_path):
         assert len(rights) == 3
 
 
-RECORDS = [
-    {"prompt": f"{i}+1", "completion": f"{i}+1={i + 1}\n#### {i + 1}", "answer": str(i + 1)}
-    for i in range(200)
-]
+RECORDS = [{"prompt": f"{i}+1", "completion": f"{i}+1={i + 1}\n#### {i + 1}", "answer": str(i + 1)} for i in range(200)]
 
 
 def test_terse_takes_the_steps_from_its_share_and_decides_by_content():
@@ -135,7 +132,5 @@ def test_terse_draws_each_side_of_a_pair_for_itself():
     assert Terse(0.0)(pairs[0]) == pairs[0]
     same = {"prompt": "1", "chosen": "a\n#### 1", "rejected": "b\n#### 1"}
     assert Terse(1.0)(same) == same
-    with pytest.raises(
-        DataError, match="transform terse: found the keys messages, expected a generated record"
-    ):
+    with pytest.raises(DataError, match="transform terse: found the keys messages, expected a generated record"):
         Terse(1.0)({"messages": []})
