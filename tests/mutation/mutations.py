@@ -1,14 +1,16 @@
-"""The small changes that `mutants.py` makes to the source of an objective.
+"""The small changes that `mutants.py` makes to the source of a module.
 
     sign      a + b -> a - b; -a -> a
     mask      masked(x, m) -> x; jnp.where(m, a, b) -> a
-    swap      a name of the chosen becomes that of the rejected, and the other way round
+    swap      a name of the chosen becomes that of the rejected, and the other way round; so do policy and reference,
+              values and returns
     clip      minimum <-> maximum, a name of the lower bound <-> that of the upper, clip(x, low, high) reversed
     scale     mean <-> sum, a * b <-> a / b, stop_gradient(x) -> x
     constant  a float other than 0 -> twice it, defaults of arguments included
     compare   < <-> >, <= <-> >=, == <-> !=
+    logic     and <-> or, not x -> x, a if c else b -> a
 
-Docstrings, annotations and the texts of errors stay as they are.
+Docstrings, annotations, the texts of errors and the declarations of options (`key(...)`) stay as they are.
 """
 
 import ast
@@ -16,7 +18,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-KINDS = ("sign", "mask", "swap", "clip", "scale", "constant", "compare")
+KINDS = ("sign", "mask", "swap", "clip", "scale", "constant", "compare", "logic")
 
 BINARY = {ast.Add: ("sign", "-"), ast.Sub: ("sign", "+"), ast.Mult: ("scale", "/"), ast.Div: ("scale", "*")}
 COMPARE: dict[type[ast.cmpop], str] = {
@@ -26,13 +28,15 @@ CALLED = {
     "mean": ("scale", "sum"), "sum": ("scale", "mean"), "minimum": ("clip", "maximum"),
     "maximum": ("clip", "minimum"), "min": ("clip", "max"), "max": ("clip", "min"),
 }  # fmt: skip
-NAMED = (("swap", "chosen", "rejected"), ("clip", "low", "high"))
+NAMED = (
+    ("swap", "chosen", "rejected"), ("swap", "policy_", "ref_"), ("swap", "values", "returns"), ("clip", "low", "high"),
+)  # fmt: skip
 
 
 class Mutant(NamedTuple):
-    """One change: `before` at `start` of the source of a module becomes `after`."""
+    """One change: `before` at `start` of the source of the module at `path` becomes `after`."""
 
-    module: str
+    path: str
     kind: str
     line: int
     start: int
@@ -41,7 +45,7 @@ class Mutant(NamedTuple):
 
     def apply(self, source: str) -> str:
         end = self.start + len(self.before)
-        assert source[self.start : end] == self.before, f"{self.module}.py:{self.line} has changed"
+        assert source[self.start : end] == self.before, f"{self.path}:{self.line} has changed"
         return source[: self.start] + self.after + source[end:]
 
     def changed_line(self, source: str) -> str:
@@ -54,10 +58,10 @@ class Mutant(NamedTuple):
         new = source[first : self.start] + self.after + source[self.start + len(self.before) : last]
         lines = [f"    - {line.strip()}" for line in old.split("\n")]
         lines += [f"    + {line.strip()}" for line in new.split("\n")]
-        return "\n".join([f"objectives/{self.module}.py:{self.line} ({self.kind})", *lines])
+        return "\n".join([f"{self.path}:{self.line} ({self.kind})", *lines])
 
 
-def find_mutants(module: str, source: str) -> list[Mutant]:
+def find_mutants(path: str, source: str) -> list[Mutant]:
     """Every mutant of a module, in the order of its lines."""
     raw, starts = source.encode(), [0]  # ast counts bytes
     for line in source.splitlines(keepends=True):
@@ -74,7 +78,7 @@ def find_mutants(module: str, source: str) -> list[Mutant]:
     for node, names in _expressions(ast.parse(source), frozenset()):
         for kind, after in _changes(node, names, text):
             start = offset(node.lineno, node.col_offset)
-            mutants.add(Mutant(module, kind, node.lineno, start, text(node), after))
+            mutants.add(Mutant(path, kind, node.lineno, start, text(node), after))
     return sorted(mutants, key=lambda m: (m.start, m.kind, m.after))
 
 
@@ -87,7 +91,7 @@ def _expressions(node: ast.AST, names: frozenset[str]) -> Iterator[tuple[ast.exp
         children = [*node.body, *node.args.defaults, *(x for x in node.args.kw_defaults if x is not None)]
     elif isinstance(node, ast.AnnAssign):
         children = [node.value] if node.value else []
-    elif isinstance(node, ast.JoinedStr | ast.Raise | ast.Import | ast.ImportFrom | ast.Assert):
+    elif isinstance(node, ast.JoinedStr | ast.Raise | ast.Import | ast.ImportFrom | ast.Assert) or _declares(node):
         return
     else:
         children = list(ast.iter_child_nodes(node))
@@ -95,6 +99,11 @@ def _expressions(node: ast.AST, names: frozenset[str]) -> Iterator[tuple[ast.exp
         yield node, names
     for child in children:
         yield from _expressions(child, names)
+
+
+def _declares(node: ast.AST) -> bool:
+    """Whether it is the declaration of an option."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("key")
 
 
 def _changes(node: ast.expr, names: frozenset[str], text: Callable[[ast.expr], str]) -> Iterator[tuple[str, str]]:
@@ -107,6 +116,13 @@ def _changes(node: ast.expr, names: frozenset[str], text: Callable[[ast.expr], s
             yield "sign", f"({text(operand)})"
         case ast.Compare(left, [op], [right]) if type(op) in COMPARE:
             yield "compare", f"(({text(left)}) {COMPARE[type(op)]} ({text(right)}))"
+        case ast.BoolOp(op, values):
+            word = " or " if isinstance(op, ast.And) else " and "
+            yield "logic", f"({word.join(f'({text(value)})' for value in values)})"
+        case ast.UnaryOp(ast.Not(), operand):
+            yield "logic", f"({text(operand)})"
+        case ast.IfExp(_, value, _):
+            yield "logic", f"({text(value)})"
         case ast.Constant(value) if isinstance(value, float) and value:
             yield "constant", repr(2.0 * value)
         case ast.Name(name, ast.Load()):
@@ -133,6 +149,6 @@ def sample(mutants: list[Mutant], per_kind: int | None) -> list[Mutant]:
     for kind in KINDS:
         of_kind = [m for m in mutants if m.kind == kind]
         if per_kind is not None and len(of_kind) > per_kind:
-            of_kind = random.Random(f"{of_kind[0].module} {kind}").sample(of_kind, per_kind)
+            of_kind = random.Random(f"{of_kind[0].path} {kind}").sample(of_kind, per_kind)
         chosen += of_kind
     return chosen
