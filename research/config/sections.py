@@ -287,13 +287,18 @@ class Reward:
                       choices=("functions", "model"), used=_learns)  # fmt: skip
     functions: tuple[str, ...] = key(
         ("correct",),
-        "Reward functions, summed by weight; each is logged apart. A sum of 1 or more is a right answer to objectives "
-        "that select, to the curriculum, and to rewards of format and length.",
+        "Reward functions, summed by weight; each is logged apart.",
         component="reward",
         used=lambda s, f: _learns(s, f) and s.source == "functions",
     )
     weights: tuple[float, ...] = key((), "Of the functions, in their order; () is 1 each.", element=float,
                                      used=lambda s, f: _learns(s, f) and s.source == "functions")  # fmt: skip
+    success_threshold: float = key(
+        1.0,
+        "A weighted sum from here on is a right answer to objectives that select, to the curriculum, and to rewards of "
+        "format and length.",
+        used=lambda s, f: _learns(s, f) and s.source == "functions",
+    )
     unknown: float = key(
         0.0,
         "Reward where a function raises or returns None (it cannot tell).",

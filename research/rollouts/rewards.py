@@ -66,9 +66,9 @@ class RolloutRewards:
     ) -> Collected:
         """Rewards the completions of P prompts.
 
-        `Rollouts.correct`, by which samples are selected and the curriculum goes, is whether the functions' weighted
-        sum is 1 or more, known, and the completion stopped; or whether a reward model's score is above the mean of
-        its group. Shaping and normalisation do not enter it.
+        `Rollouts.correct` selects samples and steers the curriculum: the functions' weighted sum reaches
+        `success_threshold`, every function could tell, and the completion stopped; with reward models, the score is
+        above its group's mean. Shaping and normalisation do not enter it.
 
         Args:
           prompts: {prompt_tokens, prompt_mask `[P, L]`, prompt_id `[P]`}.
@@ -89,7 +89,7 @@ class RolloutRewards:
             groups = scores.reshape(-1, G) - scores[::G, None]  # equal scores give exactly 0
             correct = (groups > groups.mean(axis=1, keepdims=True)).reshape(-1)
         else:
-            scores, correct = paid.rewards, (paid.rewards >= 1.0) & paid.known & out.stopped
+            scores, correct = paid.rewards, (paid.rewards >= self.section.success_threshold) & paid.known & out.stopped
         shaped = shape(
             scores,
             correct=correct,

@@ -72,6 +72,18 @@ def equals(text: str, record: Any, context: RewardContext) -> Any:
     return None if text == "?" else float(text == record["answer"])
 
 
+def test_what_counts_as_right_is_the_sections_threshold_before_shaping() -> None:
+    def half(text: str, record: Any, context: RewardContext) -> float:
+        return 0.5 * equals(text, record, context)
+
+    texts = ["0", "1", "0", "1", "1", "0", "0", "1"]
+    right = [True, False, True, False, True, False, False, True]
+    assert not Payer(half).pay(texts).rollouts.correct.any(), "1 by default, which half a point never reaches"
+    for threshold, expected in ((0.5, right), (0.0, [True] * 8)):
+        paid = Payer(half, success_threshold=threshold, length_coef=0.1).pay(texts)
+        assert paid.rollouts.correct.tolist() == expected
+
+
 @pytest.mark.parametrize("unknown", [0.0, -2.5, 7.0])
 def test_a_function_that_raises_costs_one_sample_not_the_run(unknown: float) -> None:
     paid = Payer(equals, unknown=unknown).pay([*TEXTS[:-1], "?"])
