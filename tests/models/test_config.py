@@ -80,3 +80,7 @@ def test_flops_are_what_xla_counts(tied: bool) -> None:
     ids = jax.ShapeDtypeStruct((B, T), jnp.int32)
     compiled = jax.jit(logits).lower(params, ids).compile()
     assert compiled.cost_analysis()["flops"] / (B * T) == pytest.approx(config.flops_per_token(T), rel=0.05)
+
+
+def test_defaults_are_those_of_the_first_llama() -> None:
+    assert (ModelConfig.rope_theta, ModelConfig.norm_eps) == (10_000.0, 1e-5)

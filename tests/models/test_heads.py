@@ -58,6 +58,7 @@ def test_outputs_are_the_final_hidden_states_times_the_head(outputs: int) -> Non
 def test_heads_start_at_their_scale() -> None:
     config = dataclasses.replace(CONFIG, d_model=4095)
     assert reward_head_std(config) == 1 / 64
+    assert STEP_HEAD_STD == 0.02
     for std in (reward_head_std(config), STEP_HEAD_STD):
         w = init_head(config, jax.random.key(0), outputs=2, head_std=std)["w"].value
         assert w.shape == (4095, 2)

@@ -166,11 +166,12 @@ def test_positions_may_start_anywhere() -> None:
 
 def test_initial_scale() -> None:
     """Residual branches start small (1 / sqrt(2 L)) and the norms at one, so depth does not blow the stream up."""
-    config = dataclasses.replace(CONFIG, d_model=128, num_layers=8, d_ff=256)
+    config = dataclasses.replace(CONFIG, d_model=128, num_layers=8, d_ff=256, tie_embeddings=False)
     key = jax.random.key(0, impl="rbg")  # compiles faster than threefry
     params = jax.jit(init_params, static_argnums=0)(config, key)
     std = {jax.tree_util.keystr(k): float(np.std(v)) for k, v in jax.tree_util.tree_leaves_with_path(params)}
     expected = {"wq": 128**-0.5, "wo": 32**-0.5 / 4, "gate": 128**-0.5, "down": 256**-0.5 / 4, "embed": 0.02}
+    expected["unembed"] = 128**-0.5
     for name, value in expected.items():
         found = next(v for k, v in std.items() if f"'{name}'" in k)
         assert found == pytest.approx(value, rel=0.05), name

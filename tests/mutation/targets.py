@@ -50,6 +50,9 @@ NAMED = {
     "objectives/step_dpo.py": _objective("step_dpo", "step_dpo"),
     "objectives/surrogate.py": _objective("ppo grpo grpo_variants", "gspo or cispo or sapo or two_sided"),
     "models/decode/attention.py": Covering(("tests/models/decode/test_cache.py", "tests/models/test_transformer.py")),
+    "models/decode/cache.py": Covering(("tests/models/decode/test_cache.py", "tests/research/sampling/test_engine.py")),
+    "models/decode/rows.py": Covering(("tests/models/decode/test_cache.py", "tests/research/sampling/test_engine.py")),
+    "models/kernels/cpu_blocks.py": Covering(("tests/models/kernels/test_attention.py", "tests/models/test_groups.py")),
     "research/core/interrupts.py": Covering(("tests/research/train/test_chain.py",)),
     "research/core/network.py": Covering(("tests/research/algorithms/test_losses.py",)),
     "research/sampling/decoded.py": Covering(
@@ -114,6 +117,10 @@ _FORMS = "two forms of one function, which differ by less than the rounding of w
 _DROPPED = "the selection on the next line drops the same tokens, and no gradient passes"
 _UNREAD = "the value is selected away by the same condition"
 EQUIVALENT = {
+    (
+        "models/kernels/attention.py",
+        "segments = jnp.pad(segments, ((0, 0), (0, extra)), constant_values=(1))",
+    ): "padding comes last, so causal attention hides it whatever its segment",
     (
         "objectives/advantages.py",
         "centered = jnp.where(steps, shifted - shifted.sum(axis=1, keepdims=True) / jnp.maximum(count, 2.0), 0.0)",

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from models.config import ModelConfig
-from models.decode.cache import init_cache
+from models.decode.attention import cached_attention
+from models.decode.cache import LayerCache, Reach, init_cache, quantize
 from models.decode.rows import take_rows, with_prefix
 from models.transformer import forward_cached, unstack_layers
 from tests.models.tiny import CONFIG, hidden_states, left_padded, make_params, make_tokens
@@ -60,6 +61,27 @@ def test_bfloat16_cache() -> None:
     real = segments.astype(bool)
     error = np.abs(hidden.astype(np.float32) - expected)[real]
     assert np.isfinite(error).all() and error.mean() < 0.02 and error.max() < 0.3
+
+
+def test_int8_keys_and_values_are_within_half_a_step() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 2, 5, 8)).astype(np.float32)
+    x[0, 1, 3] = 0.0
+    steps, scales = quantize(x)
+    np.testing.assert_allclose(scales, np.abs(x).max(axis=-1) / 127, rtol=1e-6)
+    assert steps.dtype == jnp.int8 and np.abs(steps).max(axis=-1)[scales > 0].min() == 127
+    assert not np.any(steps[0, 1, 3]), "a vector of zeros stays one"
+    assert np.all(np.abs(steps * scales[..., None] - x) <= scales[..., None] * 0.5 + 1e-7)
+
+
+def test_attention_to_an_int8_cache_is_that_to_its_values() -> None:
+    rng = np.random.default_rng(1)
+    keys, values = (rng.normal(size=(2, 2, 6, 8)).astype(np.float32) for _ in range(2))
+    (k, k_scales), (v, v_scales) = quantize(keys), quantize(values)
+    reach = Reach(jnp.int32(0), jnp.asarray(rng.random((2, 3, 6)) < 0.8), None)
+    q_BTHN = jnp.asarray(rng.normal(size=(2, 3, 4, 8)), jnp.float32)
+    plain = LayerCache(k * k_scales[..., None], v * v_scales[..., None])
+    found = cached_attention(q_BTHN, LayerCache(k, v, k_scales, v_scales), reach)
+    np.testing.assert_allclose(found, cached_attention(q_BTHN, plain, reach), atol=1e-5)
 
 
 def test_float32_cache_dtype_and_layout() -> None:

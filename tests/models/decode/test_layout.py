@@ -146,3 +146,14 @@ def test_int8_is_near_the_model_and_exactly_that_of_the_rounded_matrices(config:
     error = np.abs(run(int8, config)[2] - run(params, config)[2])[:, 1:]
     # Measured: mean 0.021 and greatest 0.073 untied, of logits whose standard deviation is about 1.4.
     assert 1e-3 < error.mean() < 0.03 and error.max() < 0.12
+
+
+@pytest.mark.parametrize(
+    "config,platform,expected", [(CONFIG, "tpu", False), (CONFIG, "cpu", True), (UNTIED, "tpu", True)]
+)
+def test_a_tied_lm_head_is_turned_for_a_cpu_only(
+    config: ModelConfig, platform: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.decode.layout.target_platform", lambda: platform)
+    found = jax.eval_shape(lambda: decode_params(make_params(config), config))
+    assert ("unembed" in found) is expected
