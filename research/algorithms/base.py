@@ -1,21 +1,19 @@
 """What an algorithm is: a small frozen dataclass between the models and an objective.
 
-An algorithm says which data it learns from, what it trains and which frozen models it needs; it computes
-log-probs through the one shared function and calls its objective. It holds only what is static; its numbers
-arrive traced, in a dict, at every call. Its module lists the names under which a config finds it (`OBJECTIVES`).
+It computes log-probs through the one shared function and calls its objective. It holds only what is static; its numbers
+arrive traced, in a dict, at every call. Its module lists the names under which a config finds it (`PROVIDES`).
 """
 
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, get_origin, get_type_hints
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar, get_origin, get_type_hints
 
 import flax.struct
 import numpy as np
 from jaxtyping import Array, Float
 
 from models.config import ModelConfig
-from models.transformer import Params
 from objectives.types import WeightedSum, require_choice
 from research.config.schema import Key
 from research.core.batch import Batch, RolloutBatch, SequenceBatch
@@ -33,6 +31,7 @@ Read = Literal["correct", "rewards", "steps", "scale"]
 Scalars = dict[str, Float[Any, ""]]
 Summed = tuple[WeightedSum, dict[str, WeightedSum]]
 """Total and count of a loss, and of each metric."""
+BatchT = TypeVar("BatchT")
 
 
 class Frozen(flax.struct.PyTreeNode):
@@ -89,22 +88,51 @@ class Rollouts(NamedTuple):
         """`[B]` tokens that the policy was given in each completion."""
         return np.zeros(len(self.mask), np.int64) if self.given is None else self.given.sum(axis=1)
 
+    def rows(self, chosen: np.ndarray | None, weights: np.ndarray) -> SequenceBatch:
+        """The chosen ones as prompt + completion rows; None is all of them, in the groups that share a prompt."""
+        index = slice(None) if chosen is None else chosen
+        return completion_rows(
+            self.prompt_tokens[index],
+            self.prompt_mask[index],
+            self.tokens[index],
+            self.mask[index],
+            weights,
+            None if self.given is None else self.given[index],
+            group_size=self.group_size if chosen is None else 1,
+        )
 
-class Algorithm(abc.ABC):
-    """The interface of `research/algorithms/*.py`; implementations are frozen, hashable dataclasses.
 
-    Attributes:
-      layout: what is trained: a policy, a scorer (trunk and head), a step scorer, or policy and value model.
+class Setting(NamedTuple):
+    """What an objective's `make` may read."""
+
+    options: Mapping[str, Any]  # the objective's own section of the config
+    online: bool  # whether the policy samples its own data
+    group_size: int
+    max_new_tokens: int
+    context_ids: tuple[int, ...] = ()  # tokens that only a teacher sees before the prompt
+    bos_id: int | None = None  # the token that a row starts with, None where rows start without
+    step_end_ids: tuple[int, ...] = ()  # the tokens that end a step of a solution
+
+
+class Algorithm(abc.ABC, Generic[BatchT]):
+    """The interface of `research/algorithms/*.py`: frozen, hashable dataclasses.
+
+    Fields of an option's name mean what its `OPTIONS` says; a field that does not compare is read on the host only, so
+    that a change of it does not recompile the step.
     """
 
     layout: ClassVar[Layout] = "policy"
+    """What is trained: a policy, a scorer (trunk and head), a step scorer, or policy and value model."""
+
+    @classmethod
+    def from_setting(cls, setting: Setting, **derived: Any) -> Self:
+        """The algorithm whose fields are the options, the setting's attributes and `derived` of the same names."""
+        known = {**setting._asdict(), **setting.options, **derived}
+        names = [field.name for field in dataclasses.fields(cls) if field.name in known]  # type: ignore[arg-type]
+        return cls(**{name: known[name] for name in names})
 
     def __post_init__(self) -> None:
-        """Checks every field whose type is a `Literal`, so that a misspelt name fails here and not in the first step.
-
-        Raises:
-          ValueError: a value that its type does not list.
-        """
+        """Raises ValueError where a field whose type is a `Literal` has a value that it does not list."""
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal:
                 require_choice(name, getattr(self, name), kind)
@@ -120,32 +148,29 @@ class Algorithm(abc.ABC):
         return False
 
     @abc.abstractmethod
-    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
-        """Total and count of the loss, and of each metric, of one micro-batch."""
+    def loss(self, model: Network, batch: BatchT, scalars: Scalars, frozen: Frozen) -> Summed:
+        """Total and count of the loss, and of each metric, of one micro-batch; `model` is what is trained."""
 
-    def prepare(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Batch:
-        """What is computed once on the global batch, before the first update on it, without gradient.
+    def prepare(self, model: Network, batch: BatchT, scalars: Scalars, frozen: Frozen) -> BatchT:
+        """The global batch with what is computed once on it, without gradient, before the first update.
 
         Reference and old log-probs, values, and advantages, which depend on the whole batch.
         """
-        del params, config, scalars, frozen
         return batch
 
     def from_rows(self, rows: SequenceBatch) -> Batch:
         """On the host: given rows of text or of chat examples as this algorithm's batch."""
         return rows
 
-    def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
+    def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[BatchT, dict[str, float]]:
         """On the host: samples to a training batch of fixed shape, and metrics about the choice.
 
-        `seed` is unique to the iteration. A batch without a target in a row of weight above 0 has nothing to learn
-        from, and no update is made.
+        `seed` is unique to the iteration. No update is made on a batch without a target in a row of weight above 0.
         """
         raise NotImplementedError(f"{type(self).__name__} does not learn from rollouts ({seed=})")
 
-    def check_model(self, config: ModelConfig) -> None:
+    def check_model(self, config: ModelConfig) -> None:  # noqa: B027 - most options fit every model
         """Raises ValueError where the options do not fit the model."""
-        del config
 
     def summarize(self, metrics: dict[str, Array]) -> dict[str, Array]:
         """Metrics of an update as they are logged, from their means over the global batch."""
@@ -153,7 +178,6 @@ class Algorithm(abc.ABC):
 
     def adapt(self, scalars: Scalars, metrics: Mapping[str, float], completions: int) -> Scalars:
         """On the host, after an iteration with an update: the scalars of the next one; a controller's whole state."""
-        del metrics, completions
         return scalars
 
     @property
@@ -165,34 +189,6 @@ class Algorithm(abc.ABC):
     def prepares(self) -> bool:
         """Whether `prepare` does anything."""
         return type(self).prepare is not Algorithm.prepare
-
-
-NO_K1 = (
-    "k1 belongs in the reward: as a loss its expected gradient is zero (E[grad log pi] = 0), noise with no pull to "
-    "the reference"
-)
-"""Why a KL in the loss is not estimated by k1."""
-
-
-class Setting(NamedTuple):
-    """What an objective's `make` may read.
-
-    Attributes:
-      options: the objective's own section of the config.
-      online: whether the policy samples its own data.
-      group_size, max_new_tokens: of the rollout.
-      context_ids: tokens that only a teacher sees before the prompt.
-      bos_id: the token that a row starts with, None where rows start without.
-      step_end_ids: the tokens that end a step of a solution.
-    """
-
-    options: Mapping[str, Any]
-    online: bool
-    group_size: int
-    max_new_tokens: int
-    context_ids: tuple[int, ...] = ()
-    bos_id: int | None = None
-    step_end_ids: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,18 +225,15 @@ class Objective:
         return self.make(Setting(options, online, group_size, max_new_tokens))
 
 
-def sequence_rows(rollouts: Rollouts, rows: np.ndarray | None, weights: np.ndarray) -> SequenceBatch:
-    """The chosen rollouts as prompt + completion rows; None is all of them, in the groups that share a prompt."""
-    chosen = slice(None) if rows is None else rows
-    return completion_rows(
-        rollouts.prompt_tokens[chosen],
-        rollouts.prompt_mask[chosen],
-        rollouts.tokens[chosen],
-        rollouts.mask[chosen],
-        weights,
-        None if rollouts.given is None else rollouts.given[chosen],
-        group_size=rollouts.group_size if rows is None else 1,
-    )
+def provides(*objectives: Objective) -> dict[str, dict[str, Objective]]:
+    """What a module's PROVIDES says of them."""
+    return {"objective": {each.name: each for each in objectives}}
+
+
+def when(**values: Any) -> Callable[[Mapping[str, Any], Any], bool]:
+    """For `Key.used`: the key has an effect where the options have these values; a tuple's are alternatives."""
+    wanted = {name: value if isinstance(value, tuple) else (value,) for name, value in values.items()}
+    return lambda options, _: all(options[name] in found for name, found in wanted.items())
 
 
 def completion_rows(
@@ -255,11 +248,10 @@ def completion_rows(
 ) -> SequenceBatch:
     """Prompts `[B, L]` and completions `[B, N]` as rows `[B, L + N]`; positions come from the masks.
 
-    Drawn tokens (`mask`) and given ones are seen and have positions; only the drawn ones are targets. So many
-    adjacent rows as `group_size` have the same prompt.
+    Drawn tokens (`mask`) and given ones are seen and have positions; only the drawn ones are targets.
 
     Raises:
-      ValueError: they have not.
+      ValueError: `group_size` adjacent rows have not the same prompt.
     """
     for name, prompts in (("prompt_tokens", prompt_tokens), ("prompt_mask", prompt_mask)):
         other = (prompts != np.repeat(prompts[::group_size], group_size, axis=0)).any(axis=1)
@@ -280,39 +272,26 @@ def completion_rows(
     )
 
 
-def after_prompt(values: np.ndarray, prompt_length: int) -> np.ndarray:
-    """Per-completion-token values `[B, N]` aligned with prompt + completion rows `[B, L + N]`."""
-    return np.pad(values, ((0, 0), (prompt_length, 0))).astype(np.float32)
-
-
 def rollout_batch(rollouts: Rollouts, *, mask_truncated: bool) -> RolloutBatch:
     """All B rollouts as one batch.
 
-    Args:
-      rollouts: samples on the host.
-      mask_truncated: whether completions cut at their limit are masked out of the loss. Their rewards still enter
-        the baseline of their group, and as rows of the batch they count in the "constant" aggregation.
+    With `mask_truncated`, completions cut at their limit are masked out of the loss. Their rewards still enter the
+    baseline of their group, and as rows of the batch they count in the "constant" aggregation.
     """
     B, L = rollouts.prompt_tokens.shape
-    rows = sequence_rows(rollouts, None, np.ones(B))
-    kept = rollouts.stopped if mask_truncated else np.ones(B, bool)
+    rows = rollouts.rows(None, np.ones(B))
+    kept = rollouts.stopped | (not mask_truncated)
     scale, steps, ends = rollouts.advantage_scale, rollouts.step_rewards, rollouts.step_mask
+
+    def aligned(values: np.ndarray) -> np.ndarray:
+        return np.pad(values, ((0, 0), (L, 0))).astype(np.float32)
+
     return RolloutBatch(
         sequences=rows.replace(loss_mask=rows.loss_mask & kept[:, None]),
         completion_mask=rows.loss_mask,
-        sampler_logps=after_prompt(rollouts.sampler_logps, L),
+        sampler_logps=aligned(rollouts.sampler_logps),
         scores=rollouts.rewards.astype(np.float32),
         advantage_scale=np.ones(B, np.float32) if scale is None else scale.astype(np.float32),
-        step_rewards=None if steps is None else after_prompt(steps, L),
+        step_rewards=None if steps is None else aligned(steps),
         step_mask=None if ends is None else np.pad(ends, ((0, 0), (L, 0))),
     )
-
-
-def used_mask(rows: SequenceBatch) -> Array:
-    """`[B, T]` targets of the rows that count: a NaN in a row of weight 0 would reach the gradient, as 0 * NaN."""
-    return rows.loss_mask & (rows.weights > 0)[:, None]
-
-
-def drawn_rows(batch: RolloutBatch) -> SequenceBatch:
-    """The rows with every drawn token as a target, also where the completion is masked out of the loss."""
-    return batch.sequences.replace(loss_mask=batch.completion_mask)

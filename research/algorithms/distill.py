@@ -11,60 +11,39 @@ from jaxtyping import Array
 from models.config import ModelConfig
 from models.logprobs import hidden_divergence
 from models.softmax import likeliest_token
-from models.transformer import Params, unembedding
+from models.transformer import unembedding
 from objectives.distillation import Divergence, Tail, token_divergence, topk_distillation_loss
 from objectives.reduce import reduce_metrics, token_mean
-from research.algorithms.base import (
-    Algorithm,
-    Batch,
-    Frozen,
-    Objective,
-    Role,
-    Rollouts,
-    Scalars,
-    Setting,
-    Summed,
-    sequence_rows,
-    used_mask,
-)
+from research.algorithms.base import Algorithm, Frozen, Objective, Rollouts, Scalars, Summed, provides, when
 from research.algorithms.context import teacher_rows
 from research.config.schema import choice, number, static_number
 from research.core.batch import DistillBatch, SequenceBatch
-from research.core.network import row_states
+from research.core.network import Network, row_states
 
 
 @dataclasses.dataclass(frozen=True)
-class Distill(Algorithm):
+class Distill(Algorithm[DistillBatch]):
     """A divergence to the teacher at every response token (Agarwal et al. 2024, GKD, eq. 1 and 2).
 
     Context distillation (Askell et al. 2021; Snell et al. 2022): the teacher also reads `context_ids`.
 
     Attributes:
-      divergence: forward_kl, reverse_kl or jsd.
-      top_k: compare only the teacher's k likeliest tokens; 0 compares the whole vocabulary.
-      tail: with `top_k`, whether the other tokens are one outcome (bucket) or left out (renormalize).
       context_ids: what only the teacher sees, before the prompt.
       bos_id: the token after which the context goes, where rows start with it.
-
-    Scalars: `jsd_beta`, `temperature`.
     """
 
     divergence: Divergence
     top_k: int = 0
     tail: Tail = "bucket"
-    # Read on the host only.
     context_ids: tuple[int, ...] = dataclasses.field(default=(), compare=False)
     bos_id: int | None = dataclasses.field(default=None, compare=False)
 
-    @property
-    def roles(self) -> tuple[Role, ...]:
-        """The teacher."""
-        return ("teacher",)
+    roles = ("teacher",)
 
-    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
+    def loss(self, model: Network, batch: DistillBatch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over all response tokens of the global batch, rows weighted; runs the teacher's forward pass too."""
-        assert isinstance(batch, DistillBatch) and frozen.teacher is not None
-        student, teacher = batch.student, batch.teacher
+        assert frozen.teacher is not None
+        student, network = batch.student, frozen.teacher
         jsd_beta, temperature = scalars["jsd_beta"], scalars["temperature"]
 
         def compare(student_logits: Array, teacher_logits: Array) -> dict[str, Array]:
@@ -89,46 +68,35 @@ class Distill(Algorithm):
             )
             return {"losses": out.losses, **metrics, **out.metrics}
 
-        network = frozen.teacher
-        hidden = row_states(params, config, student)
-        seen = row_states(network.params, network.config, teacher)
+        hidden, seen = row_states(model, student), row_states(network, batch.teacher)
         # Column t of both holds the state from which the student's token t is predicted.
         before = jnp.maximum(batch.teacher_slots - 1, 0)
         compared = hidden_divergence(
             jnp.roll(hidden, 1, axis=1),
-            unembedding(params),
-            config,
+            unembedding(model.params),
+            model.config,
             jnp.take_along_axis(seen, before[:, :, None], axis=1),
             unembedding(network.params),
             network.config,
             compare,
         )
-        mask, losses = used_mask(student), compared.pop("losses")
+        mask, losses, weights = student.used_mask, compared.pop("losses"), student.weights
         metrics = jax.lax.stop_gradient({"divergence": losses, **compared})
-        return (
-            token_mean(losses, mask, weights=student.weights),
-            reduce_metrics(metrics, mask=mask, weights=student.weights),
-        )
+        return token_mean(losses, mask, weights=weights), reduce_metrics(metrics, mask=mask, weights=weights)
 
     def check_model(self, config: ModelConfig) -> None:
         """Raises ValueError where more of the teacher's tokens are asked for than there are."""
         if self.top_k > config.vocab_size:
             raise ValueError(f"top_k: got {self.top_k}, expected at most the vocabulary's {config.vocab_size} tokens")
 
-    def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
+    def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[DistillBatch, dict[str, float]]:
         """All B rows (on-policy distillation); rewards are not read."""
-        del seed
-        return self.from_rows(sequence_rows(rollouts, None, np.ones(len(rollouts.rewards)))), {}
+        return self.from_rows(rollouts.rows(None, np.ones(len(rollouts.rewards)))), {}
 
     def from_rows(self, rows: SequenceBatch) -> DistillBatch:
         """On the host: prompt + response rows as the student's and the teacher's; see `teacher_rows`."""
         teacher, slots = teacher_rows(rows, self.context_ids, self.bos_id)
         return DistillBatch(rows, teacher, slots)
-
-
-def _make(setting: Setting) -> Algorithm:
-    options = setting.options
-    return Distill(options["divergence"], options["top_k"], options["tail"], setting.context_ids, setting.bos_id)
 
 
 OPTIONS = {
@@ -139,15 +107,18 @@ OPTIONS = {
         1e-3,
         1 - 1e-3,
         "at 0 and at 1 the divergence is 0 everywhere",
-        used=lambda o, _: o["divergence"] == "jsd",
+        used=when(divergence="jsd"),
     ),
     "temperature": number(1.0, "Divides both models' logits.", 1e-3),
     "top_k": static_number(0, "The teacher's likeliest tokens; 0 compares the whole vocabulary.", 0),
-    "tail": choice("bucket", "The other tokens, with top_k.", *get_args(Tail), used=lambda o, _: o["top_k"] > 0),
+    "tail": choice(
+        "bucket",
+        "The other tokens, with top_k: one outcome, or left out.",
+        *get_args(Tail),
+        used=lambda o, _: o["top_k"] > 0,
+    ),
 }
 
-PROVIDES = {
-    "objective": {
-        "distill": Objective("distill", _make, OPTIONS, given="chat", own=True, reads=lambda _options: frozenset())
-    }
-}
+PROVIDES = provides(
+    Objective("distill", Distill.from_setting, OPTIONS, given="chat", own=True, reads=lambda _options: frozenset())
+)

@@ -2,30 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-from models.config import ModelConfig
-from models.transformer import Params
 from objectives.dpo import OPTIONS as READ_BY
 from objectives.dpo import DPOLossType, dpo_loss
 from objectives.dpo_terms import FDivergence, bco_delta_statistic, length_desensitized_logps, wpo_weights
-from research.algorithms.base import Algorithm, Batch, Frozen, Objective, Role, Scalars, Setting, Summed
-from research.algorithms.pairs import (
-    PAIR_OPTIONS,
-    PairAlgorithm,
-    lengths,
-    mean_over_pairs,
-    pair_logps,
-    pair_masks,
-    pairs_per_group,
-    with_reference,
-)
+from research.algorithms import pairs
+from research.algorithms.base import Frozen, Scalars, Summed, provides
 from research.config.schema import choice, number
-from research.config.sections import Facts
 from research.core.batch import PreferenceBatch
+from research.core.network import Network
 
 PairWeighting = Literal["none", "wpo"]
 
@@ -34,17 +23,10 @@ BATCH_COUPLED: tuple[DPOLossType, ...] = ("aot", "aot_unpaired", "bco_pair")
 
 
 @dataclasses.dataclass(frozen=True)
-class DPO(PairAlgorithm):
+class DPO(pairs.ReferencePairs, pairs.PairAlgorithm):
     """DPO (Rafailov et al. 2023, eq. 7) and what shares its contrast; sources in `objectives/dpo.py`.
 
     Margins and soft labels of the data are not read; `label_smoothing` is one number for all pairs.
-
-    Attributes:
-      loss_type: which function of the contrast.
-      f_divergence: the divergence from the reference that regularises the policy.
-      weighting: "wpo" multiplies a pair's loss by `wpo_weights`, how likely the policy is to write both sides.
-
-    Scalars: `beta`, `label_smoothing`, `alpha_divergence_coef`, `discopop_tau`, `rpo_alpha`, `ld_alpha`.
     """
 
     loss_type: DPOLossType = "sigmoid"
@@ -52,34 +34,23 @@ class DPO(PairAlgorithm):
     weighting: PairWeighting = "none"
 
     @property
-    def roles(self) -> tuple[Role, ...]:
-        """The reference."""
-        return ("reference",)
-
-    @property
     def batch_coupled(self) -> bool:
         """Whether micro-batches would change the loss."""
         return self.loss_type in BATCH_COUPLED
 
-    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
+    def loss(self, model: Network, batch: PreferenceBatch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over pairs; log-probs are summed over the completion."""
-        del frozen
-        assert isinstance(batch, PreferenceBatch)
         assert batch.ref_chosen_logps is not None and batch.ref_rejected_logps is not None
         weights, read = batch.chosen.weights, READ_BY[self.loss_type]
-        sides, masks = pair_logps(params, config, batch), pair_masks(batch)
+        sides, masks = pairs.pair_logps(model, batch), pairs.pair_masks(batch)
         shared = jnp.minimum(masks[0].sum(axis=1), masks[1].sum(axis=1))
-
-        def summed(logps: Array, side: int) -> Float[Array, " B"]:
-            return length_desensitized_logps(
-                token_logps=logps, mask=masks[side], public_lengths=shared, ld_alpha=scalars["ld_alpha"]
-            )
-
-        policy = summed(sides[0].logps, 0), summed(sides[1].logps, 1)
-        ref = summed(batch.ref_chosen_logps, 0), summed(batch.ref_rejected_logps, 1)
+        summed = partial(length_desensitized_logps, public_lengths=shared, ld_alpha=scalars["ld_alpha"])
+        policy = [summed(token_logps=side.logps, mask=mask) for side, mask in zip(sides, masks, strict=True)]
+        logps = batch.ref_chosen_logps, batch.ref_rejected_logps
+        ref = [summed(token_logps=side, mask=mask) for side, mask in zip(logps, masks, strict=True)]
         options: dict[str, Any] = {name: scalars[name] for name in ("label_smoothing", "discopop_tau") if name in read}
         if "rejected_lengths" in read:
-            options["rejected_lengths"] = lengths(masks[1])
+            options["rejected_lengths"] = pairs.lengths(masks[1])
         if "weights" in read:
             options["weights"] = weights
         if "bco_delta" in read:
@@ -102,24 +73,14 @@ class DPO(PairAlgorithm):
             beta=scalars["beta"],
             loss_type=self.loss_type,
             f_divergence=self.f_divergence,
-            chosen_lengths=lengths(masks[0]),
+            chosen_lengths=pairs.lengths(masks[0]),
             rpo_alpha=scalars["rpo_alpha"],
             **options,
         )
-        return mean_over_pairs(out, weights)
-
-    def prepare(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Batch:
-        """Fills in both sides' token log-probs under the reference."""
-        del params, config, scalars
-        return with_reference(batch, frozen)
+        return pairs.mean_over_pairs(out, weights)
 
 
-def _make(setting: Setting) -> Algorithm:
-    o = setting.options
-    return DPO(o["loss_type"], o["f_divergence"], o["weighting"], pairs_per_prompt=o["pairs_per_prompt"])
-
-
-def _reads(option: str) -> Callable[[Mapping[str, Any], Facts], bool]:
+def _reads(option: str) -> Callable[[Mapping[str, Any], Any], bool]:
     return lambda options, _: option in READ_BY[options["loss_type"]]
 
 
@@ -147,15 +108,8 @@ DPO_OPTIONS = {
     "weighting": choice(
         "none", "wpo weighs a pair by how likely the policy itself is to write it.", *get_args(PairWeighting)
     ),
-    "beta": number(0.1, "Inverse temperature of the implicit reward.", 1e-6, None, "at 0 the loss is constant"),
-    "label_smoothing": number(
-        0.0,
-        "Probability that a label is flipped.",
-        0,
-        0.4999,
-        "at 0.5 the labels are noise",
-        used=_reads("label_smoothing"),
-    ),
+    "beta": pairs.beta(),
+    "label_smoothing": pairs.label_smoothing(_reads("label_smoothing")),
     "alpha_divergence_coef": number(
         0.5,
         "Alpha of the alpha-divergence: 0 is the forward KL, 1 the reverse.",
@@ -168,13 +122,7 @@ DPO_OPTIONS = {
     ),
     "rpo_alpha": number(0.0, "Weight of the chosen's negative log-likelihood a token; 0 is off.", 0),
     "ld_alpha": number(1.0, "Weight of the tokens beyond the shorter side's length; 1 is off.", 0, 1),
-    **PAIR_OPTIONS,
+    **pairs.PAIR_OPTIONS,
 }
 
-PROVIDES = {
-    "objective": {
-        "dpo": Objective(
-            "dpo", _make, DPO_OPTIONS, given="preferences", own=True, check=_check, rows_per_group=pairs_per_group
-        )
-    }
-}
+PROVIDES = provides(pairs.PairObjective("dpo", DPO.from_setting, DPO_OPTIONS, check=_check))

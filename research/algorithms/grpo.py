@@ -1,120 +1,65 @@
 """Critic-free policy gradients: GRPO and its family are settings of one algorithm."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
-from models.config import ModelConfig
-from models.transformer import Params
-from objectives.advantages import (
-    Baseline,
-    Normalization,
-    frac_reward_zero_std,
-    group_advantages,
-    process_advantages,
-    reinforce_pp_advantages,
-    reinforce_pp_baseline_advantages,
-)
-from objectives.grpo import KLCorrection, LossKLEstimator, RatioLevel, SurrogateName, grpo_loss
+from objectives import advantages
+from objectives.grpo import KLCorrection, RatioLevel, SurrogateName, grpo_loss
 from objectives.importance import ImportanceMode, importance_weights
 from objectives.kl import kl_estimate
-from objectives.reduce import Aggregation, reduce, reduce_metrics, sequence_sum
-from research.algorithms.base import (
-    NO_K1,
-    Algorithm,
-    Batch,
-    Frozen,
-    Objective,
-    Read,
-    Role,
-    Rollouts,
-    Scalars,
-    Setting,
-    Summed,
-    drawn_rows,
-    rollout_batch,
-    used_mask,
-)
+from objectives.reduce import Aggregation, sequence_sum
+from research.algorithms.base import Frozen, Objective, Read, Rollouts, Scalars, Setting, Summed, provides, when
+from research.algorithms.policy_gradient import NO_K1, PolicyGradient
 from research.config.schema import choice, number, static_number, with_defaults
-from research.config.sections import Facts
 from research.core.batch import RolloutBatch
-from research.core.network import batch_logps
+from research.core.network import Network, batch_logps
 
 Advantage = Literal["group", "reinforce_pp", "reinforce_pp_baseline"]
 ImportanceCorrection = Literal["none", "token", "sequence"]
 
 
-@dataclasses.dataclass(frozen=True)
-class GRPO(Algorithm):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GRPO(PolicyGradient):
     """A surrogate of the policy gradient on advantages without a critic (Shao et al. 2024, eq. 3).
 
     Attributes:
-      group_size: G.
-      max_new_tokens: N; the constant of the "constant" aggregation.
-      aggregation: how tokens become one number.
-      advantage: "group", or the batch-wide ones of REINFORCE++.
-      baseline, normalization, ddof: of group advantages.
-      ratio_level, surrogate: what is clipped, and how.
       two_sided: whether `delta` bounds the ratio of tokens with negative advantage.
-      kl: where the KL to the reference enters: nowhere, the loss, or the reward.
-      kl_estimator, kl_correction: of a KL in the loss; in the reward it is k1.
-      importance, importance_mode: correction for a sampler that differs from the trainer.
-      mask_truncated: whether completions cut at their limit are left out of the loss.
-
-    Scalars: `clip_eps_low`, `clip_eps_high`, `delta`, `cispo_clip`, `sapo_temperature_pos`,
-    `sapo_temperature_neg`, `beta`, `importance_cap`, `temperature`.
     """
 
     group_size: int
-    max_new_tokens: int
     aggregation: Aggregation = "sequence_mean"
     advantage: Advantage = "group"
-    normalization: Normalization = "group"
-    baseline: Baseline = "mean"
+    normalization: advantages.Normalization = "group"
+    baseline: advantages.Baseline = "mean"
     ddof: int = 1
     ratio_level: RatioLevel = "token"
     surrogate: SurrogateName = "clip"
     two_sided: bool = False
-    kl: Literal["none", "loss", "reward"] = "none"
-    kl_estimator: LossKLEstimator = "k3"
     kl_correction: KLCorrection = "none"
     importance: ImportanceCorrection = "none"
     importance_mode: ImportanceMode = "truncate"
-    mask_truncated: bool = dataclasses.field(default=False, compare=False)  # read on the host only
 
     @property
-    def for_update(self) -> Algorithm:
+    def for_update(self) -> "GRPO":
         """Without what the advantages are made from."""
         same: dict[str, Any] = {"group_size": 2, "advantage": "group", "normalization": "group"}
         return dataclasses.replace(self, **same, baseline="mean", ddof=1)
 
-    @property
-    def roles(self) -> tuple[Role, ...]:
-        """A reference where there is a KL term."""
-        return () if self.kl == "none" else ("reference",)
+    def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[RolloutBatch, dict[str, float]]:
+        """With the fraction of groups whose rewards are equal."""
+        batch, metrics = super().from_rollouts(rollouts, seed)
+        zero = float(advantages.frac_reward_zero_std(batch.scores, rollouts.group_size))
+        return batch, {**metrics, "frac_reward_zero_std": zero}
 
-    def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
-        """All B rows; advantages follow in `prepare`, which sees the whole batch."""
-        del seed
-        batch = rollout_batch(rollouts, mask_truncated=self.mask_truncated)
-        return batch, {"frac_reward_zero_std": float(frac_reward_zero_std(batch.scores, rollouts.group_size))}
-
-    def prepare(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Batch:
+    def prepare(self, model: Network, batch: RolloutBatch, scalars: Scalars, frozen: Frozen) -> RolloutBatch:
         """Old and reference log-probs, at the rollout's temperature, and advantages."""
-        assert isinstance(batch, RolloutBatch)
-        rows, temperature = drawn_rows(batch), scalars["temperature"]
         old_logps = batch.sampler_logps
         if self.importance != "none":
-            old_logps = batch_logps(params, config, rows, temperature).logps
-        ref_logps = None
-        if frozen.reference is not None:
-            reference = frozen.reference
-            ref_logps = batch_logps(reference.params, reference.config, rows, temperature).logps
-        batch = batch.replace(old_logps=old_logps, ref_logps=ref_logps)
+            old_logps = batch_logps(model, batch.drawn, scalars["temperature"]).logps
+        batch = batch.replace(old_logps=old_logps, ref_logps=self.reference_logps(batch, scalars, frozen))
         return batch.replace(advantages=self._advantages(batch, scalars))
 
     def _advantages(self, batch: RolloutBatch, scalars: Scalars) -> Array:
@@ -126,21 +71,21 @@ class GRPO(Algorithm):
             coef = scalars["beta"]
         scale = batch.advantage_scale
         if self.advantage == "reinforce_pp":
-            return scale[:, None] * reinforce_pp_advantages(
+            return scale[:, None] * advantages.reinforce_pp_advantages(
                 rewards=rewards, completion_mask=rows.loss_mask, kl_penalty=kl, kl_coef=coef, weights=rows.weights
             )
         if kl is not None:
             rewards = rewards - coef * sequence_sum(kl, batch.completion_mask)
         if self.advantage == "reinforce_pp_baseline":
-            return scale[:, None] * reinforce_pp_baseline_advantages(
+            return scale[:, None] * advantages.reinforce_pp_baseline_advantages(
                 rewards=rewards, group_size=self.group_size, completion_mask=rows.loss_mask, weights=rows.weights
             )
-        advantages = scale * group_advantages(
+        whole = scale * advantages.group_advantages(
             rewards, self.group_size, baseline=self.baseline, normalization=self.normalization, ddof=self.ddof
         )
         if batch.step_rewards is None or batch.step_mask is None:
-            return advantages
-        return advantages[:, None] + scale[:, None] * process_advantages(
+            return whole
+        return whole[:, None] + scale[:, None] * advantages.process_advantages(
             step_rewards=batch.step_rewards,
             step_mask=batch.step_mask,
             completion_mask=batch.completion_mask,
@@ -148,12 +93,11 @@ class GRPO(Algorithm):
             ddof=self.ddof,
         )
 
-    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
+    def loss(self, model: Network, batch: RolloutBatch, scalars: Scalars, frozen: Frozen) -> Summed:
         """The surrogate at the rollout's temperature, reduced as configured."""
-        del frozen
-        assert isinstance(batch, RolloutBatch) and batch.old_logps is not None and batch.advantages is not None
-        rows, mask = batch.sequences, used_mask(batch.sequences)
-        scored = batch_logps(params, config, rows, scalars["temperature"])
+        assert batch.old_logps is not None and batch.advantages is not None
+        mask = batch.sequences.used_mask
+        scored = batch_logps(model, batch.sequences, scalars["temperature"])
         weights = None
         if self.importance != "none":
             weights = importance_weights(
@@ -181,12 +125,7 @@ class GRPO(Algorithm):
             importance_weights=weights,
             **read,
         )
-        gap = jnp.abs(jax.lax.stop_gradient(scored.logps) - batch.sampler_logps)
-        metrics = {**out.metrics, "entropy": scored.entropy, "sampler_trainer_gap": gap}
-        loss = reduce(
-            out.losses, mask, aggregation=self.aggregation, max_length=float(self.max_new_tokens), weights=rows.weights
-        )
-        return loss, reduce_metrics(metrics, mask=mask, weights=rows.weights)
+        return self.summed(batch, mask, scored.logps, out.losses, {**out.metrics, "entropy": scored.entropy})
 
 
 _READ: Mapping[SurrogateName, tuple[str, ...]] = {
@@ -197,56 +136,48 @@ _READ: Mapping[SurrogateName, tuple[str, ...]] = {
 """The scalars that each surrogate reads."""
 
 
-def _uses(surrogate: SurrogateName) -> Callable[[Mapping[str, Any], Facts], bool]:
-    return lambda options, _: options["surrogate"] == surrogate
-
-
-def _group(options: Mapping[str, Any], _: Facts) -> bool:
-    return bool(options["advantage"] == "group")
-
-
-def _kl_loss(options: Mapping[str, Any], _: Facts) -> bool:
+def _kl_loss(options: Mapping[str, Any], _: Any) -> bool:
     return bool(options["beta"] > 0 and options["kl_in"] == "loss")
 
 
-def _corrects(options: Mapping[str, Any], _: Facts) -> bool:
-    return bool(options["importance"] != "none")
-
+_CORRECTS = when(importance=("token", "sequence"))
 
 OPTIONS = {
     "aggregation": choice("sequence_mean", "How tokens become one number.", "token_mean", "constant"),
     "advantage": choice(
         "group", "Relative to the group, or whitened over the batch.", "reinforce_pp", "reinforce_pp_baseline"
     ),
-    "normalization": choice("group", "Whose standard deviation divides the advantage.", "batch", "none", used=_group),
-    "baseline": choice("mean", "What is subtracted from the reward.", "leave_one_out", used=_group),
+    "normalization": choice(
+        "group", "Whose standard deviation divides the advantage.", "batch", "none", used=when(advantage="group")
+    ),
+    "baseline": choice("mean", "What is subtracted from the reward.", "leave_one_out", used=when(advantage="group")),
     "ddof": static_number(
         1,
         "Of the standard deviation.",
         0,
         1,
         "a group may have 2 completions",
-        used=lambda o, f: _group(o, f) and o["normalization"] != "none",
+        used=when(advantage="group", normalization=("group", "batch")),
     ),
     "ratio_level": choice("token", "Ratio of each token or of the sequence.", "sequence", "sequence_token"),
     "surrogate": choice("clip", "What replaces the policy gradient.", "cispo", "sapo"),
     "clip_eps_low": number(
-        0.2, "The ratio is clipped below at 1 minus this.", 0, 1, "the ratio is positive", used=_uses("clip")
+        0.2, "The ratio is clipped below at 1 minus this.", 0, 1, "the ratio is positive", used=when(surrogate="clip")
     ),
-    "clip_eps_high": number(0.2, "The ratio is clipped above at 1 plus this.", 0, used=_uses("clip")),
-    "delta": number(0.0, "Bound of the ratio at negative advantages; 0 is off.", 0, used=_uses("clip")),
+    "clip_eps_high": number(0.2, "The ratio is clipped above at 1 plus this.", 0, used=when(surrogate="clip")),
+    "delta": number(0.0, "Bound of the ratio at negative advantages; 0 is off.", 0, used=when(surrogate="clip")),
     "cispo_clip": number(
-        5.0, "Largest ratio that weighs a token.", 1e-6, None, "at 0 nothing is learned", used=_uses("cispo")
+        5.0, "Largest ratio that weighs a token.", 1e-6, None, "at 0 nothing is learned", used=when(surrogate="cispo")
     ),
-    "sapo_temperature_pos": number(1.0, "Of the gate at positive advantages.", 1e-6, used=_uses("sapo")),
-    "sapo_temperature_neg": number(1.05, "Of the gate at negative advantages.", 1e-6, used=_uses("sapo")),
+    "sapo_temperature_pos": number(1.0, "Of the gate at positive advantages.", 1e-6, used=when(surrogate="sapo")),
+    "sapo_temperature_neg": number(1.05, "Of the gate at negative advantages.", 1e-6, used=when(surrogate="sapo")),
     "beta": number(0.0, "Weight of the KL to the reference; 0 needs no reference.", 0),
     "kl_in": choice("loss", "Where the KL enters.", "reward", used=lambda o, _: o["beta"] > 0),
     "kl_estimator": choice("k3", "Of a KL in the loss.", "k2", why=NO_K1, used=_kl_loss),
     "kl_correction": choice("none", "Whether a KL in the loss is weighted by the ratio.", "ratio", used=_kl_loss),
     "importance": choice("none", "Correction for a sampler that differs from the trainer.", "token", "sequence"),
-    "importance_mode": choice("truncate", "What happens above the cap.", "mask", used=_corrects),
-    "importance_cap": number(2.0, "Largest weight.", 1e-6, None, "at 0 nothing is learned", used=_corrects),
+    "importance_mode": choice("truncate", "What happens above the cap.", "mask", used=_CORRECTS),
+    "importance_cap": number(2.0, "Largest weight.", 1e-6, None, "at 0 nothing is learned", used=_CORRECTS),
     "mask_truncated": choice(False, "Leave completions cut at their limit out of the loss.", True),
 }
 """The options of the family; each member has its paper's own defaults, save that the KL is off (`beta`).
@@ -280,15 +211,10 @@ def _check(options: Mapping[str, Any]) -> None:
         )
 
 
-def _make(setting: Setting) -> Algorithm:
+def _make(setting: Setting) -> GRPO:
     o = setting.options
-    return GRPO(
-        group_size=setting.group_size,
-        max_new_tokens=setting.max_new_tokens,
-        two_sided=o["surrogate"] == "clip" and o["delta"] > 0,
-        kl=o["kl_in"] if o["beta"] > 0 else "none",
-        **{key: o[key] for key, option in OPTIONS.items() if not option.traced and key != "kl_in"},
-    )
+    two_sided = o["surrogate"] == "clip" and o["delta"] > 0
+    return GRPO.from_setting(setting, two_sided=two_sided, kl=o["kl_in"] if o["beta"] > 0 else "none")
 
 
 FAMILY: Mapping[str, Mapping[str, Any]] = {
@@ -303,11 +229,9 @@ FAMILY: Mapping[str, Mapping[str, Any]] = {
 }
 """Names of the family's members, and what differs from GRPO: one algorithm and one set of options."""
 
-PROVIDES = {
-    "objective": {
-        name: Objective(
-            name, _make, with_defaults(OPTIONS, changes), own=True, check=_check, reads=_reads, untruncated=True
-        )
+PROVIDES = provides(
+    *(
+        Objective(name, _make, with_defaults(OPTIONS, changes), own=True, check=_check, reads=_reads, untruncated=True)
         for name, changes in FAMILY.items()
-    }
-}
+    )
+)

@@ -7,56 +7,33 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from models.config import ModelConfig
-from models.transformer import Params
 from objectives.kto import KTOLossType, kto_loss, kto_reference_point
 from objectives.reduce import example_mean, reduce_metrics, sequence_sum
-from research.algorithms.base import (
-    Algorithm,
-    Batch,
-    Frozen,
-    Objective,
-    Role,
-    Rollouts,
-    Scalars,
-    Setting,
-    Summed,
-    sequence_rows,
-    used_mask,
-)
+from research.algorithms.base import Algorithm, Frozen, Objective, Rollouts, Scalars, Summed, provides
+from research.algorithms.pairs import beta
 from research.config.schema import choice, number
 from research.core.batch import SequenceBatch, UnpairedBatch
 from research.core.network import Network, batch_logps
 
 
 @dataclasses.dataclass(frozen=True)
-class KTO(Algorithm):
+class KTO(Algorithm[UnpairedBatch]):
     """A value function around a reference point (Ethayarajh et al. 2024, Eq. 7).
 
-    The reference point is computed once on the global batch, so micro-batches share it.
-
-    Attributes:
-      loss_type: kto, or apo_zero_unpaired, whose reference point is 0.
-
-    Scalars: `beta`, `desirable_weight`, `undesirable_weight`.
+    The reference point is computed once on the global batch, so micro-batches share it; apo_zero_unpaired's is 0.
     """
 
     loss_type: KTOLossType = "kto"
 
-    @property
-    def roles(self) -> tuple[Role, ...]:
-        """The reference."""
-        return ("reference",)
+    roles = ("reference",)
 
-    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
+    def loss(self, model: Network, batch: UnpairedBatch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over completions."""
-        del frozen
-        assert isinstance(batch, UnpairedBatch)
         assert batch.ref_logps is not None and batch.reference_point is not None
         used = batch.rows.weights > 0
         point = jnp.where(used, batch.reference_point, 0.0)
         out = kto_loss(
-            policy_logps=_sums(params, config, batch.rows),
+            policy_logps=_sums(model, batch.rows),
             ref_logps=jnp.where(used, batch.ref_logps, 0.0),
             desirable=batch.desirable,
             reference_point=point if self.loss_type == "kto" else 0.0,
@@ -68,28 +45,25 @@ class KTO(Algorithm):
         weights = batch.rows.weights
         return example_mean(out.losses, weights), reduce_metrics(out.metrics, weights=weights)
 
-    def prepare(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Batch:
+    def prepare(self, model: Network, batch: UnpairedBatch, scalars: Scalars, frozen: Frozen) -> UnpairedBatch:
         """Fills in the reference's log-probs and the reference point, from the mismatched rows."""
-        del scalars
-        assert isinstance(batch, UnpairedBatch) and frozen.reference is not None
-        reference: Network = frozen.reference
-        ref_logps = _sums(reference.params, reference.config, batch.rows)
+        assert frozen.reference is not None
+        ref_logps = _sums(frozen.reference, batch.rows)
         point = jnp.float32(0.0)
         if self.loss_type == "kto":
             point = kto_reference_point(
-                policy_kl_logps=_sums(params, config, batch.mismatched),
-                ref_kl_logps=_sums(reference.params, reference.config, batch.mismatched),
+                policy_kl_logps=_sums(model, batch.mismatched),
+                ref_kl_logps=_sums(frozen.reference, batch.mismatched),
                 weights=batch.mismatched.weights,
             )
         return batch.replace(ref_logps=ref_logps, reference_point=jnp.full_like(ref_logps, point))
 
-    def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[Batch, dict[str, float]]:
+    def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[UnpairedBatch, dict[str, float]]:
         """All B rows, desirable where correct; the mismatched rows pair each prompt with the next one's completions.
 
         Raises:
           ValueError: only one prompt.
         """
-        del seed
         B, G = len(rollouts.rewards), rollouts.group_size
         if B == G:
             raise ValueError("prompts_per_step: got 1, expected at least 2 because KTO mismatches prompts")
@@ -99,36 +73,30 @@ class KTO(Algorithm):
             given=None if rollouts.given is None else np.roll(rollouts.given, -G, axis=0),
         )
         ones = np.ones(B)
-        batch = UnpairedBatch(sequence_rows(rollouts, None, ones), sequence_rows(others, None, ones), rollouts.correct)
+        batch = UnpairedBatch(rollouts.rows(None, ones), others.rows(None, ones), rollouts.correct)
         return batch, {"desirable_fraction": float(rollouts.correct.mean())}
 
 
-def _sums(params: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, " B"]:
+def _sums(model: Network, rows: SequenceBatch) -> Float[Array, " B"]:
     """Sequence log-probs; 0 in rows of weight 0."""
-    return sequence_sum(batch_logps(params, config, rows).logps, used_mask(rows))
-
-
-def _make(setting: Setting) -> Algorithm:
-    return KTO(setting.options["loss_type"])
+    return sequence_sum(batch_logps(model, rows).logps, rows.used_mask)
 
 
 OPTIONS = {
     "loss_type": choice("kto", "kto or apo_zero_unpaired.", *get_args(KTOLossType)),
-    "beta": number(0.1, "Inverse temperature of the implicit reward.", 1e-6, None, "at 0 the loss is constant"),
+    "beta": beta(),
     "desirable_weight": number(1.0, "Of desirable completions.", 0),
     "undesirable_weight": number(1.0, "Of undesirable completions.", 0),
 }
 
-PROVIDES = {
-    "objective": {
-        "kto": Objective(
-            "kto",
-            _make,
-            OPTIONS,
-            given="unpaired",
-            own=True,
-            reads=lambda _options: frozenset({"correct"}),
-            least_prompts=2,  # a completion is put under another prompt
-        )
-    }
-}
+PROVIDES = provides(
+    Objective(
+        "kto",
+        KTO.from_setting,
+        OPTIONS,
+        given="unpaired",
+        own=True,
+        reads=lambda _options: frozenset({"correct"}),
+        least_prompts=2,  # a completion is put under another prompt
+    )
+)

@@ -1,49 +1,44 @@
 """Process reward models and, with the same head, outcome reward models."""
 
 import dataclasses
+from functools import partial
 from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from models.config import ModelConfig
-from models.transformer import Params
 from objectives.gae import last_token
 from objectives.prm import prm_loss
 from objectives.reduce import reduce_metrics, token_mean
-from research.algorithms.base import Algorithm, Batch, Frozen, Objective, Scalars, Setting, Summed, used_mask
+from research.algorithms.base import Algorithm, Frozen, Objective, Scalars, Summed, provides
 from research.core.batch import StepBatch
-from research.core.network import row_outputs
+from research.core.network import Network, row_outputs
 
 Supervision = Literal["process", "outcome"]
 
 
 @dataclasses.dataclass(frozen=True)
-class StepScorer(Algorithm):
+class StepScorer(Algorithm[StepBatch]):
     """Two-class cross-entropy at the last token of each labelled step.
 
     Sources: process, Lightman et al. 2023, Wang et al. 2023 (soft labels); outcome, Cobbe et al. 2021.
 
     Attributes:
       supervision: "process" labels every step; "outcome" only the last one, right where every step is.
-
-    Scalars: none.
     """
 
     supervision: Supervision = "process"
 
     layout = "step_scorer"
 
-    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
+    def loss(self, model: Network, batch: StepBatch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over the labelled steps of the global batch, rows weighted."""
-        del scalars, frozen
-        assert isinstance(batch, StepBatch)
-        mask, labels = used_mask(batch.rows), batch.step_labels
+        mask, labels = batch.rows.used_mask, batch.step_labels
         if self.supervision == "outcome":
             mask, labels = outcome(labels, mask)
-        out = prm_loss(step_logits=row_outputs(params, config, batch.rows), labels=labels, label_mask=mask)
+        out = prm_loss(step_logits=row_outputs(model, batch.rows), labels=labels, label_mask=mask)
         weights = batch.rows.weights
-        return (token_mean(out.losses, mask, weights=weights), reduce_metrics(out.metrics, mask=mask, weights=weights))
+        return token_mean(out.losses, mask, weights=weights), reduce_metrics(out.metrics, mask=mask, weights=weights)
 
 
 def outcome(
@@ -57,19 +52,7 @@ def outcome(
     return last_token(mask), jnp.broadcast_to(worst, mask.shape)
 
 
-def _make_process(setting: Setting) -> Algorithm:
-    del setting
-    return StepScorer("process")
-
-
-def _make_outcome(setting: Setting) -> Algorithm:
-    del setting
-    return StepScorer("outcome")
-
-
-PROVIDES = {
-    "objective": {
-        "prm": Objective("prm", _make_process, {}, given="steps"),
-        "orm": Objective("orm", _make_outcome, {}, given="steps"),
-    }
-}
+PROVIDES = provides(
+    Objective("prm", StepScorer.from_setting, {}, given="steps"),
+    Objective("orm", partial(StepScorer.from_setting, supervision="outcome"), {}, given="steps"),
+)

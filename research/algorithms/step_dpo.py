@@ -5,41 +5,30 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from models.config import ModelConfig
-from models.transformer import Params
 from objectives.reduce import reduce_metrics
 from objectives.step_dpo import step_dpo_loss
-from research.algorithms.base import Algorithm, Batch, Frozen, Objective, Role, Scalars, Setting, Summed
-from research.algorithms.pairs import mean_over_pairs, pair_logps, pair_masks, with_reference
-from research.config.schema import number
+from research.algorithms.base import Frozen, Objective, Scalars, Summed, provides
+from research.algorithms.pairs import ReferencePairs, beta, label_smoothing, mean_over_pairs, pair_logps, pair_masks
 from research.core.batch import PreferenceBatch
+from research.core.network import Network
 
 
 @dataclasses.dataclass(frozen=True)
-class StepDPO(Algorithm):
+class StepDPO(ReferencePairs):
     """The contrast of one step given a shared history (Lai et al. 2024, eq. 2; Zhai et al. 2024).
 
     Both sides of a pair must hold the prompt in the same slots.
 
     Attributes:
       step_end_ids: the tokens that end a step (a line break).
-
-    Scalars: `beta`, `label_smoothing`.
     """
 
     step_end_ids: tuple[int, ...] = ()
 
-    @property
-    def roles(self) -> tuple[Role, ...]:
-        """The reference."""
-        return ("reference",)
-
-    def loss(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Summed:
+    def loss(self, model: Network, batch: PreferenceBatch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over pairs; a pair of which one side has no differing step weighs nothing (`no_step`)."""
-        del frozen
-        assert isinstance(batch, PreferenceBatch)
         assert batch.ref_chosen_logps is not None and batch.ref_rejected_logps is not None
-        chosen, rejected = pair_logps(params, config, batch)
+        chosen, rejected = pair_logps(model, batch)
         chosen_step, rejected_step = first_differing_step(batch, self.step_end_ids)
         out = step_dpo_loss(
             policy_chosen_token_logps=chosen.logps,
@@ -55,11 +44,6 @@ class StepDPO(Algorithm):
         loss, metrics = mean_over_pairs(out, jnp.where(has_step, batch.chosen.weights, 0.0))
         counted = reduce_metrics({"no_step": 1.0 - has_step}, weights=batch.chosen.weights)
         return loss, {**metrics, **counted}
-
-    def prepare(self, params: Params, config: ModelConfig, batch: Batch, scalars: Scalars, frozen: Frozen) -> Batch:
-        """Fills in both sides' token log-probs under the reference."""
-        del params, config, scalars
-        return with_reference(batch, frozen)
 
 
 def first_differing_step(
@@ -85,13 +69,6 @@ def first_differing_step(
     return step(tokens[0], masks[0]), step(tokens[1], masks[1])
 
 
-def _make(setting: Setting) -> Algorithm:
-    return StepDPO(setting.step_end_ids)
+OPTIONS = {"beta": beta(), "label_smoothing": label_smoothing()}
 
-
-OPTIONS = {
-    "beta": number(0.1, "Inverse temperature of the implicit reward.", 1e-6, None, "at 0 the loss is constant"),
-    "label_smoothing": number(0.0, "Probability that a label is flipped.", 0, 0.4999, "at 0.5 the labels are noise"),
-}
-
-PROVIDES = {"objective": {"step_dpo": Objective("step_dpo", _make, OPTIONS, given="preferences")}}
+PROVIDES = provides(Objective("step_dpo", StepDPO.from_setting, OPTIONS, given="preferences"))

@@ -48,6 +48,11 @@ class SequenceBatch(flax.struct.PyTreeNode):
         """What adjacent rows share; None where they share nothing."""
         return Group(self.group_size, self.first_target) if self.group_size > 1 and self.first_target else None
 
+    @property
+    def used_mask(self) -> Bool[Array, "B T"]:
+        """Targets of the rows that count: a NaN in a row of weight 0 would reach the gradient, as 0 * NaN."""
+        return self.loss_mask & (self.weights > 0)[:, None]
+
 
 class PreferenceBatch(flax.struct.PyTreeNode):
     """Pairs of completions of one prompt.
@@ -139,6 +144,11 @@ class RolloutBatch(flax.struct.PyTreeNode):
     ref_logps: Float[Any, "B T"] | None = None
     values: Float[Any, "B T"] | None = None
     returns: Float[Any, "B T"] | None = None
+
+    @property
+    def drawn(self) -> SequenceBatch:
+        """The rows with every drawn token as a target, also where the completion is masked out of the loss."""
+        return self.sequences.replace(loss_mask=self.completion_mask)
 
 
 class DistillBatch(flax.struct.PyTreeNode):

@@ -1,4 +1,4 @@
-"""A frozen model, and what is read off a model's rows: log-probs, hidden states, a scorer's outputs.
+"""A model with its parameters, and what is read off a model's rows: log-probs, hidden states, a scorer's outputs.
 
 The auxiliary sums that models return beside them are empty, since every model is dense.
 """
@@ -15,7 +15,7 @@ from research.core.batch import SequenceBatch
 
 
 class Network(flax.struct.PyTreeNode):
-    """A frozen model.
+    """A model and its parameters.
 
     Attributes:
       params: in the layout of its role: a policy's, or a scorer's {trunk, head}.
@@ -27,20 +27,15 @@ class Network(flax.struct.PyTreeNode):
 
 
 def batch_logps(
-    params: Params,
-    config: ModelConfig,
-    rows: SequenceBatch,
-    temperature: float | Array = 1.0,
-    *,
-    all_targets: bool = False,
+    network: Network, rows: SequenceBatch, temperature: float | Array = 1.0, *, all_targets: bool = False
 ) -> TokenLogps:
     """Teacher-forced log-probs of a SequenceBatch's targets; 0 elsewhere.
 
     Where (nearly) `all_targets` of the rows count, it costs more to look for the others than to score them.
     """
     scored, _ = token_logps(
-        params,
-        config,
+        network.params,
+        network.config,
         rows.tokens,
         rows.positions,
         rows.segment_ids,
@@ -52,11 +47,12 @@ def batch_logps(
     return scored
 
 
-def row_states(params: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T D"]:
+def row_states(network: Network, rows: SequenceBatch) -> Float[Array, "B T D"]:
     """Hidden states after reading each token of a SequenceBatch."""
-    return forward(params, config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)[0]
+    return forward(network.params, network.config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)[0]
 
 
-def row_outputs(scorer: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T O"]:
+def row_outputs(scorer: Network, rows: SequenceBatch) -> Float[Array, "B T O"]:
     """A scorer's outputs after reading each token of a SequenceBatch."""
-    return scorer_outputs(scorer, config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)[0]
+    places = (rows.tokens, rows.positions, rows.segment_ids)
+    return scorer_outputs(scorer.params, scorer.config, *places, group=rows.group)[0]

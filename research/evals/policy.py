@@ -238,7 +238,7 @@ class TrainedPolicy:
 
 @jax.jit
 def _logps(network: Network, rows: SequenceBatch) -> Array:
-    return batch_logps(network.params, network.config, rows).logps
+    return batch_logps(network, rows).logps
 
 
 def _samples(prompts: Arrays, out: Decoded, n: int) -> list[list[Sample]]:

@@ -75,7 +75,7 @@ def score_rows(params: Params, config: ModelConfig, rows: SequenceBatch) -> Floa
       config: of the trunk.
       rows: prompt + completion, one sequence a row.
     """
-    outputs = row_outputs(params, config, rows)
+    outputs = row_outputs(Network(params, config), rows)
     return last_token_scores(outputs[:, :, 0], rows.segment_ids > 0)
 
 
@@ -117,7 +117,7 @@ def step_probabilities(
     Returns:
       `[B, T]`, for `objectives.prm.solution_scores` and `step_reward_tokens`.
     """
-    logits = row_outputs(params, config, rows)  # wrong, right
+    logits = row_outputs(Network(params, config), rows)  # wrong, right
     return masked(jax.nn.sigmoid(masked(logits[:, :, 1] - logits[:, :, 0], step_mask)), step_mask)
 
 

@@ -259,5 +259,5 @@ def _kl(mask: Array, sampler_logps: Array, ref_logps: Array) -> dict[str, Array]
 
 @jax.jit
 def _reference_kl(reference: Network, batch: RolloutBatch, temperature: float) -> dict[str, Array]:
-    ref = batch_logps(reference.params, reference.config, batch.sequences, temperature)
+    ref = batch_logps(reference, batch.sequences, temperature)
     return _kl(batch.completion_mask, batch.sampler_logps, ref.logps)

@@ -18,6 +18,7 @@ from objectives.types import WeightedSum
 from research.algorithms.base import Algorithm, Frozen
 from research.core.batch import Batch, split_batch
 from research.core.cpu import training_options
+from research.core.network import Network
 from research.core.optim import OptimizerScalars, learning_rate_at, make_optimizer
 from research.core.state import TrainState
 
@@ -67,7 +68,7 @@ def train_step(
     """
 
     def objective(params: Params, part: Batch) -> tuple[Array, tuple[WeightedSum, dict[str, WeightedSum]]]:
-        loss, metrics = algorithm.loss(params, config, part, scalars.objective, frozen or Frozen())
+        loss, metrics = algorithm.loss(Network(params, config), part, scalars.objective, frozen or Frozen())
         return loss.total, (loss, metrics)
 
     def gradient(params: Params, part: Batch) -> Any:
@@ -114,7 +115,7 @@ def prepare_step(
     config: ModelConfig,
 ) -> Batch:
     """The global batch with all that is computed once on it: reference log-probs, values, advantages."""
-    prepared = algorithm.prepare(params, config, batch, objective_scalars, frozen or Frozen())
+    prepared = algorithm.prepare(Network(params, config), batch, objective_scalars, frozen or Frozen())
     return jax.lax.stop_gradient(prepared)
 
 
@@ -129,5 +130,5 @@ def eval_step(
     config: ModelConfig,
 ) -> dict[str, WeightedSum]:
     """Loss and metrics of a batch as sums, to be added over batches and divided once."""
-    loss, metrics = algorithm.loss(params, config, batch, objective_scalars, frozen or Frozen())
+    loss, metrics = algorithm.loss(Network(params, config), batch, objective_scalars, frozen or Frozen())
     return {**metrics, "loss": loss}

@@ -125,11 +125,11 @@ def returns(function: Callable[..., Any]) -> str:
 def name_table() -> str:
     """One row a module of `research/algorithms/`: what a config may call its objective, and what the module calls."""
     named: dict[str, list[str]] = {}
-    for _, objective in provided("objective").values():
-        named.setdefault(objective.make.__module__, []).append(f"`{objective.name}`")
+    for module, objective in provided("objective").values():
+        named.setdefault(module.__name__, []).append(f"`{objective.name}`")
     rows = []
-    for module, names in named.items():
-        path = f"{module.replace('.', '/')}.py"
+    for name, names in named.items():
+        path = f"{name.replace('.', '/')}.py"
         loaded = names_in(ast.parse((ROOT / path).read_text("utf-8")))
         calls = [x.__name__ for x in public_functions() if _CALLED_AS.get(x.__name__, x.__name__) in loaded]
         rows.append(
@@ -386,35 +386,46 @@ def declared_use(function_name: str) -> Use | None:
 @cache
 def algorithm_uses() -> tuple[tuple[frozenset[str], Use], ...]:
     """For each algorithm class, from the sources: the names it loads, its batches (or its base's), its roles."""
-    batches_of: dict[str, list[str]] = {}
     trained = {"scorer": "reward model", "step_scorer": "step scorer", "actor_critic": "policy, value"}
+    paths = sorted(Path(research.algorithms.__path__[0]).glob("*.py"))
+    nodes = [n for p in paths if p.name != "base.py" for n in ast.parse(p.read_text("utf-8")).body]
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+
+    def lineage(node: ast.ClassDef) -> Iterator[ast.ClassDef]:
+        """The class and its bases."""
+        yield node
+        for base in node.bases:
+            name = base.id if isinstance(base, ast.Name) else getattr(base, "attr", "")
+            if name in classes:
+                yield from lineage(classes[name])
+
     found = []
-    for path in sorted(Path(research.algorithms.__path__[0]).glob("*.py")):
-        for node in ast.parse(path.read_text("utf-8")).body:
-            if not isinstance(node, ast.ClassDef) or path.name == "base.py":
-                continue
-            names = names_in(node)
-            batches = sorted(name for name in names if name.endswith("Batch") and name != "Batch")
-            bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
-            batches = batches or [name for base in bases for name in batches_of.get(base, [])]
-            batches_of[node.name] = batches
-            layout, frozen = "policy", ""
-            for member in node.body:
-                if isinstance(member, ast.Assign) and getattr(member.targets[0], "id", "") == "layout":
-                    layout = ast.literal_eval(member.value)
+    for node in classes.values():
+        batches, layout, frozen = [], "", ""
+        for each in lineage(node):
+            named = sorted(name for name in names_in(each) if name.endswith("Batch") and name != "Batch")
+            batches = batches or named
+            for member in each.body:
+                if isinstance(member, ast.Assign | ast.AnnAssign) and member.value is not None:
+                    target = member.targets[0] if isinstance(member, ast.Assign) else member.target
+                    if getattr(target, "id", "") == "layout":
+                        layout = layout or ast.literal_eval(member.value)
+                    if getattr(target, "id", "") == "roles":
+                        frozen = frozen or "".join(f", {role}" for role in ast.literal_eval(member.value))
                 if isinstance(member, ast.FunctionDef) and member.name == "roles":
-                    code = ast.Module(body=[x for x in member.body if not is_docstring(x)], type_ignores=[])
-                    constants = [x.value for x in ast.walk(code) if isinstance(x, ast.Constant)]
-                    needed = [x for x in constants if x in ("reference", "teacher")]
-                    always = not any(isinstance(x, ast.IfExp | ast.If) for x in ast.walk(code))
-                    frozen = "".join(f", {x}" if always else f", ({x})" for x in dict.fromkeys(needed))
-            found.append((names, Use(" ".join(batches), trained.get(layout, layout) + frozen)))
+                    roles = [x.value for x in ast.walk(member) if isinstance(x, ast.Constant)]
+                    frozen = frozen or "".join(f", ({x})" for x in roles if x in ("reference", "teacher"))
+        use = Use(" ".join(batches), trained.get(layout, layout or "policy") + frozen)
+        found.append((names_in(node), use))
     return tuple(found)
 
 
 def names_in(tree: ast.AST) -> frozenset[str]:
     """The names that code loads or binds."""
-    return frozenset(x.id for x in ast.walk(tree) if isinstance(x, ast.Name))
+    found = (
+        getattr(x, "id", getattr(x, "attr", "")) for x in ast.walk(tree) if isinstance(x, ast.Name | ast.Attribute)
+    )
+    return frozenset(found)
 
 
 def is_docstring(node: ast.stmt) -> bool:

@@ -95,7 +95,7 @@ def test_only_the_student_is_trained(policy: Any) -> None:
 
     def total(student: Any, teacher: Any) -> jax.Array:
         frozen = Frozen(teacher=Network(teacher, TEACHER))
-        return algorithm.loss(student, MODEL, batch, scalars, frozen)[0].total
+        return algorithm.loss(Network(student, MODEL), batch, scalars, frozen)[0].total
 
     teacher = frozen_models(algorithm).teacher.params
     to_student, to_teacher = jax.jit(jax.grad(total, argnums=(0, 1)))(policy, teacher)
@@ -119,7 +119,7 @@ def test_another_vocabulary_is_refused_by_both_sizes(policy: Any) -> None:
     frozen = Frozen(teacher=Network(host_params(OTHER_VOCABULARY), OTHER_VOCABULARY))
     batch, scalars = algorithm.from_rows(rows()), objective_scalars(algorithm)
     with pytest.raises(ValueError, match="vocabulary of 30 tokens, expected the student's 24"):
-        jax.eval_shape(lambda: algorithm.loss(policy, MODEL, batch, scalars, frozen))
+        jax.eval_shape(lambda: algorithm.loss(Network(policy, MODEL), batch, scalars, frozen))
 
 
 def text(rows: SequenceBatch, b: int) -> list[int]:

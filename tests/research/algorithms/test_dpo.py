@@ -11,6 +11,7 @@ from research.algorithms import dpo
 from research.algorithms.base import Setting
 from research.algorithms.dpo import DPO
 from research.core.batch import PreferenceBatch
+from research.core.network import Network
 from research.train.step import eval_step, prepare_step
 from tests.research.algorithms import hand
 from tests.research.algorithms.toy import (
@@ -111,7 +112,7 @@ def test_every_loss_gets_just_the_options_it_reads(policy: Any, loss_type: Any) 
     batch = host_batch(algorithm)
     scalars = objective_scalars(algorithm)
     totals = [
-        jax.eval_shape(lambda b: algorithm.loss(policy, MODEL, b, scalars, None), part)[0].total.shape
+        jax.eval_shape(lambda b: algorithm.loss(Network(policy, MODEL), b, scalars, None), part)[0].total.shape
         for part in (batch, with_garbage(batch))
     ]
     assert totals == [(), ()]

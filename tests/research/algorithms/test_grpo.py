@@ -104,7 +104,7 @@ def test_loss_equals_numpy_from_logits(params, aggregation: str) -> None:
     old[:, 3:] = drawn.sampler_logps
     np.testing.assert_allclose(batch.old_logps, old, atol=1e-6)
 
-    loss, sums = jax.jit(lambda p, b: algorithm.loss(p, MODEL, b, scalars, Frozen()))(params, batch)
+    loss, sums = jax.jit(lambda p, b: algorithm.loss(Network(p, MODEL), b, scalars, Frozen()))(params, batch)
     policy = numpy_logps(params, batch, TEMPERATURE)
     advantages = REWARDS - np.repeat(REWARDS.reshape(2, 4).mean(axis=1), 4)
     expected = numpy_loss(policy, old, ref, advantages, LENGTHS, aggregation)
@@ -204,7 +204,7 @@ def test_the_reference_at_equality_has_no_kl(params) -> None:
     batch, _ = algorithm.from_rollouts(rollouts(REWARDS, LENGTHS, group_size=4), seed=0)
     batch = prepared(algorithm, batch, params, reference=Network(params, MODEL))
     scalars = objective_scalars(algorithm)
-    _, sums = jax.jit(lambda p, b: algorithm.loss(p, MODEL, b, scalars, Frozen()))(params, batch)
+    _, sums = jax.jit(lambda p, b: algorithm.loss(Network(p, MODEL), b, scalars, Frozen()))(params, batch)
     assert float(sums["kl_ref"].mean()) == pytest.approx(0.0, abs=1e-6)
     assert algorithm.roles == ("reference",) and grpo(kl="none").roles == ()
 
@@ -219,11 +219,11 @@ def test_kl_in_the_reward_moves_the_rewards_before_the_baseline(params) -> None:
     rewards = (REWARDS - 0.3 * kl).reshape(2, 4)
     expected = rewards - (rewards.sum(axis=1, keepdims=True) - rewards) / 3
     np.testing.assert_allclose(batch.advantages, expected.reshape(-1), rtol=1e-4, atol=1e-5)
-    loss, _ = jax.jit(lambda p, b: algorithm.loss(p, MODEL, b, objective_scalars(algorithm), Frozen()))(
+    loss, _ = jax.jit(lambda p, b: algorithm.loss(Network(p, MODEL), b, objective_scalars(algorithm), Frozen()))(
         params, batch
     )  # and not again in the loss
     free = dataclasses.replace(algorithm, kl="none")
-    alone, _ = jax.jit(lambda p, b: free.loss(p, MODEL, b, objective_scalars(free), Frozen()))(
+    alone, _ = jax.jit(lambda p, b: free.loss(Network(p, MODEL), b, objective_scalars(free), Frozen()))(
         params, batch.replace(ref_logps=None)
     )
     assert float(loss.total) == pytest.approx(float(alone.total), rel=1e-6)
@@ -238,7 +238,7 @@ def test_a_sampler_that_differs_is_corrected_for(params) -> None:
     trainer = numpy_logps(params, batch, TEMPERATURE)
     np.testing.assert_allclose(batch.old_logps[mask], trainer[mask], atol=2e-5)
     scalars = {**objective_scalars(algorithm), "importance_cap": np.float32(1.5)}
-    loss, sums = jax.jit(lambda p, b: algorithm.loss(p, MODEL, b, scalars, Frozen()))(params, batch)
+    loss, sums = jax.jit(lambda p, b: algorithm.loss(Network(p, MODEL), b, scalars, Frozen()))(params, batch)
     weights = np.minimum(np.exp(trainer - batch.sampler_logps), 1.5)
     expected = -(weights * batch.advantages[:, None])[mask].sum()  # the ratio is 1
     assert float(loss.total) == pytest.approx(expected, rel=1e-4)
@@ -279,7 +279,7 @@ def test_masked_out_completions_leave_the_loss_but_not_the_constant(params, aggr
     batch, _ = algorithm.from_rollouts(drawn, 0)
     batch = prepared(algorithm, batch, params, reference=Network(reference, MODEL))
     scalars = objective_scalars(algorithm)
-    loss, sums = jax.jit(lambda p, b: algorithm.loss(p, MODEL, b, scalars, Frozen()))(params, batch)
+    loss, sums = jax.jit(lambda p, b: algorithm.loss(Network(p, MODEL), b, scalars, Frozen()))(params, batch)
     old = np.zeros((8, 11))
     old[:, 3:] = drawn.sampler_logps
     policy, ref = (numpy_logps(each, batch, TEMPERATURE) for each in (params, reference))

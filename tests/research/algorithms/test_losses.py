@@ -6,7 +6,7 @@ import pytest
 
 from research.algorithms.sft import NextToken
 from research.core.batch import SequenceBatch
-from research.core.network import batch_logps
+from research.core.network import Network, batch_logps
 from research.data.packing import assemble_row, empty_row
 from research.train.step import eval_step
 from tests.research.algorithms.toy import MODEL, host_params, objective_scalars
@@ -48,8 +48,8 @@ def test_long_rows_give_the_loss_of_their_targets_however_these_are_found(every_
     tokens = [rng.integers(4, MODEL.vocab_size, 150).astype(np.int32) for _ in range(2)]
     masks = [np.isin(np.arange(150), rng.choice(np.arange(1, 150), count, replace=False)) for count in (50, 7)]
     batch = as_batch([assemble_row([t], [m], 160, 0) for t, m in zip(tokens, masks, strict=True)])
-    scored = jax.jit(batch_logps, static_argnames=("config", "all_targets"))(
-        host_params(), MODEL, batch, all_targets=every_token
+    scored = jax.jit(batch_logps, static_argnames="all_targets")(
+        Network(host_params(), MODEL), batch, all_targets=every_token
     )
     assert (scored.logps != 0)[~batch.loss_mask].any() == every_token  # others are not asked for
     algorithm = NextToken(every_token=every_token)

@@ -133,7 +133,7 @@ def test_ppo_from_logits_to_gradients(kl: Any, aggregation: Any, mask_truncated:
 
     @jax.jit
     def ours(params: Any) -> Any:
-        loss, sums = algorithm.loss(params, MODEL, batch, scalars, Frozen())
+        loss, sums = algorithm.loss(Network(params, MODEL), batch, scalars, Frozen())
         return loss.total / loss.count, sums
 
     theirs = jax.jit(

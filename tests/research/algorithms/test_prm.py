@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from research.algorithms.base import Setting
 from research.algorithms.prm import PROVIDES, StepScorer, outcome
 from research.train.step import eval_step
 from tests.research.algorithms import hand
@@ -46,6 +47,7 @@ def test_the_outcome_is_right_where_every_step_is_and_stands_at_the_last_step() 
 
 def test_the_config_finds_both() -> None:
     found = PROVIDES["objective"]
-    assert found["prm"].make(None) == StepScorer("process") and found["orm"].make(None) == StepScorer("outcome")
+    made = {name: each.make(Setting({}, False, 2, 1)) for name, each in found.items()}
+    assert made == {"prm": StepScorer("process"), "orm": StepScorer("outcome")}
     assert StepScorer("process") != StepScorer("outcome") and StepScorer().layout == "step_scorer"
     assert all(objective.given == "steps" and not objective.options for objective in found.values())

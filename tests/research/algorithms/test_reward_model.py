@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from research.algorithms.base import Setting
 from research.algorithms.reward_model import PROVIDES, RankingRewardModel, RewardModel
 from research.core.batch import SequenceBatch
 from research.train.step import eval_step
@@ -86,5 +87,9 @@ def test_the_config_finds_both() -> None:
     found = PROVIDES["objective"]
     kinds = {"reward_model": (RewardModel(), "preferences"), "reward_model_ranking": (RankingRewardModel(), "rankings")}
     for name, (algorithm, given) in kinds.items():
-        assert found[name].make(None) == algorithm and found[name].given == given and not found[name].own
+        assert (
+            found[name].make(Setting({}, False, 2, 1)) == algorithm
+            and found[name].given == given
+            and not found[name].own
+        )
         assert algorithm.layout == "scorer" and found[name].options.keys() == objective_scalars(algorithm).keys()

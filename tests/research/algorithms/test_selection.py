@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from research.algorithms.base import sequence_rows
 from research.algorithms.dpo import DPO
 from research.algorithms.reference_free import CPO, ORPO, SimPO
 from research.algorithms.rejection_sampling import RejectionSampling
@@ -110,6 +109,6 @@ def test_more_pairs_than_a_group_has_members_are_unfilled() -> None:
 
 def test_a_chosen_row_is_the_whole_rollout() -> None:
     drawn = rollouts(REWARDS, LENGTHS, group_size=4)
-    rows = sequence_rows(drawn, np.array([3]), np.array([2.0]))
+    rows = drawn.rows(np.array([3]), np.array([2.0]))
     np.testing.assert_array_equal(rows.tokens[0, 3:5], drawn.tokens[3, :2])
     assert rows.loss_mask.sum() == 2 and rows.weights.tolist() == [2.0]

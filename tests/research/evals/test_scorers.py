@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from research.algorithms.base import sequence_rows
 from research.core.network import Network
 from research.data.steps import step_end_mask
 from research.data.tokenizer import Tokenizer
@@ -28,7 +27,7 @@ def _quick() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def rows() -> Any:
     """Prompts padded on the left, completions on the right."""
-    return sequence_rows(rollouts(np.zeros(6), LENGTHS, group_size=2), np.arange(6), np.ones(6))
+    return rollouts(np.zeros(6), LENGTHS, group_size=2).rows(np.arange(6), np.ones(6))
 
 
 @pytest.fixture

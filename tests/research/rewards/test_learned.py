@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from research.algorithms.base import sequence_rows
 from research.core.network import Network
 from research.rewards.learned import ensemble_rows, score_rows, step_probabilities
 from tests.research.algorithms import hand
@@ -26,7 +25,7 @@ def _quick() -> Iterator[None]:
 def rows() -> Any:
     """Prompts padded on the left, completions on the right."""
     drawn = rollouts(np.zeros(4), LENGTHS, group_size=2)
-    return sequence_rows(drawn, np.arange(4), np.ones(4))
+    return drawn.rows(np.arange(4), np.ones(4))
 
 
 def scores(params: Any, rows: Any) -> np.ndarray:

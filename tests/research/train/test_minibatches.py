@@ -11,6 +11,7 @@ import pytest
 from research.algorithms.base import Frozen
 from research.core.batch import RolloutBatch
 from research.core.mesh import to_device
+from research.core.network import Network
 from research.train.minibatches import mini_batches, permuted_rows
 from tests.research.algorithms.toy import (
     MODEL,
@@ -106,7 +107,7 @@ def test_gradients_of_the_parts_average_to_that_of_the_batch(aggregation: Any) -
     @jax.jit
     def gradient(params: Any, batch: RolloutBatch) -> Any:
         def mean(params: Any) -> Any:
-            loss, _ = algorithm.loss(params, MODEL, batch, scalars, Frozen())
+            loss, _ = algorithm.loss(Network(params, MODEL), batch, scalars, Frozen())
             return loss.mean(), loss.count
 
         return jax.grad(mean, has_aux=True)(params)

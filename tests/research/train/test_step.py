@@ -19,6 +19,7 @@ from research.algorithms.sft import NextToken
 from research.core.batch import Batch
 from research.core.cpu import training_options
 from research.core.mesh import make_mesh, to_device
+from research.core.network import Network
 from research.core.optim import make_optimizer
 from research.core.state import TrainState
 from research.train.step import StepScalars, eval_step, train_step
@@ -238,7 +239,7 @@ def test_a_healthy_update_is_that_of_the_plain_optimizer() -> None:
     @partial(jax.jit, compiler_options=training_options())
     def plain(state: TrainState, batch: Batch, scalars: StepScalars, frozen: Frozen) -> Any:
         def loss(params: Any) -> Any:
-            total = algorithm.loss(params, MODEL, batch, scalars.objective, frozen)[0]
+            total = algorithm.loss(Network(params, MODEL), batch, scalars.objective, frozen)[0]
             return total.total, total.count
 
         grads, count = jax.grad(loss, has_aux=True)(state.params)

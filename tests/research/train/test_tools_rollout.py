@@ -16,7 +16,7 @@ from research.algorithms.kto import KTO
 from research.config.sections import Evaluation, Reward, Rollout, Sampler
 from research.core.batch import UnpairedBatch
 from research.core.errors import ConfigError
-from research.core.network import batch_logps
+from research.core.network import Network, batch_logps
 from research.data.chat import Message, render_messages, render_prompt
 from research.data.pipelines import prompt_eval_batches
 from research.data.tokenizer import Tokenizer, train_tokenizer
@@ -295,10 +295,10 @@ def test_the_trainer_scores_drawn_tokens_as_the_sampler_did() -> None:
         assert behind.sum() > 10 and out.stop_reason.max() == STOPPED
         repeated = [np.repeat(x, 2, axis=0) for x in (prompts.tokens, prompts.mask)]
         rows = completion_rows(*repeated, out.tokens, out.mask, np.ones(14), given)
-        scored = batch_logps(make_params(ONE_LAYER), ONE_LAYER, rows).logps[:, width:]
+        scored = batch_logps(Network(make_params(ONE_LAYER), ONE_LAYER), rows).logps[:, width:]
         np.testing.assert_allclose(np.where(out.mask, scored, 0), out.policy_logps, atol=1e-4)
         unseen = completion_rows(*repeated, out.tokens, out.mask, np.ones(14))
-        wrong = np.asarray(batch_logps(make_params(ONE_LAYER), ONE_LAYER, unseen).logps[:, width:])
+        wrong = np.asarray(batch_logps(Network(make_params(ONE_LAYER), ONE_LAYER), unseen).logps[:, width:])
     assert np.abs(wrong - out.policy_logps)[behind].max() > 0.1  # the test would see it
 
 
@@ -333,10 +333,10 @@ def loss_and_gradient(rollouts: Rollouts) -> tuple[Any, Any]:
     algorithm = grpo(group_size=2, max_new_tokens=8, kl="none")
     numbers = objective_scalars(algorithm)
     batch, _ = algorithm.from_rollouts(rollouts, 0)
-    prepared = algorithm.prepare(host_params(), MODEL, batch, numbers, Frozen())
+    prepared = algorithm.prepare(Network(host_params(), MODEL), batch, numbers, Frozen())
 
     def loss(params: Any) -> tuple[Any, Any]:
-        found, metrics = algorithm.loss(params, MODEL, prepared, numbers, Frozen())
+        found, metrics = algorithm.loss(Network(params, MODEL), prepared, numbers, Frozen())
         return found.total / found.count, {name: each.total / each.count for name, each in metrics.items()}
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(host_params())
