@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from launch import interrupts
 from research.config.files import load_config
-from research.config.resolve import resolve_tree
 from research.core.errors import ConfigError, TemperError, WorkdirError
 from research.core.files import explain_os_error
 from research.core.interrupts import Interrupted, end
@@ -74,7 +73,7 @@ def workdir() -> Path:
 
 def sources_of(policy: Policy, folder: Path) -> Sources:
     """The data that the policy of a stage's folder was trained on."""
-    return Sources.of(resolve_tree(policy.experiment), folder.parent.parent / "data")
+    return Sources.of(policy.experiment, folder.parent.parent / "data")
 
 
 def numbers(name: str) -> list[float]:

@@ -110,7 +110,7 @@ def load() -> Policy:
 
 def load_tools(policy: Policy) -> Interaction | None:
     """The tools of the flags, or else those of the stage's config, which one line on standard error names."""
-    section, changes = policy.experiment["tools"], dict[str, Any]()
+    section, changes = policy.experiment.tree["tools"], dict[str, Any]()
     if _TOOLS.value is not None:
         changes["names"] = tuple(_TOOLS.value)
     if _CORPUS.value:

@@ -7,7 +7,6 @@ from absl import flags
 from rich import print as show
 
 from launch import common
-from research.config.resolve import resolve_tree
 from research.config.sections import Evaluation
 from research.core.errors import ConfigError
 from research.core.mesh import check_rows
@@ -68,7 +67,7 @@ def load(ks: tuple[int, ...]) -> TrainedPolicy:
     else:
         sources = common.sources_of(loaded, folder)
         task, records = sources.task, View(sources.held_out, given.limit)
-    experiment = resolve_tree(loaded.experiment)
+    experiment = loaded.experiment
     yardstick = experiment.parsed["evaluation"].chosen["correct"]
     return TrainedPolicy(
         params=loaded.params,

@@ -41,6 +41,10 @@ class Frozen(flax.struct.PyTreeNode):
     teacher: Network | None = None
 
 
+ALONE = Frozen()
+"""No frozen model."""
+
+
 class Rollouts(NamedTuple):
     """One iteration's samples on the host, rows laid out [p1, p1, ..., p2, p2]; B = P * group_size.
 

@@ -108,7 +108,7 @@ DPO_OPTIONS = {
     "weighting": choice(
         "none", "wpo weighs a pair by how likely the policy itself is to write it.", *get_args(PairWeighting)
     ),
-    "beta": pairs.beta(),
+    "beta": pairs.BETA,
     "label_smoothing": pairs.label_smoothing(_reads("label_smoothing")),
     "alpha_divergence_coef": number(
         0.5,

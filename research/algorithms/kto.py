@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from objectives.kto import KTOLossType, kto_loss, kto_reference_point
 from objectives.reduce import example_mean, reduce_metrics, sequence_sum
 from research.algorithms.base import Algorithm, Frozen, Objective, Rollouts, Scalars, Summed, provides
-from research.algorithms.pairs import beta
+from research.algorithms.pairs import BETA
 from research.config.schema import choice, number
 from research.core.batch import SequenceBatch, UnpairedBatch
 from research.core.network import Network, batch_logps
@@ -84,7 +84,7 @@ def _sums(model: Network, rows: SequenceBatch) -> Float[Array, " B"]:
 
 OPTIONS = {
     "loss_type": choice("kto", "kto or apo_zero_unpaired.", *get_args(KTOLossType)),
-    "beta": beta(),
+    "beta": BETA,
     "desirable_weight": number(1.0, "Of desirable completions.", 0),
     "undesirable_weight": number(1.0, "Of undesirable completions.", 0),
 }

@@ -109,12 +109,7 @@ PairObjective = partial(
     rows_per_group=lambda options, _group_size: int(options["pairs_per_prompt"]),
 )
 """An objective of a `PairAlgorithm`; its options hold `PAIR_OPTIONS`."""
-
-
-def beta(default: float = 0.1, doc: str = "Inverse temperature of the implicit reward.",
-         why: str = "at 0 the loss is constant") -> Key:  # fmt: skip
-    """The scale of a contrast."""
-    return number(default, doc, 1e-6, None, why)
+BETA = number(0.1, "Inverse temperature of the implicit reward.", 1e-6, None, "at 0 the loss is constant")
 
 
 def label_smoothing(used: Callable[[Any, Any], bool] | None = None) -> Key:

@@ -69,17 +69,17 @@ class CPO(ReferenceFree):
         return cpo_loss(**read, beta=scalars["beta"], nll_coef=scalars["nll_coef"], loss_type=self.loss_type)
 
 
-_CONTRAST = {"doc": "Scale of the contrast.", "why": "at 0 there is no contrast"}
+_SCALE = ("Scale of the contrast.", 1e-6, None, "at 0 there is no contrast")
 _ORPO = {"lambda_coef": number(0.1, "Weight of the odds ratio.", 0), **pairs.PAIR_OPTIONS}
 _SIMPO = {
-    "beta": pairs.beta(2.0, **_CONTRAST),
+    "beta": number(2.0, *_SCALE),
     "gamma": number(1.0, "Target margin.", 0, unit="reward units"),
     "label_smoothing": pairs.label_smoothing(),
     **pairs.PAIR_OPTIONS,
 }
 _CPO = {
     "loss_type": choice("sigmoid", "Which function of the contrast.", *get_args(CPOLossType)),
-    "beta": pairs.beta(0.1, **_CONTRAST),
+    "beta": number(0.1, *_SCALE),
     "nll_coef": number(1.0, "Weight of the chosen's likelihood.", 0),
     "label_smoothing": pairs.label_smoothing(when(loss_type="sigmoid")),
     **pairs.PAIR_OPTIONS,

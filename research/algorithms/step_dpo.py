@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool
 from objectives.reduce import reduce_metrics
 from objectives.step_dpo import step_dpo_loss
 from research.algorithms.base import Frozen, Objective, Scalars, Summed, provides
-from research.algorithms.pairs import ReferencePairs, beta, label_smoothing, mean_over_pairs, pair_logps, pair_masks
+from research.algorithms.pairs import BETA, ReferencePairs, label_smoothing, mean_over_pairs, pair_logps, pair_masks
 from research.core.batch import PreferenceBatch
 from research.core.network import Network
 
@@ -69,6 +69,6 @@ def first_differing_step(
     return step(tokens[0], masks[0]), step(tokens[1], masks[1])
 
 
-OPTIONS = {"beta": beta(), "label_smoothing": label_smoothing()}
+OPTIONS = {"beta": BETA, "label_smoothing": label_smoothing()}
 
 PROVIDES = provides(Objective("step_dpo", StepDPO.from_setting, OPTIONS, given="preferences"))

@@ -85,7 +85,7 @@ class TrainedStage(Protocol):
     def max_length(self) -> int:
         """Tokens that the model can read."""
 
-    def params(self, mesh: Mesh) -> Params:
+    def read_params(self, mesh: Mesh) -> Params:
         """The newest parameters."""
 
 
@@ -134,7 +134,7 @@ def _scorer(
             f"{folder}: reads at most {stage.max_length} tokens, expected {length}: prompt and completion"
         )
     kind: Kind = algorithm.supervision if isinstance(algorithm, StepScorer) else "reward"
-    return Scorer(stage.name, kind, Network(stage.params(mesh), stage.model), tokenizer, mesh, reductions)
+    return Scorer(stage.name, kind, Network(stage.read_params(mesh), stage.model), tokenizer, mesh, reductions)
 
 
 Drawn = tuple[np.ndarray, np.ndarray]

@@ -10,9 +10,9 @@ from models.config import ModelConfig
 class Spending:
     """Counters of one run; evaluation is not counted, it is the same for every arm.
 
-    FLOPs are the model's own (`ModelConfig.flops_per_token`), of real tokens only: padding costs time, not
-    budget, and a prompt counts in each of its rows, though they share it. A trained token costs three forward passes,
-    a reference's or a sampled token one.
+    FLOPs are the model's own (`ModelConfig.flops_per_token`), of real tokens only: padding costs time, not budget, and
+    a prompt counts in each of its rows, though they share it. A trained token costs three forward passes, a reference's
+    or a sampled token one. `context` is the mean context length of the tokens.
     """
 
     model: ModelConfig
@@ -28,7 +28,7 @@ class Spending:
         return self.tokens_sampled + self.tokens_trained
 
     def sampled(self, *, completions: int, tokens: int, prompt_tokens: int, context: float) -> None:
-        """Adds a rollout; `context` is the mean context length of its tokens."""
+        """Adds a rollout."""
         self.completions_sampled += completions
         self.tokens_sampled += tokens
         self.flops += self.model.flops_per_token(context) * (tokens + prompt_tokens)
@@ -42,19 +42,10 @@ class Spending:
         """Adds a forward pass of another model: a reference, a teacher, a scorer."""
         self.flops += model.flops_per_token(context) * real_tokens
 
-    def budget(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """The counters by name."""
-        return {
-            "tokens_sampled": self.tokens_sampled,
-            "completions_sampled": self.completions_sampled,
-            "tokens_trained": self.tokens_trained,
-            "flops": self.flops,
-            "seconds": self.seconds,
-        }
-
-    record = budget
+        return {name: value for name, value in vars(self).items() if name != "model"}
 
     def restore(self, record: dict[str, Any]) -> None:
         """Sets the counters to those of a checkpoint."""
-        for key, value in record.items():
-            setattr(self, key, value)
+        vars(self).update(record)

@@ -15,21 +15,13 @@ from research.train.step import StepScalars
 
 def build(stage: Stage, tokenizer: Tokenizer) -> tuple[Algorithm, StepScalars]:
     """The algorithm a stage names and every number its steps take; numbers are float32 scalars."""
-    algorithm = stage.objective.make(
-        Setting(
-            stage.options,
-            stage.online,
-            stage.rollout.group_size,
-            stage.rollout.max_new_tokens,
-            context_ids(stage.data.context, tokenizer),
-            tokenizer.bos_id,
-            step_end_ids(tokenizer),
-        )
-    )
-    traced = {key: np.float32(stage.options[key]) for key, option in stage.objective.options.items() if option.traced}
+    how, context = stage.rollout, context_ids(stage.data.context, tokenizer)
+    setting = Setting(stage.options, stage.online, how.group_size, how.max_new_tokens, context)
+    setting = setting._replace(bos_id=tokenizer.bos_id, step_end_ids=step_end_ids(tokenizer))
+    traced = {key: stage.options[key] for key, option in stage.objective.options.items() if option.traced}
     if stage.online:
-        traced.setdefault("temperature", np.float32(stage.rollout.temperature))
-    return algorithm, StepScalars(optimizer_scalars(stage), traced)
+        traced.setdefault("temperature", how.temperature)
+    return stage.objective.make(setting), StepScalars(optimizer_scalars(stage), float32(traced))
 
 
 def context_ids(context: str, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -10,21 +10,20 @@ import jax
 from research.config.experiment import Experiment, Stage
 from research.config.identity import evaluation_identity, stage_identity
 from research.config.tree import Tree, to_json
-from research.core.checkpoint import restore_subtree
 from research.core.errors import ConfigError
 from research.core.files import write_json_atomic
 from research.core.interrupts import Interrupted, Interrupts
 from research.core.network import Network
 from research.core.progress import say
 from research.core.stages import StageDir, describe_difference
-from research.core.state import abstract_params, policy_of
+from research.core.state import policy_of
 from research.evals.results import Results, load, results_path, store
 from research.train.measure import choose_evaluators, final_evaluation
 from research.train.offline import run_offline
 from research.train.online import run_online
-from research.train.run import StageResult, StageRun
+from research.train.run import StageRun
 from research.train.setup import Setup, kinds_of, set_up
-from research.train.stored import EXPERIMENT, TOKENIZER
+from research.train.stored import EXPERIMENT, TOKENIZER, StageResult, read_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,22 +104,8 @@ class _Chain:
         """Reads or trains a stage, then reads or makes its evaluation."""
         folder = self._folder(stage)
         label = ": ".join(part for part in (self.run_name, stage.name) if part)
-        run = StageRun(
-            stage=stage,
-            folder=folder,
-            model=self.setup.models[stage.model],
-            mesh=self.setup.mesh,
-            sources=self.setup.sources,
-            evaluation=self.experiment.evaluation,
-            sampler=self.experiment.sampler,
-            result_of=self._result_of,
-            label=f"{label} ({stage.objective.name})",
-            yardstick=self.setup.yardstick,
-            interrupts=self.interrupts,
-            sinks=self.experiment.records.sinks,
-            extends=Path(stage.extend) if stage.extend else None,
-            interaction=self.setup.interaction,
-        )
+        shown = f"{label} ({stage.objective.name})"
+        run = StageRun(stage, folder, self.experiment, self.setup, self._result_of, shown, self.interrupts)
         chosen = self.experiment.parsed["evaluation"].chosen["evaluators"]
         evaluators, said = choose_evaluators(run, {each.component.name: each.make() for each in chosen})
         for line in said:
@@ -162,23 +147,19 @@ class _Chain:
     def _read(self, stage: Stage, folder: StageDir) -> StageResult:
         """What a stage of this run has trained, split over the mesh."""
         model, layout = self.setup.models[stage.model], stage.facts.trains
-        params = restore_subtree(folder.checkpoints, abstract_params(model, self.setup.mesh, layout)).arrays
-        return StageResult(Network(params, model), layout)
+        return StageResult(Network(read_params(folder.checkpoints, model, self.setup.mesh, layout), model), layout)
 
     def _result_of(self, name: str) -> StageResult:
         if name in self.setup.folders:
             return self.setup.folders[name].result(self.setup.mesh)
-        done = self.finished[name]
-        return self._read(done.stage, done.folder)
+        return self._read(self.finished[name].stage, self.finished[name].folder)
 
     def _hash_of(self, name: str) -> str:
         return self.finished[name].folder.hash if name in self.finished else StageDir.at(Path(name)).hash
 
     def _folder(self, stage: Stage) -> StageDir:
         """The stage's folder: found by what its result is made of, and nothing else."""
-        identity: Tree = {**stage_identity(self.experiment, stage), "data": self._versions(kinds_of(stage))}
-        if self.setup.interaction is not None and "tools" in identity:
-            identity["tools"] = self.setup.interaction.version
+        identity = self._with_versions(stage_identity(self.experiment, stage), kinds_of(stage))
         resolved, inputs = to_json(identity), [self._hash_of(name) for name in stage.training_inputs]
         if stage.extend:
             _check_extends(stage, resolved, inputs)
@@ -187,15 +168,17 @@ class _Chain:
 
     def _evaluation_identity(self, stage: Stage) -> Tree:
         """What the evaluation of a stage's result depends on, besides that."""
-        identity: Tree = evaluation_identity(self.experiment, stage)
-        if self.setup.interaction is not None and "tools" in identity:
-            identity["tools"] = self.setup.interaction.version
         kinds = tuple(dict.fromkeys(("problems", *kinds_of(stage)))) if stage.samples else kinds_of(stage)
         players = [self._hash_of(name) for role, name in stage.played if role in stage.facts.answer_roles and name]
-        return to_json({**identity, "data": self._versions(kinds), "players": players})
+        identity = self._with_versions(evaluation_identity(self.experiment, stage), kinds)
+        return to_json({**identity, "players": players})
 
-    def _versions(self, kinds: tuple[str, ...]) -> Tree:
-        return self.setup.sources.versions(kinds)
+    def _with_versions(self, identity: Tree, kinds: tuple[str, ...]) -> Tree:
+        """With the versions of the data and tools that it reads."""
+        tools = self.setup.interaction
+        if tools is not None and "tools" in identity:
+            identity = {**identity, "tools": tools.version}
+        return {**identity, "data": self.setup.sources.versions(kinds)}
 
 
 def _check_extends(stage: Stage, resolved: Tree, inputs: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from research.config.experiment import Experiment
 from research.data.judged import check_lengths
-from research.data.records import View
+from research.data.records import Records, View
 from research.data.report import DataReport
 from research.environments.interaction import Interaction
 from research.tasks.sources import Sources
@@ -17,36 +17,20 @@ def check_data(experiment: Experiment, sources: Sources, interaction: Interactio
     Raises:
       DataError: names the file and record that does not fit, or says how many do not.
     """
-    reports, limits, told = (
-        [],
-        sources.limits,
-        interaction.prompts if interaction is not None else lambda records: records,
-    )
+
+    def prompts(records: Records, length: int, name: str) -> DataReport:
+        told = records if interaction is None else interaction.prompts(records)
+        return check_lengths("prompts", told, sources.tokenizer, length=length, name=name, limits=sources.limits)
+
+    reports, how = [], experiment.evaluation
     for stage in experiment.stages:
         if stage.online:
-            reports.append(
-                check_lengths(
-                    "prompts",
-                    told(View(sources.problems.train, stage.data.limit)),
-                    sources.tokenizer,
-                    length=stage.rollout.max_prompt_length,
-                    name=stage.name,
-                    limits=limits,
-                )
-            )
+            shown = View(sources.problems.train, stage.data.limit)
+            reports.append(prompts(shown, stage.rollout.max_prompt_length, stage.name))
         elif stage.objective.given != "text":
             reports += [make(stage, sources).report for make in (training_batches, validation_batches)]
     measured = [stage.eval_problems for stage in experiment.stages if stage.samples]
     if measured:
-        how = experiment.evaluation
-        reports.append(
-            check_lengths(
-                "prompts",
-                told(View(sources.held_out, max(how.problems, *measured))),
-                sources.tokenizer,
-                length=how.max_prompt_length,
-                name="evaluation",
-                limits=limits,
-            )
-        )
+        shown = View(sources.held_out, max(how.problems, *measured))
+        reports.append(prompts(shown, how.max_prompt_length, "evaluation"))
     return reports

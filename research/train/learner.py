@@ -5,19 +5,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool
 
 from models.config import ModelConfig
 from models.transformer import Params
-from research.algorithms.base import Frozen, Scalars
+from research.algorithms.base import Algorithm, Frozen, Scalars
 from research.core.batch import Batch
 from research.core.errors import DivergedError
 from research.core.mesh import to_device
 from research.core.network import Network
 from research.core.state import TrainState, abstract_state, policy_of, state_from_params
 from research.train.budget import Spending
-from research.train.build import build
+from research.train.build import build, float32
 from research.train.run import StageRun
 from research.train.step import eval_step, prepare_step, train_step
 
@@ -26,7 +25,6 @@ class Learner:
     """The state of one stage in training.
 
     Attributes:
-      run: the stage.
       algorithm, scalars: what its steps are made of, static and traced.
       state: parameters and optimizer; set by `start` or `restore`.
       spent: what training has cost.
@@ -39,6 +37,7 @@ class Learner:
         """Without a state."""
         self.run = run
         self.algorithm, self.scalars = build(run.stage, run.sources.tokenizer)
+        self.layout = self.algorithm.layout
         self.spent = Spending(run.model)
         self.moved = False
         self._frozen: Frozen | None = None
@@ -46,25 +45,24 @@ class Learner:
     @property
     def abstract(self) -> TrainState:
         """Shapes and shardings of the state."""
-        run = self.run
-        return abstract_state(run.model, run.mesh, run.stage.rule, self.algorithm.layout)
+        return abstract_state(self.run.model, self.run.mesh, self.run.stage.rule, self.layout)
 
     def start(self) -> None:
         """A fresh optimizer on what the stage starts from; DivergedError if some of that is not finite."""
-        run, layout = self.run, self.algorithm.layout
-        params = run.initial_params(layout)
+        run = self.run
+        params = run.initial_params(self.layout)
         if not _all_finite(params):
             raise DivergedError(
                 f"{run.stage.name}: starts from parameters that are not all finite, expected a result of "
                 f"{run.stage.start or 'the initialisation'} that did not diverge"
             )
-        self.state = state_from_params(params, run.model, run.mesh, run.stage.rule, layout)
+        self.state = state_from_params(params, run.model, run.mesh, run.stage.rule, self.layout)
 
     def restore(self, state: TrainState, record: Mapping[str, Any], *, moved: bool) -> None:
         """Goes on from a checkpoint."""
         self.state, self.moved = state, moved
         self.spent.restore(record["spent"])
-        self._set({key: np.float32(value) for key, value in record["objective_scalars"].items()})
+        self._set(float32(record["objective_scalars"]))
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint keeps besides the state."""
@@ -74,13 +72,10 @@ class Learner:
     @property
     def policy(self) -> Params:
         """The policy as it is now."""
-        return policy_of(self.state.params, self.algorithm.layout)
+        return policy_of(self.state.params, self.layout)
 
     def frozen(self) -> Frozen:
-        """The frozen models that the algorithm asks for.
-
-        A reference that equals the policy is the policy itself until the first update: no second copy before.
-        """
+        """The frozen models that the algorithm asks for; until the first update the policy may be its own reference."""
         if self._frozen is not None:
             return self._frozen
         roles, found = self.run.stage.roles, Frozen()
@@ -89,7 +84,7 @@ class Learner:
         if "reference" in self.algorithm.roles:
             own = roles.reference in ("", self.run.stage.start)
             if own and not self.moved:
-                return found.replace(reference=Network(self.policy, self.run.model))
+                return found.replace(reference=Network(self.policy, self.run.model))  # no second copy yet
             found = found.replace(reference=self.run.policy(roles.reference or self.run.stage.start))
         self._frozen = found
         return found
@@ -103,47 +98,35 @@ class Learner:
         if not self.algorithm.prepares:
             return batch
         frozen = self.frozen()
-        if counts is not None:
-            if frozen.reference is not None:
-                self._forward(frozen.reference.config, counts)
-            if self.algorithm.layout == "actor_critic":
-                self._forward(self.run.model, counts)
-        return prepare_step(
-            self.state.params, batch, self.scalars.objective, frozen, algorithm=self.algorithm, config=self.run.model
-        )
+        if counts is not None and frozen.reference is not None:
+            self._forward(frozen.reference.config, counts)
+        if counts is not None and self.layout == "actor_critic":
+            self._forward(self.run.model, counts)
+        return prepare_step(self.state.params, batch, self.scalars.objective, frozen, **self._static(self.algorithm))
 
     def update(self, batch: Batch, counts: Mapping[str, Any]) -> dict[str, Any]:
         """One optimizer step on a prepared batch; returns its metrics."""
         frozen = self._loss_models()
         if frozen.teacher is not None:
             self._forward(frozen.teacher.config, counts)
-        self.state, metrics = train_step(
-            self.state,
-            batch,
-            self.scalars,
-            frozen,
-            algorithm=self.algorithm.for_update,
-            config=self.run.model,
-            micro_batches=self.run.stage.micro_batches,
-        )
+        static = self._static(self.algorithm.for_update)
+        micro_batches = self.run.stage.micro_batches
+        self.state, metrics = train_step(self.state, batch, self.scalars, frozen, **static, micro_batches=micro_batches)
         self.moved = True
-        self.spent.trained(**counts, networks=2 if self.algorithm.layout == "actor_critic" else 1)
+        self.spent.trained(**counts, networks=2 if self.layout == "actor_critic" else 1)
         return metrics
 
     def measure(self, batch: Batch) -> dict[str, Any]:
         """Loss and metrics of a prepared batch as sums, without learning from it."""
-        return eval_step(
-            self.state.params,
-            batch,
-            self.scalars.objective,
-            self._loss_models(),
-            algorithm=self.algorithm.for_update,
-            config=self.run.model,
-        )
+        static = self._static(self.algorithm.for_update)
+        return eval_step(self.state.params, batch, self.scalars.objective, self._loss_models(), **static)
 
     def adapt(self, metrics: Mapping[str, float], completions: int) -> None:
         """Lets the algorithm's controllers set the next iteration's scalars."""
         self._set(self.algorithm.adapt(self.scalars.objective, metrics, completions))
+
+    def _static(self, algorithm: Algorithm) -> dict[str, Any]:
+        return {"algorithm": algorithm, "config": self.run.model}
 
     def _set(self, objective: Scalars) -> None:
         self.scalars = self.scalars._replace(objective={**self.scalars.objective, **objective})

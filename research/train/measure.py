@@ -24,18 +24,17 @@ def held_out_metrics(session: Session) -> dict[str, float]:
 
     Empty after the last step, which the final evaluation measures.
     """
-    run = session.run
+    run, how = session.run, session.run.experiment.evaluation
     if session.done == run.stage.steps or not run.evaluators:
         return {}
     policy = stage_policy(run, session.learner.policy, session.stop_if_asked)
-    settings = dataclasses.replace(policy.settings, problems=run.stage.eval_problems)
-    policy = dataclasses.replace(policy, settings=settings)
-    return evaluate(policy, run.evaluators, run.evaluation.seed).metrics
+    policy = dataclasses.replace(policy, settings=dataclasses.replace(how, problems=run.stage.eval_problems))
+    return evaluate(policy, run.evaluators, how.seed).metrics
 
 
 def final_evaluation(run: StageRun, params: Params) -> Results:
     """What the evaluators find of a policy that is trained."""
-    return evaluate(stage_policy(run, params), run.evaluators, run.evaluation.seed)
+    return evaluate(stage_policy(run, params), run.evaluators, run.experiment.evaluation.seed)
 
 
 def choose_evaluators(run: StageRun, chosen: Mapping[str, Evaluator]) -> tuple[dict[str, Evaluator], list[str]]:
@@ -54,7 +53,7 @@ def choose_evaluators(run: StageRun, chosen: Mapping[str, Evaluator]) -> tuple[d
 
 def stage_policy(run: StageRun, params: Params, between: Callable[[], None] = lambda: None) -> TrainedPolicy:
     """The policy of a stage, with the scorer that its final answer needs; `between` is called between batches."""
-    stage, sources, how = run.stage, run.sources, run.evaluation
+    stage, sources, how = run.stage, run.sources, run.experiment.evaluation
     limits = dataclasses.replace(sources.limits, max_dropped=1.0)  # they were counted before the first step
     held_out = partial(validation_batches, stage, sources)
     chat = partial(
@@ -71,13 +70,13 @@ def stage_policy(run: StageRun, params: Params, between: Callable[[], None] = la
         model=run.model,
         mesh=run.mesh,
         tokenizer=sources.tokenizer,
-        sampler=run.sampler,
+        sampler=run.experiment.sampler,
         settings=how,
         task=sources.task,
         records=View(sources.held_out, max(stage.eval_problems, how.problems)),
-        interaction=run.interaction,
+        interaction=run.setup.interaction,
         limits=limits,
-        yardstick=run.yardstick,
+        yardstick=run.setup.yardstick,
         final_answer=stage.final_answer,
         scorer=_scorer(run),
         reference=cache(lambda: run.policy(stage.roles.reference or stage.start)),
@@ -89,11 +88,20 @@ def stage_policy(run: StageRun, params: Params, between: Callable[[], None] = la
 
 def _scorer(run: StageRun) -> Callable[[SequenceBatch], np.ndarray] | None:
     """What picks the best of a problem's samples; None where nothing does."""
-    stage = run.stage
-    if stage.final_answer == "reward":
-        networks = tuple(run.result_of(name).network for name in stage.roles.reward)
-        return RewardScorer(networks, run.mesh, stage.reward.ensemble, stage.reward.variance_coef)
-    if stage.final_answer == "prm":
-        process = ProcessScorer(run.result_of(stage.roles.prm).network, run.mesh, run.sources.tokenizer)
-        return lambda rows: process.solutions(rows, (stage.prm_score,))[0]
+    if run.stage.final_answer == "reward":
+        return reward_scorer(run)
+    if run.stage.final_answer == "prm":
+        process = process_scorer(run)
+        return lambda rows: process.solutions(rows, (run.stage.prm_score,))[0]
     return None
+
+
+def reward_scorer(run: StageRun) -> RewardScorer:
+    """The reward models that play the stage's role."""
+    networks, how = tuple(run.result_of(name).network for name in run.stage.roles.reward), run.stage.reward
+    return RewardScorer(networks, run.mesh, how.ensemble, how.variance_coef)
+
+
+def process_scorer(run: StageRun) -> ProcessScorer:
+    """The process reward model that plays the stage's role."""
+    return ProcessScorer(run.result_of(run.stage.roles.prm).network, run.mesh, run.sources.tokenizer)

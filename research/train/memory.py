@@ -6,13 +6,19 @@ from jax.sharding import Mesh
 
 from models.config import ModelConfig
 from research.config.experiment import Stage
+from research.core.progress import say
 from research.core.state import abstract_state
 
 
-def memory_there(mesh: Mesh) -> int | None:
-    """Bytes of a device, None where it does not say (CPUs)."""
-    stats = mesh.devices.flat[0].memory_stats()
-    return None if not stats else stats.get("bytes_limit")
+def check_memory(stage: Stage, model: ModelConfig, mesh: Mesh) -> None:
+    """Warns of a stage that will hardly fit, where the device says how much it has (CPUs do not)."""
+    there = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
+    needed = memory_needed(stage, model, mesh)
+    if there is not None and needed > there:
+        say(
+            f"{stage.name}: about {needed / 2**30:.1f} GiB a device are needed (parameters, optimizer, activations), "
+            f"and {there / 2**30:.1f} GiB are there: more micro_batches, model.remat or mesh.fsdp need less"
+        )
 
 
 def memory_needed(stage: Stage, model: ModelConfig, mesh: Mesh) -> int:

@@ -17,25 +17,16 @@ def mini_batches(
 ) -> Iterator[tuple[Batch, Batch]]:
     """One pass over a batch in random order, in `parts` parts of equal size.
 
-    What `prepare` has computed on the whole batch (advantages, old and reference log-probs, values) goes along with
-    its row. The parts depend on the seed alone, not on the mesh.
-
-    Args:
-      host: the batch as NumPy arrays, from which what an update spends is counted.
-      prepared: the same rows on the device.
-      mesh: the devices, over which each part is split again.
-      parts: mini-batches; 1 gives the batch as it is.
-      seed: (run seed, iteration, pass).
-
-    Yields:
-      Each part's rows of `host` and of `prepared`.
+    Yields each part's rows of `host`, from which what an update spends is counted, and of `prepared`, split over the
+    mesh again: what `prepare` has computed on the whole batch goes along with its row. The parts depend on the seed,
+    (run seed, iteration, pass), and not on the mesh; 1 part is the batch as it is.
     """
     if parts == 1:
         yield host, prepared
         return
     rows = rows_of(host)[0]
     for chosen in permuted_rows(len(rows.weights), rows.group_size, parts, seed):
-        yield (jax.tree.map(lambda x, chosen=chosen: x[chosen], host), _take(prepared, chosen, batch_sharding(mesh)))
+        yield jax.tree.map(lambda x, chosen=chosen: x[chosen], host), _take(prepared, chosen, batch_sharding(mesh))
 
 
 def permuted_rows(rows: int, group_size: int, parts: int, seed: tuple[int, int, int]) -> Int[np.ndarray, "parts rows"]:

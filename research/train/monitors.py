@@ -2,209 +2,98 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from scipy.stats import linregress
 
-from research.core.errors import ConfigError
-
-ALARMS: Mapping[str, str] = MappingProxyType(
-    {
-        "alarm/reward_hacking": "the reward rises while the gold reward falls (reward hacking)",
-        "alarm/entropy_collapse": "the entropy is far below its start: samples of a prompt will be alike",
-        "alarm/truncated": "many completions are cut at max_new_tokens, which silently ends learning",
-        "alarm/zero_std": "most groups have equal rewards, which teach nothing",
-        "alarm/gap": "sampler and trainer disagree on the log-probs of the same tokens",
-        "alarm/kl": "the policy is far from its reference",
-        "alarm/wrong_length": "wrong answers grow longer, relative to right ones",
-    }
-)
+ALARMS = {
+    "alarm/reward_hacking": "the reward rises while the gold reward falls (reward hacking)",
+    "alarm/entropy_collapse": "the entropy is far below its start: samples of a prompt will be alike",
+    "alarm/truncated": "many completions are cut at max_new_tokens, which silently ends learning",
+    "alarm/zero_std": "most groups have equal rewards, which teach nothing",
+    "alarm/gap": "sampler and trainer disagree on the log-probs of the same tokens",
+    "alarm/wrong_length": "wrong answers grow longer, relative to right ones",
+}
 """Each alarm, and what it says."""
-
-
-@dataclass(frozen=True)
-class MonitorBounds:
-    """When an alarm is raised.
-
-    Attributes:
-      window: iterations with both rewards, over which a trend is judged; >= 4.
-      margin: standard errors by which both slopes must differ from 0.
-      smooth: iterations averaged for "at the start" and "now", for entropy and length; >= 1.
-      entropy_fraction: entropy now over entropy at the start, below which it has collapsed; 0 is off.
-      truncated: bound on the fraction of completions cut at the limit.
-      zero_std: bound on the fraction of groups with equal rewards.
-      gap: bound on the sampler-trainer gap, nats per token.
-      kl: bound on the KL to the reference, in the unit it is given in; 0 is off.
-      wrong_length: bound on the growth of the ratio of lengths, wrong to right, since the start; 0 is off.
-    """
-
-    window: int = 20
-    margin: float = 3.0
-    smooth: int = 5
-    entropy_fraction: float = 0.1
-    truncated: float = 0.25
-    zero_std: float = 0.9
-    gap: float = 0.1
-    kl: float = 0.0
-    wrong_length: float = 1.5
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError naming the key, what it got and what was expected."""
-        for key, least in (("window", 4), ("smooth", 1)):
-            if (value := vars(self)[key]) < least:
-                raise ConfigError(f"{key}: got {value}, expected at least {least}")
-        for key in ("margin", "entropy_fraction", "truncated", "zero_std", "gap", "kl", "wrong_length"):
-            if not 0.0 <= (value := vars(self)[key]) < math.inf:
-                raise ConfigError(f"{key}: got {value}, expected a finite number >= 0")
-
-
-class Reading(NamedTuple):
-    """One iteration's numbers; None where it was not measured.
-
-    Attributes:
-      proxy: mean of the reward learned from.
-      gold: mean of the reward that is really wanted, such as held-out accuracy or a stronger judge's.
-      kl: to the reference, nats.
-      entropy: of the policy, nats per token.
-      truncated: fraction of completions cut at their limit.
-      zero_std: fraction of groups with equal rewards.
-      gap: mean |log-prob difference| between sampler and trainer, nats per token.
-      length_right: mean tokens of right answers.
-      length_wrong: mean tokens of wrong answers.
-    """
-
-    proxy: float | None = None
-    gold: float | None = None
-    kl: float | None = None
-    entropy: float | None = None
-    truncated: float | None = None
-    zero_std: float | None = None
-    gap: float | None = None
-    length_right: float | None = None
-    length_wrong: float | None = None
-
-
-METRICS: Mapping[str, str] = MappingProxyType(
-    {
-        "proxy": "reward/mean",
-        "gold": "reward/gold",
-        "kl": "kl_ref",
-        "entropy": "entropy",
-        "truncated": "completions/truncated_fraction",
-        "zero_std": "frac_reward_zero_std",
-        "gap": "sampler_trainer_gap",
-        "length_right": "completions/mean_length_right",
-        "length_wrong": "completions/mean_length_wrong",
-    }
-)
-"""The metric that each number of a reading is logged as."""
-
-
-def reading_of(metrics: Mapping[str, Any]) -> Reading:
-    """The numbers among an iteration's metrics, by the names in METRICS."""
-    return Reading(**{key: float(metrics[name]) for key, name in METRICS.items() if name in metrics})
+BOUNDS = {
+    "truncated": ("completions/truncated_fraction", 0.25),
+    "zero_std": ("frac_reward_zero_std", 0.9),
+    "gap": ("sampler_trainer_gap", 0.1),
+}
+"""Alarms that are raised where a metric is above a bound."""
+WINDOW = 20
+"""Iterations with both rewards, over which their trends are judged."""
+MARGIN = 3.0
+"""Standard errors by which both slopes must differ from 0."""
+SMOOTH = 5
+"""Iterations averaged for "at the start" and "now"."""
+LEAST_ENTROPY = 0.1
+"""Entropy now over entropy at the start, below which it has collapsed."""
+MOST_GROWTH = 1.5
+"""Bound on the growth of the ratio of lengths, wrong answers to right ones, since the start."""
 
 
 def slope_in_errors(values: Sequence[float]) -> float:
-    """The least-squares slope of `values` over their index, in its own standard errors.
-
-    `b / se(b)` with `b = sum_i (i - i_mean)(y_i - y_mean) / S`, `S = sum_i (i - i_mean)^2`,
-    `se(b)^2 = sum_i residual_i^2 / ((n - 2) S)`. An exact line has an infinite one; equal values have 0.
-
-    Args:
-      values: at least 3.
-
-    Raises:
-      ValueError: fewer than 3 values, which leave no residual.
-    """
-    if len(values) < 3:
-        raise ValueError(f"values: got {len(values)}, expected at least 3")
-    y = np.asarray(values, np.float64)
-    x = np.arange(len(y)) - (len(y) - 1) / 2
-    centred = y - y.mean()
-    slope = float(x @ centred / (x @ x))
-    rounding = 1e-12 * max(float(np.abs(y).max()), 1e-300)
-    if abs(slope) * len(y) <= rounding:
+    """The least-squares slope of `values` over their index, in its own standard errors; of equal values 0."""
+    if np.ptp(values) == 0:
         return 0.0
-    residual = float(np.sqrt(np.square(centred - slope * x).sum() / (len(y) - 2)))
-    if residual <= rounding:
-        return math.copysign(math.inf, slope)
-    return slope / (residual / math.sqrt(x @ x))
+    line = linregress(np.arange(len(values)), values)
+    return float(line.slope / line.stderr) if line.stderr else math.copysign(math.inf, line.slope)
 
 
-def is_reward_hacking(proxy: Sequence[float], gold: Sequence[float], margin: float) -> bool:
-    """Whether the proxy rises and the gold falls, each slope by more than `margin` standard errors.
+def is_reward_hacking(proxy: Sequence[float], gold: Sequence[float]) -> bool:
+    """Whether the proxy rises and the gold falls, each slope by more than MARGIN.
 
-    Both must be significant, so that noise around two flat lines, or a gold reward that merely stops rising,
-    is no alarm.
-
-    Source: the curves of Gao et al. 2023, Figure 1, in which gold turns down while proxy goes on up.
+    Both must be significant, so that noise around two flat lines, or a gold reward that merely stops rising, is no
+    alarm. Source: the curves of Gao et al. 2023, Figure 1, in which gold turns down while proxy goes on up.
     """
-    return slope_in_errors(proxy) > margin and slope_in_errors(gold) < -margin
+    return slope_in_errors(proxy) > MARGIN and slope_in_errors(gold) < -MARGIN
 
 
 class Monitors:
     """Alarm flags of a run, iteration by iteration; its state is small, bounded and plain JSON."""
 
-    def __init__(self, bounds: MonitorBounds) -> None:
+    def __init__(self) -> None:
         """Nothing seen yet."""
-        self.bounds = bounds
-        self._proxy: list[float] = []
-        self._gold: list[float] = []
-        self._start: dict[str, list[float]] = {"entropy": [], "length": []}
-        self._now: dict[str, list[float]] = {"entropy": [], "length": []}
+        self._seen: dict[str, list[float]] = {}
 
-    def update(self, reading: Reading) -> dict[str, float]:
-        """The alarms that can be judged from this iteration, 1.0 where raised and 0.0 where not.
+    def update(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """The alarms that can be judged from this iteration's metrics, 1.0 where raised and 0.0 where not.
 
-        A number that is None or not finite leaves its alarm out. A trend is 0.0 until its window is full.
+        A metric that is missing or not finite leaves its alarm out. A trend is 0.0 until its window is full.
         """
-        bounds = self.bounds
-        seen = {key: v for key, v in reading._asdict().items() if v is not None and math.isfinite(v)}
-        alarms: dict[str, bool] = {}
-        if {"proxy", "gold"} <= set(seen):
-            self._proxy = [*self._proxy, float(seen["proxy"])][-bounds.window :]
-            self._gold = [*self._gold, float(seen["gold"])][-bounds.window :]
-            full = len(self._gold) == bounds.window
-            alarms["reward_hacking"] = full and is_reward_hacking(self._proxy, self._gold, bounds.margin)
-        if "entropy" in seen and bounds.entropy_fraction:
-            change = self._change("entropy", seen["entropy"])
-            alarms["entropy_collapse"] = change < bounds.entropy_fraction
-        for key in ("truncated", "zero_std", "gap"):
-            if key in seen:
-                alarms[key] = seen[key] > vars(bounds)[key]
-        if "kl" in seen and bounds.kl:
-            alarms["kl"] = seen["kl"] > bounds.kl
-        if {"length_right", "length_wrong"} <= set(seen) and bounds.wrong_length:
-            change = self._change("length", seen["length_wrong"] / max(seen["length_right"], 1.0))
-            alarms["wrong_length"] = change > bounds.wrong_length
+        found = {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
+        alarms = {name: found[metric] > bound for name, (metric, bound) in BOUNDS.items() if metric in found}
+        if {"reward/mean", "reward/gold"} <= found.keys():
+            proxy, gold = (self._last(name, found[f"reward/{name}"], WINDOW) for name in ("mean", "gold"))
+            alarms["reward_hacking"] = len(gold) == WINDOW and is_reward_hacking(proxy, gold)
+        if "entropy" in found:
+            alarms["entropy_collapse"] = self._change("entropy", found["entropy"]) < LEAST_ENTROPY
+        right, wrong = (found.get(f"completions/mean_length_{which}") for which in ("right", "wrong"))
+        if right is not None and wrong is not None:
+            alarms["wrong_length"] = self._change("length", wrong / max(right, 1.0)) > MOST_GROWTH
         return {f"alarm/{name}": float(raised) for name, raised in alarms.items()}
 
     def get_state(self) -> dict[str, Any]:
         """Plain JSON, for the checkpoint."""
-        return {
-            "proxy": list(self._proxy),
-            "gold": list(self._gold),
-            "start": {name: list(values) for name, values in self._start.items()},
-            "now": {name: list(values) for name, values in self._now.items()},
-        }
+        return dict(self._seen)
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """The inverse of `get_state`."""
-        self._proxy, self._gold = list(state["proxy"]), list(state["gold"])
-        self._start = {name: list(values) for name, values in state["start"].items()}
-        self._now = {name: list(values) for name, values in state["now"].items()}
+        self._seen = dict(state)
+
+    def _last(self, name: str, value: float, most: int) -> list[float]:
+        self._seen[name] = [*self._seen.get(name, []), value][-most:]
+        return self._seen[name]
 
     def _change(self, name: str, value: float) -> float:
-        """Mean of the last `smooth` values over that of the first; 1 until both are there, or of a start <= 0."""
-        smooth = self.bounds.smooth
-        if len(self._start[name]) < smooth:
-            self._start[name].append(float(value))
+        """Mean of the last SMOOTH values over that of the first; 1 until both are there, or of a start <= 0."""
+        start = self._seen.get(f"{name}/start", [])
+        if len(start) < SMOOTH:
+            self._last(f"{name}/start", value, SMOOTH)
             return 1.0
-        self._now[name] = [*self._now[name], float(value)][-smooth:]
-        start = float(np.mean(self._start[name]))
-        if len(self._now[name]) < smooth or start <= 0:
+        now = self._last(f"{name}/now", value, SMOOTH)
+        if len(now) < SMOOTH or np.mean(start) <= 0:
             return 1.0
-        return float(np.mean(self._now[name])) / start
+        return float(np.mean(now) / np.mean(start))

@@ -1,5 +1,6 @@
 """The loop over the policy's own samples: rejection sampling, pairs of own samples, PPO, GRPO, distillation."""
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -20,7 +21,6 @@ from research.core.metrics import METRICS, load_metrics
 from research.core.network import Network, batch_logps
 from research.data.pipelines import Pipeline, prompt_batches
 from research.rewards.base import RewardError, WeightedReward
-from research.rewards.learned import ProcessScorer, RewardScorer
 from research.rollouts.collect import RolloutCollector, Sampler
 from research.rollouts.curriculum import Curriculum, CurriculumSampler
 from research.rollouts.rewards import RolloutRewards
@@ -31,11 +31,11 @@ from research.sampling.types import make_scalars
 from research.tasks.sources import View
 from research.train.batches import count_tokens
 from research.train.learner import Learner
-from research.train.measure import held_out_metrics
+from research.train.measure import held_out_metrics, process_scorer, reward_scorer
 from research.train.minibatches import mini_batches
-from research.train.monitors import MonitorBounds, Monitors, reading_of
+from research.train.monitors import Monitors
 from research.train.run import StageRun
-from research.train.session import Session, iteration_seed
+from research.train.session import Session
 
 _ERRORS = 20
 """Errors of reward functions that are kept in a stage's note."""
@@ -54,7 +54,8 @@ def run_online(run: StageRun) -> dict[str, Any]:
     problems = View(run.sources.problems.train, stage.data.limit)
     state = OnlineState(RolloutCollector(_sampler(run, problems), _rewards(run), problems, stage.rollout))
     pipeline = _prompts(run, problems)
-    with Session(run, _filtered(run, pipeline, len(problems)), state) as session:
+    prompts, rewards = _filtered(run, pipeline, len(problems)), state.collector.rewards
+    with Session(run, prompts, rewards=rewards, monitors=state.monitors) as session:
         session.tell(pipeline.report)
         for step in session.steps(partial(held_out_metrics, session), at_start=True):
             metrics, tokens = _iterate(session, state, step)
@@ -65,30 +66,13 @@ def run_online(run: StageRun) -> dict[str, Any]:
         return session.finish()
 
 
+@dataclasses.dataclass
 class OnlineState:
-    """What the loop keeps between iterations, besides the session: scores' statistics, alarms, the KL's reference."""
+    """What the loop keeps between iterations, besides the session; `reference` is what the KL is monitored against."""
 
-    def __init__(self, collector: RolloutCollector) -> None:
-        """Nothing seen yet."""
-        self.collector, self.monitors = collector, Monitors(MonitorBounds())
-        self._reference: Network | None = None
-
-    def get_state(self) -> dict[str, Any]:
-        """Plain JSON, for the checkpoint."""
-        return {"rewards": self.collector.rewards.get_state(), "monitors": self.monitors.get_state()}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `get_state`."""
-        self.collector.rewards.set_state(state["rewards"])
-        self.monitors.set_state(state["monitors"])
-
-    def reference(self, learner: Learner) -> Network:
-        """What the KL is monitored against: the policy that the stage started from."""
-        if not learner.moved:
-            return Network(learner.policy, learner.run.model)
-        if self._reference is None:
-            self._reference = learner.frozen().reference or learner.run.policy(learner.run.stage.start)
-        return self._reference
+    collector: RolloutCollector
+    monitors: Monitors = dataclasses.field(default_factory=Monitors)
+    reference: Network | None = None
 
 
 def _sampler(run: StageRun, problems: View) -> Sampler:
@@ -96,18 +80,18 @@ def _sampler(run: StageRun, problems: View) -> Sampler:
     how, tokenizer = run.stage.rollout, run.sources.tokenizer
     spec = sampler_spec(
         tokenizer,
-        run.sampler,
+        run.experiment.sampler,
         samples=how.group_size,
         max_new_tokens=how.max_new_tokens,
         method=SamplingMethod(top_k=how.top_k, nucleus=how.top_p < 1.0),
-        interactive=run.interaction is not None,
+        interactive=run.setup.interaction is not None,
     )
 
     def sample(policy: Params, prompts: Mapping[str, np.ndarray], number: int) -> Decoded:
         scalars = make_scalars(seed=run.stage.seed, step=number, temperature=how.temperature, top_p=how.top_p)
         return sample_prompts(
             policy, prompts, scalars, model=run.model, spec=spec, mesh=run.mesh, tokenizer=tokenizer,
-            interaction=run.interaction, records=problems,
+            interaction=run.setup.interaction, records=problems,
         )  # fmt: skip
 
     return sample
@@ -115,28 +99,19 @@ def _sampler(run: StageRun, problems: View) -> Sampler:
 
 def _rewards(run: StageRun) -> RolloutRewards:
     """What rewards samples, as the stage says; loads its reward models."""
-    stage, section, roles = run.stage, run.stage.reward, run.stage.roles
-    scorer, process = None, None
-    if section.source == "model":
-        networks = tuple(run.result_of(name).network for name in roles.reward)
-        scorer = RewardScorer(networks, run.mesh, section.ensemble, section.variance_coef)
-    if section.step_coef > 0:
-        process = ProcessScorer(run.result_of(roles.prm).network, run.mesh, run.sources.tokenizer)
+    stage, section = run.stage, run.stage.reward
     functions = stage.chosen("reward", "functions")
     weights = section.weights or (1.0,) * len(functions)
     return RolloutRewards(
         section,
-        [
-            WeightedReward(each.component.name, each.make(), weight)
-            for each, weight in zip(functions, weights, strict=True)
-        ],
-        run.yardstick,
+        [WeightedReward(f.component.name, f.make(), weight) for f, weight in zip(functions, weights, strict=True)],
+        run.setup.yardstick,
         run.sources.task,
         group_size=stage.rollout.group_size,
         max_new_tokens=stage.rollout.max_new_tokens,
         seed=stage.seed,
-        scorer=scorer,
-        process=process,
+        scorer=reward_scorer(run) if section.source == "model" else None,
+        process=process_scorer(run) if section.step_coef > 0 else None,
     )
 
 
@@ -154,9 +129,9 @@ def _record_errors(session: Session, errors: tuple[RewardError, ...]) -> None:
 
 def _prompts(run: StageRun, problems: View) -> Pipeline:
     """Endless batches of prompts."""
-    stage, how = run.stage, run.stage.rollout
+    stage, how, interaction = run.stage, run.stage.rollout, run.setup.interaction
     return prompt_batches(
-        problems if run.interaction is None else run.interaction.prompts(problems),
+        problems if interaction is None else interaction.prompts(problems),
         run.sources.tokenizer,
         prompts_per_batch=how.prompts_per_step,
         max_prompt_length=how.max_prompt_length,
@@ -188,31 +163,37 @@ def _iterate(session: Session, state: OnlineState, step: int) -> tuple[dict[str,
     collected = state.collector.collect(learner.policy, session.data, learner.spent, step)
     _record_errors(session, collected.errors)
     rollouts = collected.rollouts
-    metrics: dict[str, Any] = rollout_metrics(collected)
-    batch, chosen = learner.algorithm.from_rollouts(rollouts, iteration_seed(stage.seed, step))
-    metrics.update(chosen)
-    tokens = int(rollouts.lengths.sum())
+    seed = int(np.random.SeedSequence((stage.seed, step)).generate_state(1)[0])
+    batch, chosen = learner.algorithm.from_rollouts(rollouts, seed)
+    metrics: dict[str, Any] = {**rollout_metrics(collected), **chosen}
+    tokens, counts = int(rollouts.lengths.sum()), count_tokens(batch)
     shown = step % stage.log_every == 0 or step in (1, stage.steps)
-    prepared: Batch | None = None
-    counts = count_tokens(batch)
-    if counts["target_tokens"]:
-        prepared = learner.prepare(batch, counts)
+    prepared: Batch | None = learner.prepare(batch, counts) if counts["target_tokens"] else None
+    kl: dict[str, Array] = {}
     if isinstance(prepared, RolloutBatch) and prepared.ref_logps is not None:
         kl = _kl(prepared.completion_mask, prepared.sampler_logps, prepared.ref_logps)
-        metrics.update({name: float(value) for name, value in jax.device_get(kl).items()})
     elif shown and stage.rollout.monitor_kl and stage.start:
         sampled = to_device(run.mesh, rollout_batch(rollouts, mask_truncated=False))
-        kl = _reference_kl(state.reference(learner), sampled, stage.rollout.temperature)
-        metrics.update({name: float(value) for name, value in jax.device_get(kl).items()})
+        kl = _reference_kl(_start(learner, state), sampled, stage.rollout.temperature)
+    metrics |= {name: float(value) for name, value in jax.device_get(kl).items()}
     if prepared is not None:
         learned, trained = _learn(session, batch, prepared, step)
-        metrics.update(learned)
+        metrics |= learned
         tokens += trained
         learner.adapt(metrics, len(rollouts.rewards))
-    metrics.update(state.monitors.update(reading_of(jax.device_get(metrics))))
+    metrics |= state.monitors.update(jax.device_get(metrics))
     if shown:
         session.writer.write_samples(step, shown_samples(collected))
     return metrics, tokens
+
+
+def _start(learner: Learner, state: OnlineState) -> Network:
+    """The policy that the stage started from."""
+    if not learner.moved:
+        return Network(learner.policy, learner.run.model)
+    if state.reference is None:
+        state.reference = learner.frozen().reference or learner.run.policy(learner.run.stage.start)
+    return state.reference
 
 
 def _learn(session: Session, host: Batch, prepared: Batch, step: int) -> tuple[dict[str, Any], int]:

@@ -2,23 +2,20 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import NamedTuple
 
 from jax.sharding import Mesh
 
 from models.config import ModelConfig
 from models.transformer import Params
-from research.config.experiment import Stage
-from research.config.sections import Evaluation, Sampler
+from research.config.experiment import Experiment, Stage
 from research.core.interrupts import Interrupts
 from research.core.network import Network
 from research.core.stages import StageDir
 from research.core.state import Layout, grow, init_state, policy_of
-from research.environments.interaction import Interaction
 from research.evals.base import Evaluator
-from research.rewards.base import RewardFunction
 from research.tasks.sources import Sources
+from research.train.setup import Setup
+from research.train.stored import StageResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,38 +25,38 @@ class StageRun:
     Attributes:
       stage: the resolved stage.
       folder: where it writes.
-      model: static model description.
-      mesh: the devices.
-      sources: the data.
-      evaluation: how policies are measured.
-      sampler: how completions are computed.
+      experiment, setup: what it shares with the other stages.
       result_of: loads what another stage has trained, by name: fresh buffers at every call.
       label: what the progress bar says.
-      yardstick: what says whether a completion is right, whatever is optimised.
+      interrupts: says when to save and to stop.
       evaluators: what measures its policy, by name; those that can.
       curve_evaluation: identity of these measurements.
-      interrupts: says when to save and to stop.
-      sinks: where metrics go besides files.
-      extends: folder of the finished stage whose whole state this one continues, if any.
-      interaction: what answers the policy while it is sampled, if anything.
     """
 
     stage: Stage
     folder: StageDir
-    model: ModelConfig
-    mesh: Mesh
-    sources: Sources
-    evaluation: Evaluation
-    sampler: Sampler
-    result_of: Callable[[str], "StageResult"]
+    experiment: Experiment
+    setup: Setup
+    result_of: Callable[[str], StageResult]
     label: str
-    yardstick: RewardFunction
     interrupts: Interrupts
     evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
     curve_evaluation: str = ""
-    sinks: tuple[str, ...] = ()
-    extends: Path | None = None
-    interaction: Interaction | None = None
+
+    @property
+    def model(self) -> ModelConfig:
+        """Static model description."""
+        return self.setup.models[self.stage.model]
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self.setup.mesh
+
+    @property
+    def sources(self) -> Sources:
+        """The data."""
+        return self.setup.sources
 
     def initial_params(self, layout: Layout) -> Params:
         """What training starts from: the result of another stage, with fresh heads where it has none."""
@@ -79,11 +76,4 @@ class StageRun:
     def policy(self, name: str) -> Network:
         """A finished stage's policy."""
         found = self.result_of(name)
-        return Network(policy_of(found.network.params, found.layout), found.network.config)
-
-
-class StageResult(NamedTuple):
-    """What a finished stage has trained."""
-
-    network: Network
-    layout: Layout
+        return found.network.replace(params=policy_of(found.network.params, found.layout))

@@ -4,8 +4,9 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,28 +34,18 @@ _ALARMS = {
 }
 
 
-class Extra(Protocol):
-    """What a loop keeps besides: everything that the next iteration depends on."""
-
-    def get_state(self) -> dict[str, Any]:
-        """Plain JSON."""
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `get_state`."""
-
-
 class Session:
     """A context manager. All that a resumed run needs is in one checkpoint: the learner's state, data position,
     controllers, sizes of the records, what was spent, the curve.
     """
 
-    def __init__(self, run: StageRun, data: Any, extra: Extra | None = None) -> None:
+    def __init__(self, run: StageRun, data: Any, **extra: Any) -> None:
         """Opens the stage's folder and restores its newest checkpoint, if any.
 
         Args:
           run: the stage.
           data: a Grain iterator (or one that wraps it); its position is restored too.
-          extra: what else the loop keeps.
+          extra: what else the next iteration depends on, by name: `get_state` gives plain JSON, `set_state` takes it.
         """
         self.run, self.data, self.extra = run, data, extra
         self.learner = Learner(run)
@@ -71,11 +62,11 @@ class Session:
         else:
             offsets = restored.record["offsets"]
             self._restore(restored)
-        sinks = make_sinks(run.sinks, run.folder.path.parent.parent, run.label, identity=run.folder.hash)
+        sinks = make_sinks(
+            run.experiment.records.sinks, run.folder.path.parent.parent, run.label, identity=run.folder.hash
+        )
         self.writer = MetricsWriter(run.folder.path, offsets=offsets, sinks=sinks)
-        self._compiled = CompilationCounter()
-        deferred = run.interrupts.deferred("saving after this step, then stopping; once more stops at once")
-        self._contexts: tuple[AbstractContextManager[Any], ...] = (deferred, self.progress, self._compiled)
+        self._compiled, self._stack = CompilationCounter(), ExitStack()
         self._tick = self._saved = time.monotonic()
         self._saved_step, self._updated = self.done, False
         self._alarms: set[str] = set()  # each is said once
@@ -85,13 +76,12 @@ class Session:
 
     def _newest(self) -> Restored | None:
         """The checkpoint to go on from: the stage's own, or that of the stage that it extends."""
-        own = self.checkpointer.restore(self.learner.abstract)
-        extended = self.run.extends
-        if own is not None or extended is None:
+        own, extended = self.checkpointer.restore(self.learner.abstract), self.run.stage.extend
+        if own is not None or not extended:
             return own
-        found = restore_subtree(extended / "checkpoints", self.learner.abstract, key=None)
+        found = restore_subtree(Path(extended) / "checkpoints", self.learner.abstract, key=None)
         for name in FILES:
-            shutil.copyfile(extended / name, self.run.folder.path / name)
+            shutil.copyfile(Path(extended) / name, self.run.folder.path / name)
         return found
 
     def _restore(self, restored: Restored) -> None:
@@ -103,22 +93,22 @@ class Session:
         self.curve, self.note = record["curve"], record["note"]
         self.updates.restore(record["updates"])
         self.data.set_state(record["data"])
-        if self.extra is not None:
-            self.extra.set_state(record["extra"])
+        for name, part in self.extra.items():
+            part.set_state(record["extra"][name])
         self.progress = Progress(self.run.label, steps, initial=self.done)
         self.say(f"resuming from step {self.done} of {steps}")
 
     def __enter__(self) -> "Session":
-        for context in self._contexts:
-            context.__enter__()
+        deferred = self.run.interrupts.deferred("saving after this step, then stopping; once more stops at once")
+        for context in (deferred, self.progress, self._compiled):
+            self._stack.enter_context(context)
         self._tick = time.monotonic()
         return self
 
     def __exit__(self, *exc: Any) -> None:
         self.writer.close()
         self.checkpointer.close()
-        for context in reversed(self._contexts):
-            context.__exit__(*exc)
+        self._stack.__exit__(*exc)
 
     def say(self, line: str) -> None:
         """Prints a line of its own."""
@@ -185,14 +175,10 @@ class Session:
         self._clock()
         seconds, (before, tokens_before) = self.learner.spent.seconds, self._logged
         self._logged = (seconds, self._tokens)
-        self.writer.write_performance(
-            step,
-            {
-                "seconds": seconds,
-                "tokens_per_second": (self._tokens - tokens_before) / max(seconds - before, 1e-9),
-                "compilations": self._compiled.count,  # of this process, since it entered the stage
-            },
-        )
+        rate = (self._tokens - tokens_before) / max(seconds - before, 1e-9)
+        compilations = self._compiled.count  # of this process, since it entered the stage
+        figures = {"seconds": seconds, "tokens_per_second": rate, "compilations": compilations}
+        self.writer.write_performance(step, figures)
 
     def _advance(self, shown: Mapping[str, float] | None) -> None:
         """Moves the bar by the steps that the device is known to have done: only their times say a rate."""
@@ -224,8 +210,8 @@ class Session:
             self.save()
             self.checkpointer.wait()
             told = f"saved at step {self.done} of {self.run.stage.steps}; the same command goes on from there"
-            told = told if self.done else "no step is done yet; the same command begins it again"
-            raise Interrupted(number, f"{self.run.label}: {told}")
+            none = "no step is done yet; the same command begins it again"
+            raise Interrupted(number, f"{self.run.label}: {told if self.done else none}")
 
     def save(self) -> None:
         """Writes a checkpoint of the steps that are done, unless there is one."""
@@ -237,7 +223,7 @@ class Session:
         record = {
             **self.learner.record(),
             "data": self.data.get_state(),
-            "extra": self.extra.get_state() if self.extra is not None else {},
+            "extra": {name: part.get_state() for name, part in self.extra.items()},
             "updates": self.updates.record(),
             "offsets": self.writer.offsets(),
             "curve": self.curve,
@@ -255,7 +241,7 @@ class Session:
         last = self.curve[-1] if self.curve else {}
         result = {
             "metrics": {key: value for key, value in last.items() if key not in ("step", "tokens_spent")},
-            "budget": self.learner.spent.budget(),
+            "budget": self.learner.spent.record(),
             "curve": self.curve,
             "curve_evaluation": self.run.curve_evaluation,
             "note": self.note,
@@ -276,8 +262,3 @@ class Session:
         now = time.monotonic()
         self.learner.spent.seconds += now - self._tick
         self._tick = now
-
-
-def iteration_seed(seed: int, step: int) -> int:
-    """A seed for the host's choices at one iteration, unique to (seed, step)."""
-    return int(np.random.SeedSequence((seed, step)).generate_state(1)[0])

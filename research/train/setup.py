@@ -22,7 +22,7 @@ from research.rewards.builtin import correct
 from research.tasks.sources import Sources
 from research.train.build import build, context_ids
 from research.train.check_data import check_data
-from research.train.memory import memory_needed, memory_there
+from research.train.memory import check_memory
 from research.train.stored import TrainedStage, load_finished
 
 
@@ -82,7 +82,7 @@ def set_up(experiment: Experiment, workdir: Path) -> Setup:
             raise ConfigError(f"{stage.name}.objective.{stage.objective.name}.{error}") from error
         folders |= _folders(experiment, stage, sources.tokenizer)
         _check_context(experiment, stage, sources.tokenizer, folders)
-        _check_memory(stage, models[stage.model], mesh)
+        check_memory(stage, models[stage.model], mesh)
     interaction = interaction_of(experiment.tree["tools"], sources.tokenizer)
     check_data(experiment, sources, interaction)
     yardstick = experiment.parsed["evaluation"].chosen["correct"]
@@ -108,14 +108,14 @@ def _folders(experiment: Experiment, stage: Stage, tokenizer: Tokenizer) -> dict
     for use, name in uses:
         if "/" not in name and use != "extend" or not name:
             continue
-        key, role = f"{stage.name}.{use}", use.removeprefix("roles.")
+        key, trains = f"{stage.name}.{use}", stage.facts.trains
         there = found[name] = load_finished(Path(name), key)
         same = use in ("start_from", "extend", "roles.reference", "roles.value")
         there.check_same(key, experiment, stage.model if same else "", tokenizer)
-        trains = stage.facts.trains
-        layouts = PLAYERS.get(role) or ((trains,) if use == "extend" else (trains, "policy", "actor_critic"))
-        if there.layout not in layouts:
-            raise ConfigError(f"{key}: {name} has trained a {there.layout}, expected a {' or '.join(layouts)}")
+        own = (trains,) if use == "extend" else (trains, "policy", "actor_critic")
+        layouts = PLAYERS.get(use.removeprefix("roles."), own)
+        if (layout := there.algorithm.layout) not in layouts:
+            raise ConfigError(f"{key}: {name} has trained a {layout}, expected a {' or '.join(layouts)}")
     return found
 
 
@@ -128,24 +128,12 @@ def _check_context(
     how, extra = stage.rollout, len(context_ids(stage.data.context, tokenizer))
     rows = how.max_prompt_length + how.max_new_tokens if stage.online else stage.length
     name = stage.roles.teacher
-    if name in folders:
-        limit = folders[name].max_length
-    else:
-        limit = experiment.models[experiment.stage(name).model].max_length
+    there = folders.get(name)
+    limit = there.max_length if there else experiment.models[experiment.stage(name).model].max_length
     if rows + extra > limit:
         raise ConfigError(
             f"{stage.name}.data.context: got {extra} tokens before rows of {rows}, expected at most "
             f"the {limit} that the teacher can read, together"
-        )
-
-
-def _check_memory(stage: Stage, model: ModelConfig, mesh: Mesh) -> None:
-    """Warns of a stage that will hardly fit."""
-    there, needed = memory_there(mesh), memory_needed(stage, model, mesh)
-    if there is not None and needed > there:
-        say(
-            f"{stage.name}: about {needed / 2**30:.1f} GiB a device are needed (parameters, optimizer, activations), "
-            f"and {there / 2**30:.1f} GiB are there: more micro_batches, model.remat or mesh.fsdp need less"
         )
 
 

@@ -10,44 +10,36 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from models.config import ModelConfig
 from models.transformer import Params
 from objectives.types import WeightedSum
-from research.algorithms.base import Algorithm, Frozen
+from research.algorithms.base import ALONE, Algorithm, Frozen, Scalars, Summed
 from research.core.batch import Batch, split_batch
 from research.core.cpu import training_options
 from research.core.network import Network
 from research.core.optim import OptimizerScalars, learning_rate_at, make_optimizer
 from research.core.state import TrainState
 
-_OPTIONS = training_options()
-
 
 class StepScalars(NamedTuple):
-    """Everything about a step that is a number.
-
-    Attributes:
-      optimizer: AdamW, schedule and clipping.
-      objective: the algorithm's own scalars by name (beta, clip_eps_low, temperature ...).
-    """
+    """Every number of a step: the optimizer's, and the algorithm's own by name (beta, temperature ...)."""
 
     optimizer: OptimizerScalars
-    objective: dict[str, Float[Any, ""]]
+    objective: Scalars
 
 
-@partial(
-    jax.jit,
-    static_argnames=("algorithm", "config", "micro_batches"),
-    donate_argnames=("state",),
-    compiler_options=_OPTIONS,
-)
+_OPTIONS = training_options()
+_jit = partial(jax.jit, static_argnames=("algorithm", "config"), compiler_options=_OPTIONS)
+
+
+@partial(_jit, static_argnames=("algorithm", "config", "micro_batches"), donate_argnames="state")
 def train_step(
     state: TrainState,
     batch: Batch,
     scalars: StepScalars,
-    frozen: Frozen | None = None,
+    frozen: Frozen = ALONE,
     *,
     algorithm: Algorithm,
     config: ModelConfig,
@@ -67,8 +59,8 @@ def train_step(
       (1 if this update was skipped, else 0), and the algorithm's own, averaged with the same weights as the loss.
     """
 
-    def objective(params: Params, part: Batch) -> tuple[Array, tuple[WeightedSum, dict[str, WeightedSum]]]:
-        loss, metrics = algorithm.loss(Network(params, config), part, scalars.objective, frozen or Frozen())
+    def objective(params: Params, part: Batch) -> tuple[Array, Summed]:
+        loss, metrics = algorithm.loss(Network(params, config), part, scalars.objective, frozen)
         return loss.total, (loss, metrics)
 
     def gradient(params: Params, part: Batch) -> Any:
@@ -104,31 +96,19 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-@partial(jax.jit, static_argnames=("algorithm", "config"), compiler_options=_OPTIONS)
+@_jit
 def prepare_step(
-    params: Params,
-    batch: Batch,
-    objective_scalars: dict[str, Array],
-    frozen: Frozen | None = None,
-    *,
-    algorithm: Algorithm,
-    config: ModelConfig,
+    params: Params, batch: Batch, scalars: Scalars, frozen: Frozen = ALONE, *, algorithm: Algorithm, config: ModelConfig
 ) -> Batch:
     """The global batch with all that is computed once on it: reference log-probs, values, advantages."""
-    prepared = algorithm.prepare(Network(params, config), batch, objective_scalars, frozen or Frozen())
+    prepared = algorithm.prepare(Network(params, config), batch, scalars, frozen)
     return jax.lax.stop_gradient(prepared)
 
 
-@partial(jax.jit, static_argnames=("algorithm", "config"), compiler_options=_OPTIONS)
+@_jit
 def eval_step(
-    params: Params,
-    batch: Batch,
-    objective_scalars: dict[str, Array],
-    frozen: Frozen | None = None,
-    *,
-    algorithm: Algorithm,
-    config: ModelConfig,
+    params: Params, batch: Batch, scalars: Scalars, frozen: Frozen = ALONE, *, algorithm: Algorithm, config: ModelConfig
 ) -> dict[str, WeightedSum]:
     """Loss and metrics of a batch as sums, to be added over batches and divided once."""
-    loss, metrics = algorithm.loss(Network(params, config), batch, objective_scalars, frozen or Frozen())
+    loss, metrics = algorithm.loss(Network(params, config), batch, scalars, frozen)
     return {**metrics, "loss": loss}

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
@@ -12,7 +12,6 @@ from research.algorithms.base import Algorithm
 from research.config.experiment import Experiment, Stage
 from research.config.identity import model_identity
 from research.config.resolve import resolve_tree
-from research.config.tree import Tree
 from research.core.checkpoint import restore_subtree
 from research.core.errors import ConfigError, TemperError, WorkdirError
 from research.core.files import read_json
@@ -21,30 +20,15 @@ from research.core.network import Network
 from research.core.stages import StageDir, describe_difference
 from research.core.state import Layout, abstract_params, policy_of
 from research.data.tokenizer import Tokenizer, load_tokenizer
-from research.train.run import StageResult
 
 TOKENIZER, EXPERIMENT = "tokenizer.model", "experiment.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class Policy:
-    """A trained model read back from a stage's folder, which holds all it takes.
+class StageResult(NamedTuple):
+    """What a finished stage has trained."""
 
-    Attributes:
-      params: its newest parameters.
-      model: static model description.
-      tokenizer: the one it was trained with.
-      mesh: the devices it lies on.
-      experiment: the config that it came from.
-      max_length: tokens that the model can read at most, prompt and completion together.
-    """
-
-    params: Params
-    model: ModelConfig
-    tokenizer: Tokenizer
-    mesh: Mesh
-    experiment: Tree
-    max_length: int
+    network: Network
+    layout: Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +39,6 @@ class TrainedStage:
       folder: <workdir>/stages/<name>-<hash>.
       stage: its config.
       experiment: the config that it came from.
-      tree: the same as plain keys and values.
       algorithm: what trained it; its layout says what the parameters are.
       model: static model description.
       tokenizer: the one it was trained with.
@@ -64,7 +47,6 @@ class TrainedStage:
     folder: Path
     stage: Stage
     experiment: Experiment
-    tree: Tree
     algorithm: Algorithm
     model: ModelConfig
     tokenizer: Tokenizer
@@ -75,23 +57,17 @@ class TrainedStage:
         return self.stage.name
 
     @property
-    def layout(self) -> Layout:
-        """What the parameters are."""
-        return self.algorithm.layout
-
-    @property
     def max_length(self) -> int:
-        """Tokens that the model can read at most."""
+        """Tokens that the model can read at most, prompt and completion together."""
         return self.experiment.models[self.stage.model].max_length
 
-    def params(self, mesh: Mesh) -> Params:
+    def read_params(self, mesh: Mesh) -> Params:
         """The newest parameters, split over the mesh; CheckpointError if there are none that can be read."""
-        params = abstract_params(self.model, mesh, self.layout)
-        return restore_subtree(self.folder / "checkpoints", params).arrays
+        return read_params(self.folder / "checkpoints", self.model, mesh, self.algorithm.layout)
 
     def result(self, mesh: Mesh) -> StageResult:
         """What it has trained, for a stage that reads it."""
-        return StageResult(Network(self.params(mesh), self.model), self.layout)
+        return StageResult(Network(self.read_params(mesh), self.model), self.algorithm.layout)
 
     def check_same(self, key: str, experiment: Experiment, model: str, tokenizer: Tokenizer) -> None:
         """Refuses a stage of another tokenizer, or where `model` is given, of another model than that section's.
@@ -112,6 +88,19 @@ class TrainedStage:
             raise ConfigError(f"{key}: {self.folder} was trained with another model: {model}.{difference}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Policy(TrainedStage):
+    """A trained model read back from a stage's folder: its newest parameters, and the devices they lie on."""
+
+    params: Params
+    mesh: Mesh
+
+
+def read_params(checkpoints: Path, model: ModelConfig, mesh: Mesh, layout: Layout) -> Params:
+    """The parameters of the newest checkpoint, split over the mesh."""
+    return restore_subtree(checkpoints, abstract_params(model, mesh, layout)).arrays
+
+
 def load_stage(folder: Path) -> TrainedStage:
     """Reads a stage's folder but for its parameters.
 
@@ -126,9 +115,8 @@ def load_stage(folder: Path) -> TrainedStage:
     found: Any = read_json(place)
     if not isinstance(found, dict) or not isinstance(found.get("stage"), str):
         raise WorkdirError(f"{place}: expected an experiment's keys, and the stage's name under 'stage'")
-    tree = {key: value for key, value in found.items() if key != "stage"}
     try:
-        experiment = resolve_tree(tree)
+        experiment = resolve_tree({key: value for key, value in found.items() if key != "stage"})
         if found["stage"] not in experiment.names:
             raise ConfigError(f"stage: got {found['stage']!r}, expected one of {', '.join(experiment.names)}")
     except TemperError as error:
@@ -137,15 +125,9 @@ def load_stage(folder: Path) -> TrainedStage:
         ) from error
     stage = experiment.stage(found["stage"])
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    return TrainedStage(
-        folder=folder,
-        stage=stage,
-        experiment=experiment,
-        tree=tree,
-        algorithm=stage.objective.static(stage.options, False, 2, 1),
-        model=experiment.model_config(tokenizer.vocab_size, stage.model),
-        tokenizer=tokenizer,
-    )
+    algorithm = stage.objective.static(stage.options, False, 2, 1)
+    model = experiment.model_config(tokenizer.vocab_size, stage.model)
+    return TrainedStage(folder, stage, experiment, algorithm, model, tokenizer)
 
 
 def load_finished(folder: Path, key: str) -> TrainedStage:
@@ -174,5 +156,4 @@ def load_policy(folder: Path, mesh: Mesh | None = None) -> Policy:
     if layout not in ("policy", "actor_critic"):
         raise WorkdirError(f"{folder}: holds a {layout}, expected a policy, which can be sampled")
     mesh = mesh or make_mesh(-1, 1, 1)
-    params = policy_of(stage.params(mesh), layout)
-    return Policy(params, stage.model, stage.tokenizer, mesh, stage.tree, stage.max_length)
+    return Policy(**vars(stage), params=policy_of(stage.read_params(mesh), layout), mesh=mesh)

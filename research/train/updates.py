@@ -16,6 +16,8 @@ from research.core.files import write_bytes_atomic
 BATCH = "not_finite.npz"
 _MOST = 8
 """Updates in flight, whose batches are kept meanwhile; the oldest of more is waited for."""
+_COUNTS = ("applied", "skipped", "skipped_in_a_row")
+_WHAT = "the loss, its gradient or the update itself"
 
 
 class _Update(NamedTuple):
@@ -32,13 +34,7 @@ class Updates:
     """
 
     def __init__(self, most_skipped: int, folder: Path, say: Callable[[str], None]) -> None:
-        """None so far.
-
-        Args:
-          most_skipped: updates in a row that may be skipped.
-          folder: where the batch of the last one goes.
-          say: prints a line.
-        """
+        """None so far; `most_skipped` in a row may be skipped, and the batch of one more goes to `folder`."""
         self.most_skipped, self.folder, self.say = most_skipped, folder, say
         self.applied = self.skipped = self.skipped_in_a_row = 0
         self._pending: deque[_Update] = deque()
@@ -46,12 +42,11 @@ class Updates:
 
     def record(self) -> dict[str, int]:
         """The counts, for a checkpoint; call `settle` before."""
-        return {"applied": self.applied, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+        return {name: vars(self)[name] for name in _COUNTS}
 
     def restore(self, record: Mapping[str, int]) -> None:
         """The inverse of `record`."""
-        self.applied, self.skipped = record["applied"], record["skipped"]
-        self.skipped_in_a_row = record["skipped_in_a_row"]
+        vars(self).update(record)
 
     def add(self, step: int, batch: Batch, skipped: Any) -> None:
         """Notes an update that was dispatched; see `settle`."""
@@ -88,18 +83,12 @@ class Updates:
             self._give_up(self._last, f"all {self.skipped} updates were skipped")
 
     def _give_up(self, update: _Update, what: str) -> None:
-        place = self.folder / BATCH
-        arrays: dict[str, Any] = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(update.batch))
-        }
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
+        place, buffer = self.folder / BATCH, io.BytesIO()
+        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(update.batch))
+        arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
         write_bytes_atomic(place, buffer.getvalue())
         raise DivergedError(
             f"step {update.step}: {what} because {_WHAT} is not finite (optimizer.max_skipped={self.most_skipped}); "
             f"the last one's batch is in {place}. A smaller learning_rate or longer warm-up may help."
         )
-
-
-_WHAT = "the loss, its gradient or the update itself"
