@@ -5,8 +5,7 @@ Example:
   python -m launch.benchmark --config=experiments/comparisons/speed.py --workdir=runs/speed \
       --peers=transformers=torchenv/bin/python,trl=torchenv/bin/python,tunix=tunixenv/bin/python
 
-Prints medians, ratios, shares of the machine's measured limits, compile time and peak memory; writes them as Markdown
-and JSON, and a plot where batch sizes vary. Compare only numbers of one run.
+Prints medians, ratios, compile time and peak memory; writes them as Markdown and JSON. Compare only numbers of one run.
 """
 
 import os
@@ -19,8 +18,7 @@ from rich import get_console
 from rich.markdown import Markdown
 
 from launch import common
-from research.comparisons.report import write
-from research.comparisons.runner import MACHINE, TEMPER, run_workload, taking_part
+from research.comparisons.runner import TEMPER, run_workload, taking_part, write
 from research.comparisons.workers import System
 from research.comparisons.workloads import read_comparison
 from research.config.files import load_config
@@ -42,7 +40,7 @@ def main() -> None:
     """Times, reports; exit status 1 if a system failed."""
     console = get_console()
     comparison = read_comparison(load_config(flags.FLAGS.config), common.overrides(), _ONLY.value)
-    systems = {name: own_system(name) for name in (TEMPER, MACHINE)} | peer_systems(_PEERS.value)
+    systems = {TEMPER: own_system()} | peer_systems(_PEERS.value)
     load = os.getloadavg()[0]
     if load > _BUSY:
         console.print(f"the machine is busy (load average {load:.1f}): times will scatter")
@@ -65,10 +63,10 @@ def main() -> None:
         raise TemperError(f"{len(failures)} of the timings failed, the first: {failures[0]}")
 
 
-def own_system(name: str) -> System:
-    """A system of `research/comparisons/`: in this Python, with all of Temper at hand; it starts as a command does."""
-    driver = ("launch", f"research.comparisons.{name}")
-    return System(name, (sys.executable, str(COMPARISONS / "protocol.py"), *driver), path=str(ROOT))
+def own_system() -> System:
+    """Temper, in this Python; it starts as a command does."""
+    driver = ("launch", f"research.comparisons.{TEMPER}")
+    return System(TEMPER, (sys.executable, str(COMPARISONS / "protocol.py"), *driver), path=str(ROOT))
 
 
 def peer_systems(given: Sequence[str]) -> dict[str, System]:

@@ -7,9 +7,8 @@ Some cases: --only=train or --only=greedy,iteration; on a GPU: --config=experime
 Hardware: 2 CPU cores, or a GPU.
 Time: with all peers 40 minutes: rollouts 23 (`greedy` 2), training steps 13, GRPO 3.
 Result: rollouts 2.3x to 2.7x transformers and 3.8x to 4.0x Tunix at 64 rows of equal length, 4.6x to 5.5x and 7.4x to
-  8.2x where lengths differ, 3.4x to 7.2x and 2.1x to 3.0x with one greedy row, whose weights are read at 53 to 73% of
-  the bandwidth; a training step 0.88x to 1.17x transformers on full rows, 2.05x and 2.11x TRL on GSM8K's rows, packed;
-  GRPO 1.89x to 2.27x TRL, at 58 to 61% of the machine's FLOP/s (experiments/LOG.md).
+  8.2x where lengths differ, 3.4x to 7.2x and 2.1x to 3.0x with one greedy row; a training step 0.88x to 1.17x
+  transformers on full rows, 2.05x and 2.11x TRL on GSM8K's rows, packed; GRPO 1.89x to 2.27x TRL (experiments/LOG.md).
 
 Every key is declared in `research/comparisons/workloads.py`; this says what differs from the defaults.
 """

@@ -1,130 +1,84 @@
-"""All systems in turn on one workload: only one computes at a time, and noise meets all alike."""
+"""All systems in turn on one workload, only one computing at a time; what they did as Markdown and JSON."""
 
-import dataclasses
+import os
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from research.comparisons.roofline import Limits, limit_rate, shares
+from research.analysis import markdown
+from research.comparisons.timing import Series, turns
 from research.comparisons.workers import System, SystemFailed, Worker
 from research.comparisons.workloads import Comparison, Workload
+from research.core.files import make_folder, write_json_atomic, write_text_atomic
 from research.core.progress import Progress
+from research.core.versions import collect_versions
 
-TEMPER, MACHINE = "temper", "machine"
-"""The machine's limits are measured by a system that takes its turn like the others."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Series:
-    """One system's repetitions of one workload.
-
-    Attributes:
-      seconds, tokens: of each repetition; useful tokens.
-      warm_up: seconds of the two repetitions before.
-      peak_bytes: most memory in use, of the accelerator where there is one.
-      parameters: of its model.
-      versions: of its packages.
-    """
-
-    seconds: tuple[float, ...]
-    tokens: tuple[float, ...]
-    warm_up: tuple[float, ...]
-    peak_bytes: float
-    parameters: int
-    versions: Mapping[str, str]
-
-    @property
-    def rates(self) -> np.ndarray:
-        """Tokens/s of each repetition."""
-        return np.divide(self.tokens, self.seconds)
-
-    @property
-    def rate(self) -> float:
-        """Median tokens/s."""
-        return float(np.median(self.rates))
-
-    @property
-    def compile_seconds(self) -> float:
-        """What the first repetition took beyond the second: tracing, compilation, allocation."""
-        return max(0.0, self.warm_up[0] - self.warm_up[1])
+TEMPER = "temper"
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """One workload, timed.
+class Result(NamedTuple):
+    """One workload, timed: each system's series, Temper's first, and the sentence that says why one is missing."""
 
-    Attributes:
-      workload: what was done.
-      series: by system, Temper first.
-      limits: of the machine, medians over the same rounds; None where they could not be measured.
-      failures: by system, the sentence that says why it is missing.
-    """
-
-    workload: Workload
+    name: str
     series: Mapping[str, Series]
-    limits: Limits | None
     failures: Mapping[str, str]
-
-    def ratios(self, peer: str) -> tuple[float, ...]:
-        """Temper's rate over a peer's: of the medians, and the median over rounds; none where one is missing."""
-        if peer == TEMPER or not {TEMPER, peer} <= self.series.keys():
-            return ()
-        own, other = self.series[TEMPER], self.series[peer]
-        return own.rate / other.rate, float(np.median(own.rates / other.rates))
-
-    @property
-    def limit(self) -> float | None:
-        """Tokens/s that the machine's limits allow."""
-        return None if self.limits is None else limit_rate(self.workload.cost, self.limits)
-
-    def shares(self, system: str) -> dict[str, float]:
-        """A system's share of the limits, see `roofline.shares`; empty where they are not known."""
-        return {} if self.limits is None else shares(self.workload.cost, self.series[system].rate, self.limits)
 
     def record(self) -> dict[str, Any]:
         """Plain JSON: everything measured and everything derived."""
-        return {
-            **{key: value for key, value in self.workload._asdict().items() if key != "message"},
-            "cost": self.workload.cost._asdict(),
-            "limits": None if self.limits is None else self.limits._asdict(),
-            "limit_tokens_per_second": self.limit,
-            "failures": dict(self.failures),
-            "systems": {
-                name: {
-                    **dataclasses.asdict(each),
-                    "tokens_per_second": each.rate,
-                    "compile_seconds": each.compile_seconds,
-                    "shares": self.shares(name),
-                    "temper_over_it": self.ratios(name),
-                }
-                for name, each in self.series.items()
-            },
+        systems = {
+            name: {
+                **each.about,
+                "seconds": each.seconds,
+                "tokens": each.tokens,
+                "tokens_per_second": each.rate,
+                "temper_over_it": self.series[TEMPER].over(each) if TEMPER in self.series else None,
+            }
+            for name, each in self.series.items()
         }
+        return {"name": self.name, "failures": dict(self.failures), "systems": systems}
+
+    def table(self) -> str:
+        """A heading, and a row for each system."""
+        rows = []
+        for name, each in self.series.items():
+            compared = name != TEMPER and TEMPER in self.series
+            over = self.series[TEMPER].over(each) if compared else ()
+            slowest, fastest = np.sort(each.rates)[[0, -1]]
+            first, second = each.about["warm_up"]
+            rows.append(
+                [
+                    name,
+                    f"{each.rate:,.0f}",
+                    f"{slowest:,.0f} .. {fastest:,.0f}",
+                    *([f"{ratio:.2f}x" for ratio in over] or ["", ""]),
+                    f"{max(0.0, first - second):.1f}",
+                    f"{each.about['peak_bytes'] / 2**20:,.0f}",
+                ]
+            )
+        header = ("system", "tokens/s", "slowest .. fastest", "Temper / it", "median over rounds")
+        grid = markdown.table((*header, "first run beyond second, s", "peak memory, MiB"), rows, right_from=1)
+        missing = [f"Failed: {markdown.escape(sentence)}" for sentence in self.failures.values()]
+        return "\n\n".join([f"## {self.name}", grid, *missing]) + "\n"
 
 
 def taking_part(workload: Workload, systems: Mapping[str, System]) -> list[System]:
-    """Temper, the workload's peers that are at hand, the machine."""
-    return [systems[name] for name in (TEMPER, *workload.peers, MACHINE) if name in systems]
+    """Temper and the workload's peers that are at hand."""
+    return [systems[name] for name in (TEMPER, *workload.peers) if name in systems]
 
 
 def run_workload(
     comparison: Comparison, workload: Workload, systems: Sequence[System], progress: Progress, logs: Path
 ) -> Result:
-    """Warms the systems up one after the other, then times them in turn; the round's first changes each time.
+    """Warms the systems up one after the other, then times them in turn.
 
-    A system that fails is left out of the rest; the others go on.
-
-    Args:
-      comparison: repetitions, threads, pauses, the model.
-      workload: what to time.
-      systems: `taking_part`.
-      progress: advanced by one for each warm-up and each repetition; also told what fails.
-      logs: folder of what the systems write.
+    A system that fails is left out of the rest; the others go on. `progress` is advanced by one for each warm-up and
+    each repetition, and told what fails; what the systems write goes to the folder `logs`.
     """
     settings = comparison.settings
     failures: dict[str, str] = {}
@@ -146,28 +100,27 @@ def run_workload(
             log = logs / f"{workload.name}, {system.name}.log"
             worker = stack.enter_context(Worker(system, settings.threads, settings.timeout, log))
             workers[system.name] = worker
-            message = {**workload.message, "read_bytes": workload.read_bytes}
-            parameters = 0 if system.name == MACHINE else comparison.model.num_params()
-            attempt(system.name, partial(worker.start, message, parameters))
+            attempt(system.name, partial(worker.start, workload.message, comparison.model.num_params()))
         for repetition in range(settings.repetitions):
-            names = list(workers)
-            shift = repetition % max(len(names), 1)
-            for name in names[shift:] + names[:shift]:
+            for name in turns(list(workers), repetition):
                 attempt(name, workers[name].run)
-    limits = None
-    if MACHINE in workers:
-        laps = workers.pop(MACHINE).laps
-        limits = Limits(*(float(np.median([lap[key] for lap in laps])) for key in Limits._fields))
-    return Result(workload, {name: _series(worker) for name, worker in workers.items()}, limits, failures)
+    return Result(workload.name, {name: worker.series() for name, worker in workers.items()}, failures)
 
 
-def _series(worker: Worker) -> Series:
-    laps = worker.laps
-    return Series(
-        seconds=tuple(lap["seconds"] for lap in laps),
-        tokens=tuple(lap["tokens"] for lap in laps),
-        warm_up=worker.warm_up,
-        peak_bytes=max(lap["peak_bytes"] for lap in laps),
-        parameters=worker.facts["parameters"],
-        versions=worker.facts["versions"],
-    )
+def write(results: Sequence[Result], folder: Path, *, config: Mapping[str, Any], load: float) -> tuple[str, list[Path]]:
+    """Writes `comparison.json` and `comparison.md`; returns the Markdown and the paths.
+
+    `config` is what was asked for, `load` the machine's load average before the first repetition.
+    """
+    paths = [make_folder(folder) / "comparison.json", folder / "comparison.md"]
+    processor = platform.processor() or platform.machine()
+    record = {
+        "config": dict(config),
+        "machine": {"cores": os.cpu_count(), "processor": processor, "load_average_before": load},
+        "versions": collect_versions(),
+        "results": [result.record() for result in results],
+    }
+    write_json_atomic(paths[0], record)
+    text = "\n".join(result.table() for result in results)
+    write_text_atomic(paths[1], text)
+    return text, paths

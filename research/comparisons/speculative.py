@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from models.config import ModelConfig
 from models.transformer import Params
 from research.analysis import markdown
+from research.comparisons.timing import Series, turns
 from research.core.errors import DataError
 from research.data.chat import normalize_record, render_messages
 from research.data.tokenizer import Tokenizer
@@ -22,23 +23,6 @@ PLAIN = "plain"
 """The name of decoding without proposals."""
 
 
-class Timing(NamedTuple):
-    """What all repetitions of one way of decoding took.
-
-    Attributes:
-      seconds, tokens: of each repetition; completion tokens.
-      metrics: of all repetitions together (`SpeculativeStats.metrics`); empty for plain decoding.
-    """
-
-    seconds: tuple[float, ...]
-    tokens: tuple[int, ...]
-    metrics: Mapping[str, float]
-
-    def rate(self) -> float:
-        """Median tokens/s."""
-        return float(np.median(np.divide(self.tokens, self.seconds)))
-
-
 def compare(
     params: Params,
     prompts: Sequence[Prompts],
@@ -47,10 +31,11 @@ def compare(
     *,
     config: ModelConfig,
     spec: SamplerSpec,
-) -> dict[str, Timing]:
-    """Times plain decoding and each draft: a repetition is one prompt, the first of a round changing.
+) -> dict[str, Series]:
+    """Times plain decoding and each draft: a repetition is one prompt.
 
     Every completion has `spec.max_new_tokens` tokens where `spec.stop_tokens` is empty, so that all do equal work.
+    What is known of a draft is `SpeculativeStats.metrics` of all repetitions together; of plain decoding nothing.
 
     Args:
       params: the target's.
@@ -76,27 +61,19 @@ def compare(
     laps: dict[str, list[tuple[float, int, SpeculativeStats | None]]] = {name: [] for name in runs}
     for run in runs.values():
         jax.block_until_ready(run(prompts[0]))
-    names = list(runs)
     for number, prompt in enumerate(prompts):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in turns(list(runs), number):
             began = time.perf_counter()
             completions, stats = jax.block_until_ready(runs[name](prompt))
             laps[name].append((time.perf_counter() - began, int(completions.lengths.sum()), stats))
-    return {name: _timing(found) for name, found in laps.items()}
+    return {name: _series(found) for name, found in laps.items()}
 
 
-def _timing(laps: Sequence[tuple[float, int, SpeculativeStats | None]]) -> Timing:
+def _series(laps: Sequence[tuple[float, int, SpeculativeStats | None]]) -> Series:
     seconds, tokens, stats = zip(*laps, strict=True)
     if stats[0] is None:
-        return Timing(seconds, tokens, {})
-    return Timing(seconds, tokens, jax.tree.map(lambda *counts: sum(map(int, counts)), *stats).metrics())
-
-
-def speed_up(plain: Timing, other: Timing) -> tuple[float, float]:
-    """Tokens/s over plain decoding's: the ratio of the medians, and the median of the ratios prompt by prompt."""
-    rates = [np.divide(timing.tokens, timing.seconds) for timing in (other, plain)]
-    return other.rate() / plain.rate(), float(np.median(rates[0] / rates[1]))
+        return Series(seconds, tokens)
+    return Series(seconds, tokens, jax.tree.map(lambda *counts: sum(map(int, counts)), *stats).metrics())
 
 
 def problem_prompts(
@@ -130,17 +107,19 @@ def problem_prompts(
     )
 
 
-def records(timings: Mapping[str, Timing], temperature: float) -> list[dict[str, Any]]:
+def records(found: Mapping[str, Series], temperature: float) -> list[dict[str, Any]]:
     """Plain JSON, a record for each way of decoding at one temperature."""
     return [
         {
             "temperature": temperature,
             "proposals": name,
-            **timing._asdict(),
-            "tokens_per_second": timing.rate(),
-            "speed_up": speed_up(timings[PLAIN], timing),
+            "seconds": each.seconds,
+            "tokens": each.tokens,
+            "metrics": each.about,
+            "tokens_per_second": each.rate,
+            "speed_up": each.over(found[PLAIN]),
         }
-        for name, timing in timings.items()
+        for name, each in found.items()
     ]
 
 
@@ -148,16 +127,11 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     """The records as a Markdown table."""
     rows = []
     for each in found:
-        metrics = each["metrics"]
-        rows.append(
-            [
-                f"{each['temperature']:g}",
-                each["proposals"],
-                f"{metrics['sampler/acceptance_rate']:.0%}" if metrics else "",
-                f"{metrics['sampler/tokens_per_forward']:.2f}" if metrics else "",
-                f"{each['tokens_per_second']:,.0f}",
-                f"{each['speed_up'][0]:.2f}x" if metrics else "",
-            ]
-        )
+        metrics, rate = each["metrics"], f"{each['tokens_per_second']:,.0f}"
+        row = [f"{each['temperature']:g}", each["proposals"], "", "", rate, ""]
+        if metrics:
+            row[2:4] = f"{metrics['sampler/acceptance_rate']:.0%}", f"{metrics['sampler/tokens_per_forward']:.2f}"
+            row[5] = f"{each['speed_up'][0]:.2f}x"
+        rows.append(row)
     header = ("temperature", "proposals by, a round", "accepted", "tokens a forward", "tokens/s", "speed-up")
     return markdown.table(header, rows, right_from=2) + "\n"

@@ -21,6 +21,7 @@ from research.algorithms.base import Algorithm, Frozen, Rollouts
 from research.config.experiment import make_model
 from research.config.optimizers import ADAMW, COSINE
 from research.config.references import find
+from research.config.schema import Key
 from research.config.sections import Model
 from research.config.tree import parse_section
 from research.core.batch import SequenceBatch
@@ -148,9 +149,7 @@ def packed(work: Work) -> tuple[Iterator[SequenceBatch], int]:
 def grpo(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Run:
     """Iterations: sample, reward, log-probs of the reference, one update."""
     G, P, N = work["group_size"], work["batch_size"], work["max_new_tokens"]
-    algorithm, scalars = objective_of(
-        "grpo", work["learning_rate"], {"beta": work["beta"]}, group_size=G, max_new_tokens=N
-    )
+    algorithm, scalars = objective_of("grpo", work["learning_rate"], G, N, beta=work["beta"])
     tokens = np.array(work["prompts"], np.int32)
     mask, spec = (np.ones((P, tokens.shape[1]), bool), SamplerSpec(N, G, (), PAD, cache_bucket=work["cache_bucket"]))
     frozen = Frozen(reference=Network(jax.tree.map(jnp.copy, state.params), config))
@@ -190,16 +189,11 @@ def grpo(work: Work, config: ModelConfig, mesh: Mesh, state: TrainState) -> Run:
 
 
 def objective_of(
-    name: str,
-    learning_rate: float,
-    given: Mapping[str, Any] | None = None,
-    *,
-    group_size: int = 0,
-    max_new_tokens: int = 1,
+    name: str, learning_rate: float, group_size: int = 0, max_new_tokens: int = 1, **given: float
 ) -> tuple[Algorithm, StepScalars]:
     """An algorithm and its numbers, all but those given at their defaults; on own samples where groups have a size."""
     objective = find("objective", name, "objective").target
-    options = {key: option.default for key, option in objective.options.items()} | dict(given or {})
+    options = {**defaults(objective.options), **given}
     traced = {key: options[key] for key, option in objective.options.items() if option.traced}
     if group_size:
         traced["temperature"] = 1.0
@@ -208,10 +202,15 @@ def objective_of(
         warmup_steps=np.float32(10),
         decay_steps=np.float32(1e6),
         clip_norm=np.float32(1.0),
-        rule_options=float32({key: option.default for key, option in ADAMW.options.items()}),
-        schedule_options=float32({key: option.default for key, option in COSINE.options.items()}),
+        rule_options=float32(defaults(ADAMW.options)),
+        schedule_options=float32(defaults(COSINE.options)),
         rule=ADAMW,
         schedule=COSINE,
     )
     algorithm = objective.static(options, group_size > 0, max(group_size, 1), max_new_tokens)
     return algorithm, StepScalars(scalars, float32(traced))
+
+
+def defaults(options: Mapping[str, Key]) -> dict[str, Any]:
+    """What keys are where nobody sets them."""
+    return {name: option.default for name, option in options.items()}

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from research.comparisons.timing import Series
 from research.core.errors import TemperError
 
 
@@ -18,27 +19,15 @@ class SystemFailed(TemperError):
 
 
 class System(NamedTuple):
-    """How a system is started.
-
-    Attributes:
-      name: as the report shows it.
-      command: program and arguments; speaks the protocol of `experiments/comparisons/protocol.py`.
-      path: PYTHONPATH; "" is none.
-    """
+    """How a system is started: its command speaks the protocol of `experiments/comparisons/protocol.py`."""
 
     name: str
     command: tuple[str, ...]
-    path: str = ""
+    path: str = ""  # PYTHONPATH
 
 
 class Worker:
-    """One system at work on one workload. A context manager.
-
-    Attributes:
-      facts: what it said after building: `parameters`, `versions`.
-      warm_up: seconds of the first two repetitions, which are not counted.
-      laps: of each repetition after them, `seconds` and what the system counted.
-    """
+    """One system at work on one workload. A context manager."""
 
     def __init__(self, system: System, threads: int, timeout: float, log: Path) -> None:
         """Starts the process on its cores; it waits for its workload.
@@ -49,9 +38,8 @@ class Worker:
           timeout: seconds that building, or one repetition, may take.
           log: where what it writes to standard error goes.
         """
-        self.facts: dict[str, Any] = {}
-        self.warm_up: tuple[float, ...] = ()
-        self.laps: list[Mapping[str, float]] = []
+        self._facts: dict[str, Any] = {}
+        self._laps: list[dict[str, Any]] = []
         self._name, self._timeout, self._log = system.name, timeout, log
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
         env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
@@ -72,13 +60,12 @@ class Worker:
         Raises:
           SystemFailed: it failed, or its model has another number of parameters.
         """
-        self.facts = self._ask(json.dumps(work))
-        found = self.facts["parameters"]
+        self._facts = self._ask(json.dumps(work))
+        found = self._facts["parameters"]
         if abs(found - parameters) > 0.01 * parameters:
             raise SystemFailed(f"{self._name}: its model has {found:,} parameters, expected Temper's {parameters:,}")
         self.run()
         self.run()
-        self.warm_up, self.laps = tuple(lap["seconds"] for lap in self.laps), []
 
     def run(self) -> None:
         """One repetition.
@@ -88,7 +75,14 @@ class Worker:
         """
         began = time.perf_counter()
         counts = self._ask("run")
-        self.laps.append({"seconds": time.perf_counter() - began, **counts})
+        self._laps.append({"seconds": time.perf_counter() - began, **counts})
+
+    def series(self) -> Series:
+        """The repetitions after the warm-up, with the system's `parameters` and `versions`."""
+        warm_up, laps = self._laps[:2], self._laps[2:]
+        about = {**self._facts, "warm_up": [lap["seconds"] for lap in warm_up]}
+        about["peak_bytes"] = max(lap["peak_bytes"] for lap in laps)
+        return Series(tuple(lap["seconds"] for lap in laps), tuple(lap["tokens"] for lap in laps), about)
 
     def __enter__(self) -> "Worker":
         return self

@@ -1,4 +1,4 @@
-"""From a comparison's config to workloads: what every system is told to do, and what a token of it costs at least."""
+"""From a comparison's config to workloads: what every system is told to do."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,14 +8,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from models.config import ModelConfig
-from research.comparisons.roofline import (
-    Cost,
-    decode_step_bytes,
-    forward_flops,
-    grpo_cost,
-    parameter_bytes,
-    rollout_cost,
-)
 from research.config.experiment import make_model
 from research.config.schema import key
 from research.config.sections import COUNTER, Model
@@ -44,25 +36,11 @@ class Settings:
 
 
 class Workload(NamedTuple):
-    """The same work for every system.
+    """The same work for every system: what they are told is plain JSON."""
 
-    Attributes:
-      name: the case's dotted name, with the batch size where it varies.
-      peers: which may take part besides Temper.
-      batch_size: rows at a time.
-      message: what the systems are told, besides the settings; plain JSON.
-      cost: the least that a useful token costs.
-      read_bytes: what one pass over memory reads: the size at which the bandwidth is measured.
-      curve: the case, where this is a point of a plot over batch sizes.
-    """
-
-    name: str
-    peers: tuple[str, ...]
-    batch_size: int
+    name: str  # the case's dotted name, with the batch size where it varies
+    peers: tuple[str, ...]  # who may take part besides Temper
     message: dict[str, Any]
-    cost: Cost
-    read_bytes: float
-    curve: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +48,7 @@ class RolloutCase:
     """Completions of `batches * batch_size` prompts of random tokens."""
 
     peers: tuple[str, ...] = key((), _PEERS)
-    batch_sizes: tuple[int, ...] = key((64,), "Rows at a time; several make a curve.", low=1, element=int)
+    batch_sizes: tuple[int, ...] = key((64,), "Rows at a time, each a workload.", low=1, element=int)
     batches: int = key(1, "Batches that a repetition draws.", low=1)
     prompt_length: int = key(32, "Of every prompt.", unit="tokens", low=2)
     max_new_tokens: int = key(128, "Of every completion, or the longest.", unit="tokens", low=1)
@@ -79,9 +57,8 @@ class RolloutCase:
     )
     greedy: bool = key(False, "The likeliest token; else one is drawn at temperature 1.")
 
-    def workloads(self, name: str, settings: Settings, model: ModelConfig) -> Iterator[Workload]:
+    def messages(self, settings: Settings) -> Iterator[dict[str, Any]]:
         """One for each batch size."""
-        several = len(self.batch_sizes) > 1
         for size in self.batch_sizes:
             rng = np.random.default_rng(settings.seed)
             lengths = np.full(self.batches * size, self.max_new_tokens)
@@ -89,16 +66,7 @@ class RolloutCase:
                 drawn = np.ceil(rng.exponential(self.mean_new_tokens, len(lengths)))
                 lengths = np.clip(drawn, 1, self.max_new_tokens).astype(int)
             prompts = rng.integers(FIRST_ID, settings.vocab_size, (len(lengths), self.prompt_length))
-            message = {"prompts": prompts.tolist(), "lengths": lengths.tolist(), "batch_size": size}
-            yield Workload(
-                f"{name}, batch {size}" if several else name,
-                self.peers,
-                size,
-                {**message, "max_new_tokens": self.max_new_tokens, "greedy": self.greedy},
-                rollout_cost(model, self.prompt_length, lengths, size),
-                decode_step_bytes(model, size, self.prompt_length + float(lengths.mean()) / 2),
-                curve=name if several else "",
-            )
+            yield {"prompts": prompts.tolist(), "lengths": lengths.tolist(), "batch_size": size}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,27 +80,18 @@ class TrainCase:
     examples: int = key(0, "Chat examples, which Temper packs; 0: full rows.", low=0)
     mean_length: int = key(180, "Of an example; a third of it is the standard deviation.", unit="tokens", low=4)
 
-    def workloads(self, name: str, settings: Settings, model: ModelConfig) -> Iterator[Workload]:
-        """One."""
+    def messages(self, settings: Settings) -> Iterator[dict[str, Any]]:
+        """One; the loss is on the last two thirds of an example."""
         rng = np.random.default_rng(settings.seed)
         drawn = np.rint(rng.normal(self.mean_length, self.mean_length / 3, self.examples))
-        lengths = np.clip(drawn, 4, self.length).astype(int).tolist()
-        examples = [  # the loss is on the last two thirds
+        examples = [
             {
                 "tokens": rng.integers(FIRST_ID, settings.vocab_size, n).tolist(),
                 "loss_mask": [0] * (n // 3) + [1] * (n - n // 3),
             }
-            for n in lengths
+            for n in np.clip(drawn, 4, self.length).astype(int).tolist()
         ]
-        message = {"batch_size": self.batch_size, "length": self.length, "steps": self.steps}
-        yield Workload(
-            name,
-            self.peers,
-            self.batch_size,
-            {**message, "examples": examples, "learning_rate": LEARNING_RATE},
-            Cost(3 * forward_flops(model, lengths or [self.length])),
-            parameter_bytes(model),
-        )
+        yield {"examples": examples}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,49 +106,24 @@ class GRPOCase:
     iterations: int = key(2, "In a repetition.", low=1)
     beta: float = key(0.04, "Weight of the KL to the reference.", low=0)
 
-    def workloads(self, name: str, settings: Settings, model: ModelConfig) -> Iterator[Workload]:
+    def messages(self, settings: Settings) -> Iterator[dict[str, Any]]:
         """One; its prompts are those of 32 iterations, because TRL wants a data set."""
-        rng, rows = np.random.default_rng(settings.seed), self.prompts * self.group_size
+        rng = np.random.default_rng(settings.seed)
         prompts = rng.integers(FIRST_ID, settings.vocab_size, (32 * self.prompts, self.prompt_length))
-        yield Workload(
-            name,
-            self.peers,
-            rows,
-            {
-                "prompts": prompts.tolist(),
-                "batch_size": self.prompts,
-                "group_size": self.group_size,
-                "max_new_tokens": self.max_new_tokens,
-                "iterations": self.iterations,
-                "beta": self.beta,
-                "learning_rate": LEARNING_RATE,
-            },
-            grpo_cost(model, self.prompt_length, self.max_new_tokens, self.prompts, self.group_size),
-            decode_step_bytes(model, rows, self.prompt_length + self.max_new_tokens / 2),
-        )
+        yield {"prompts": prompts.tolist(), "batch_size": self.prompts}
 
 
-KINDS: Mapping[str, type[RolloutCase | TrainCase | GRPOCase]] = {
-    "rollout": RolloutCase,
-    "train": TrainCase,
-    "grpo": GRPOCase,
-}
+KINDS: Mapping[str, type[RolloutCase | TrainCase | GRPOCase]]
+KINDS = {"rollout": RolloutCase, "train": TrainCase, "grpo": GRPOCase}
 
 
 class Comparison(NamedTuple):
-    """A comparison, checked.
-
-    Attributes:
-      settings: what holds for all cases.
-      model: the decoder that all systems run.
-      workloads: of all chosen cases.
-      tree: what the config says.
-    """
+    """A comparison, checked."""
 
     settings: Settings
-    model: ModelConfig
-    workloads: Sequence[Workload]
-    tree: Mapping[str, Any]
+    model: ModelConfig  # the decoder that all systems run
+    workloads: Sequence[Workload]  # of all chosen cases
+    tree: Mapping[str, Any]  # what the config says
 
 
 def read_comparison(config: ConfigDict, overrides: Iterable[str] = (), only: Sequence[str] = ()) -> Comparison:
@@ -209,13 +143,16 @@ def read_comparison(config: ConfigDict, overrides: Iterable[str] = (), only: Seq
     model = make_model(settings.model, settings.vocab_size)
     found: dict[str, list[Workload]] = {}
     for kind, declared in KINDS.items():
-        for name, given in tree.get(kind, {}).items():
-            case = parse_section(declared, given, f"{kind}.{name}.").value
-            common = {**dataclasses.asdict(settings), "kind": kind}
-            works = case.workloads(f"{kind}.{name}", settings, model)
-            found[f"{kind}.{name}"] = [w._replace(message={**common, **w.message}) for w in works]
-            if not found[f"{kind}.{name}"]:
-                raise ConfigError(f"{kind}.{name}.batch_sizes: got (), expected at least one")
+        for short, given in tree.get(kind, {}).items():
+            name = f"{kind}.{short}"
+            case: Any = parse_section(declared, given, f"{name}.").value
+            common = {**dataclasses.asdict(settings), "kind": kind, "learning_rate": LEARNING_RATE, **vars(case)}
+            told = list(case.messages(settings))
+            if not told:
+                raise ConfigError(f"{name}.batch_sizes: got (), expected at least one")
+            names = [f"{name}, batch {each['batch_size']}" if len(told) > 1 else name for each in told]
+            works = [Workload(n, case.peers, {**common, **each}) for n, each in zip(names, told, strict=True)]
+            found[name] = works
     for name in only:
         if not any(name in _names(case) for case in found):
             raise ConfigError(f"--only: got {name!r}, expected some of {', '.join(found)}")

