@@ -31,30 +31,20 @@ _7M = {"num_layers": 6, "d_model": 288, "num_heads": 6, "num_kv_heads": 6, "head
 _TINY = {"num_layers": 2, "d_model": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "d_ff": 64}
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    """`arg` is the size: cpu (7.2M parameters, the default), gpu (Llama 3.2 1B's shape, no peers) or toy, for tests."""
-    sizes = {"": _cpu, "cpu": _cpu, "gpu": _gpu, "toy": _toy}
-    if arg not in sizes:
-        raise ValueError(f"got the argument {arg!r}, expected cpu, gpu or toy")
-    return ConfigDict({"question": "How fast are rollouts, training steps and iterations of GRPO?", **sizes[arg]()})
+_BOTH, _SHORT = {"peers": ("transformers", "tunix")}, {"prompt_length": 8, "max_new_tokens": 16}
 
-
-def _cpu() -> dict[str, object]:
-    both = {"peers": ("transformers", "tunix")}
-    return {
+SIZES: dict[str, dict[str, object]] = {
+    "cpu": {
         "model": {**_7M, "logprob_chunk": 256},
         "rollout": {
-            "fixed": {**both, "batch_sizes": (1, 4, 16, 64, 256)},
-            "lengths": {**both, "batches": 4, "mean_new_tokens": 32},
-            "greedy": {**both, "batch_sizes": (1,), "batches": 8, "greedy": True},
+            "fixed": {**_BOTH, "batch_sizes": (1, 4, 16, 64, 256)},
+            "lengths": {**_BOTH, "batches": 4, "mean_new_tokens": 32},
+            "greedy": {**_BOTH, "batch_sizes": (1,), "batches": 8, "greedy": True},
         },
-        "train": {"full": both, "ragged": {"peers": ("trl",), "length": 512, "examples": 256}},
+        "train": {"full": _BOTH, "ragged": {"peers": ("trl",), "length": 512, "examples": 256}},
         "grpo": {"iteration": {"peers": ("trl",)}},
-    }
-
-
-def _gpu() -> dict[str, object]:
-    return {
+    },
+    "gpu": {
         "platform": "gpu",
         "vocab_size": 128_256,
         "cache_bucket": 128,
@@ -69,24 +59,30 @@ def _gpu() -> dict[str, object]:
             "ragged": {"batch_size": 8, "length": 2048, "examples": 1024},
         },
         "grpo": {"iteration": {"prompt_length": 128, "max_new_tokens": 512}},
-    }
-
-
-def _toy() -> dict[str, object]:
-    both, short = {"peers": ("transformers", "tunix")}, {"prompt_length": 8, "max_new_tokens": 16}
-    return {
+    },
+    "toy": {
         "repetitions": 2,
         "pause": 0.0,
         "vocab_size": 384,
         "model": _TINY,
         "rollout": {
-            "fixed": {**both, **short, "batch_sizes": (1, 4)},
-            "lengths": {**both, **short, "batch_sizes": (4,), "batches": 2, "mean_new_tokens": 4},
-            "greedy": {**both, **short, "batch_sizes": (1,), "greedy": True},
+            "fixed": {**_BOTH, **_SHORT, "batch_sizes": (1, 4)},
+            "lengths": {**_BOTH, **_SHORT, "batch_sizes": (4,), "batches": 2, "mean_new_tokens": 4},
+            "greedy": {**_BOTH, **_SHORT, "batch_sizes": (1,), "greedy": True},
         },
         "train": {
-            "full": {**both, "batch_size": 2, "length": 16, "steps": 2},
+            "full": {**_BOTH, "batch_size": 2, "length": 16, "steps": 2},
             "ragged": {"peers": ("trl",), "batch_size": 2, "length": 64, "examples": 8, "mean_length": 24},
         },
-        "grpo": {"iteration": {**short, "peers": ("trl",), "prompts": 2, "group_size": 2, "iterations": 1}},
-    }
+        "grpo": {"iteration": {**_SHORT, "peers": ("trl",), "prompts": 2, "group_size": 2, "iterations": 1}},
+    },
+}
+
+
+def get_config(arg: str = "cpu") -> ConfigDict:
+    """`arg` is the size: cpu (7.2M parameters, the default), gpu (Llama 3.2 1B's shape, no peers) or toy, for tests."""
+    if arg and arg not in SIZES:
+        raise ValueError(f"got the argument {arg!r}, expected cpu, gpu or toy")
+    return ConfigDict(
+        {"question": "How fast are rollouts, training steps and iterations of GRPO?", **SIZES[arg or "cpu"]}
+    )

@@ -27,6 +27,7 @@ Role = Literal["reference", "teacher"]
 """A frozen model that an algorithm needs. Reward models are no roles of it: the rollout pays rewards."""
 
 Read = Literal["correct", "rewards", "steps", "scale"]
+"""Of a sample: whether it is right, its reward, the rewards of its steps, difficulty weights."""
 
 Scalars = dict[str, Float[Any, ""]]
 Summed = tuple[WeightedSum, dict[str, WeightedSum]]
@@ -46,40 +47,22 @@ ALONE = Frozen()
 
 
 class Rollouts(NamedTuple):
-    """One iteration's samples on the host, rows laid out [p1, p1, ..., p2, p2]; B = P * group_size.
+    """One iteration's samples on the host, rows laid out [p1, p1, ..., p2, p2]; B = P * group_size."""
 
-    Attributes:
-      prompt_tokens: `[B, L]` int32, left-padded.
-      prompt_mask: `[B, L]` bool.
-      tokens: `[B, N]` int32 completions.
-      mask: `[B, N]` bool, True on the tokens that the policy drew, the stop token included.
-      sampler_logps: `[B, N]` float32, nats, under the distribution sampled from.
-      stopped: `[B]` bool, False where the completion was cut at its limit.
-      rewards: `[B]` float32, after shaping.
-      correct: `[B]` bool, whether the completion is correct: the verifier's verdict, or (reward model) score above the
-        group's mean.
-      prompt_ids: `[B]` int32.
-      group_size: G.
-      step_rewards: `[B, N]` float32, paid at the last token of a step; None where no step is paid.
-      step_mask: `[B, N]` bool, the last token of each step; None with `step_rewards`.
-      advantage_scale: `[B]` float32, difficulty weights of the advantages; None is 1.
-      given: `[B, N]` bool, True on tokens between the drawn ones that came from outside, such as a tool's results:
-        context without loss; None is nowhere.
-    """
-
-    prompt_tokens: np.ndarray
-    prompt_mask: np.ndarray
-    tokens: np.ndarray
-    mask: np.ndarray
-    sampler_logps: np.ndarray
-    stopped: np.ndarray
-    rewards: np.ndarray
-    correct: np.ndarray
-    prompt_ids: np.ndarray
+    prompt_tokens: np.ndarray  # [B, L] int32, left-padded
+    prompt_mask: np.ndarray  # [B, L] bool
+    tokens: np.ndarray  # [B, N] int32 completions
+    mask: np.ndarray  # [B, N] bool, True on the tokens that the policy drew, the stop token included
+    sampler_logps: np.ndarray  # [B, N] float32, nats, under the distribution sampled from
+    stopped: np.ndarray  # [B] bool, False where the completion was cut at its limit
+    rewards: np.ndarray  # [B] float32, after shaping
+    correct: np.ndarray  # [B] bool, the verifier's verdict, or (reward model) a score above the group's mean
+    prompt_ids: np.ndarray  # [B] int32
     group_size: int
-    step_rewards: np.ndarray | None = None
-    step_mask: np.ndarray | None = None
-    advantage_scale: np.ndarray | None = None
+    step_rewards: np.ndarray | None = None  # [B, N] float32, paid at the last token of a step; None: no step is paid
+    step_mask: np.ndarray | None = None  # [B, N] bool, the last token of each step; None with `step_rewards`
+    advantage_scale: np.ndarray | None = None  # [B] float32, difficulty weights of the advantages; None is 1
+    # [B, N] bool, tokens between the drawn ones that came from outside, such as a tool's: context without loss.
     given: np.ndarray | None = None
 
     @property
@@ -197,32 +180,20 @@ class Algorithm(abc.ABC, Generic[BatchT]):
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """How a config finds an algorithm.
+    """How a config finds an algorithm."""
 
-    Attributes:
-      name: `objective.name`, and the name of its section.
-      make: from the stage's settings to the algorithm.
-      options: what its section may say.
-      given: the given data it learns from; None where it only learns from the policy's own samples.
-      own: whether it can learn from the policy's own samples.
-      check: raises ValueError where options exclude each other.
-      rows_per_group: rows (or pairs) of the batch from one prompt's group of G samples.
-      reads: what of a paid sample it learns from, under these options: "correct" (whether it is right), "rewards",
-        "steps" (rewards of steps), "scale" (difficulty weights).
-      least_prompts: prompts that an iteration's samples must be of.
-      untruncated: whether its ratio needs the untruncated distribution (no top-k, no top-p).
-    """
-
-    name: str
+    name: str  # `objective.name`, and the name of its section
     make: Callable[[Setting], Algorithm]
-    options: Mapping[str, Key]
-    given: DataKind | None = None
-    own: bool = False
-    check: Callable[[Mapping[str, Any]], None] = lambda _options: None
+    options: Mapping[str, Key]  # what its section may say
+    given: DataKind | None = None  # the given data it learns from; None where only from the policy's own samples
+    own: bool = False  # whether it can learn from the policy's own samples
+    check: Callable[[Mapping[str, Any]], None] = lambda _options: None  # ValueError where options exclude each other
+    # Rows (or pairs) of the batch from one prompt's group of G samples.
     rows_per_group: Callable[[Mapping[str, Any], int], int] = lambda _options, group_size: group_size
+    # What of a paid sample it learns from, under these options: see `Read`.
     reads: Callable[[Mapping[str, Any]], frozenset[Read]] = lambda _options: frozenset({"rewards"})
-    least_prompts: int = 1
-    untruncated: bool = False
+    least_prompts: int = 1  # that an iteration's samples must be of
+    untruncated: bool = False  # whether its ratio needs the untruncated distribution (no top-k, no top-p)
 
     def static(self, options: Mapping[str, Any], online: bool, group_size: int, max_new_tokens: int) -> Algorithm:
         """The algorithm as far as it can be known without a tokenizer."""

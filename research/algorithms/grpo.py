@@ -23,11 +23,7 @@ ImportanceCorrection = Literal["none", "token", "sequence"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GRPO(PolicyGradient):
-    """A surrogate of the policy gradient on advantages without a critic (Shao et al. 2024, eq. 3).
-
-    Attributes:
-      two_sided: whether `delta` bounds the ratio of tokens with negative advantage.
-    """
+    """A surrogate of the policy gradient on advantages without a critic (Shao et al. 2024, eq. 3)."""
 
     group_size: int
     aggregation: Aggregation = "sequence_mean"
@@ -37,7 +33,7 @@ class GRPO(PolicyGradient):
     ddof: int = 1
     ratio_level: RatioLevel = "token"
     surrogate: SurrogateName = "clip"
-    two_sided: bool = False
+    two_sided: bool = False  # whether `delta` bounds the ratio of tokens with negative advantage
     kl_correction: KLCorrection = "none"
     importance: ImportanceCorrection = "none"
     importance_mode: ImportanceMode = "truncate"

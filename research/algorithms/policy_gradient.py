@@ -22,21 +22,13 @@ NO_K1 = (
 
 @dataclasses.dataclass(frozen=True)
 class PolicyGradient(Algorithm[RolloutBatch]):
-    """A surrogate of the policy gradient on all B rows of an iteration, at the rollout's temperature.
+    """A surrogate of the policy gradient on all B rows of an iteration, at the rollout's temperature."""
 
-    Attributes:
-      max_new_tokens: N; the constant of the "constant" aggregation.
-      aggregation: how tokens become one number.
-      kl: where the KL to the reference enters: nowhere, the loss, or the reward (k1 a token).
-      kl_estimator: of a KL in the loss.
-      mask_truncated: whether completions cut at their limit are left out of the loss.
-    """
-
-    max_new_tokens: int
+    max_new_tokens: int  # N; the constant of the "constant" aggregation
     aggregation: Aggregation = "token_mean"
-    kl: Literal["none", "loss", "reward"] = "none"
+    kl: Literal["none", "loss", "reward"] = "none"  # where the KL to the reference enters; in the reward it is k1
     kl_estimator: LossKLEstimator = "k3"
-    mask_truncated: bool = dataclasses.field(default=False, compare=False)  # read on the host only
+    mask_truncated: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def roles(self) -> tuple[Role, ...]:

@@ -23,22 +23,15 @@ from research.core.state import Layout
 
 @dataclasses.dataclass(frozen=True)
 class PPO(PolicyGradient):
-    """Clipped surrogate on advantages by GAE, and the squared error of the values (Ouyang et al. 2022).
-
-    Attributes:
-      adaptive: whether `kl_coef` follows `target_kl` (Ziegler et al. 2019).
-      clips_value: whether the value's move is clipped.
-      dual: whether `dual_clip` bounds the ratio of tokens with negative advantage.
-      whitens: whether advantages are whitened over the global batch.
-    """
+    """Clipped surrogate on advantages by GAE, and the squared error of the values (Ouyang et al. 2022)."""
 
     kl: Literal["none", "loss", "reward"] = "reward"
-    adaptive: bool = dataclasses.field(default=False, compare=False)  # with the next two, read on the host only
+    adaptive: bool = dataclasses.field(default=False, compare=False)  # kl_coef follows target_kl (Ziegler et al. 2019)
     target_kl: float = dataclasses.field(default=6.0, compare=False)
     horizon: float = dataclasses.field(default=10_000.0, compare=False)
-    clips_value: bool = True
-    dual: bool = False
-    whitens: bool = True
+    clips_value: bool = True  # whether the value's move is clipped
+    dual: bool = False  # whether `dual_clip` bounds the ratio of tokens with negative advantage
+    whitens: bool = True  # whether advantages are whitened over the global batch
 
     layout: ClassVar[Layout] = "actor_critic"
 

@@ -195,8 +195,7 @@ def objective_of(
     objective = find("objective", name, "objective").target
     options = {**defaults(objective.options), **given}
     traced = {key: options[key] for key, option in objective.options.items() if option.traced}
-    if group_size:
-        traced["temperature"] = 1.0
+    traced |= {"temperature": 1.0} if group_size else {}
     scalars = OptimizerScalars(
         learning_rate=np.float32(learning_rate),
         warmup_steps=np.float32(10),

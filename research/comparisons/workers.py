@@ -30,13 +30,9 @@ class Worker:
     """One system at work on one workload. A context manager."""
 
     def __init__(self, system: System, threads: int, timeout: float, log: Path) -> None:
-        """Starts the process on its cores; it waits for its workload.
+        """Starts the process on its cores; it waits for its workload, and writes its standard error to `log`.
 
-        Args:
-          system: what to start.
-          threads: cores that it may use.
-          timeout: seconds that building, or one repetition, may take.
-          log: where what it writes to standard error goes.
+        `timeout` is in seconds, of building and of each repetition.
         """
         self._facts: dict[str, Any] = {}
         self._laps: list[dict[str, Any]] = []
@@ -55,11 +51,7 @@ class Worker:
             os.sched_setaffinity(self._process.pid, sorted(os.sched_getaffinity(0))[:threads])
 
     def start(self, work: Mapping[str, Any], parameters: int) -> None:
-        """Hands over the work and warms up.
-
-        Raises:
-          SystemFailed: it failed, or its model has another number of parameters.
-        """
+        """Hands over the work and warms up; SystemFailed if its model has another number of parameters."""
         self._facts = self._ask(json.dumps(work))
         found = self._facts["parameters"]
         if abs(found - parameters) > 0.01 * parameters:
@@ -68,11 +60,7 @@ class Worker:
         self.run()
 
     def run(self) -> None:
-        """One repetition.
-
-        Raises:
-          SystemFailed: it ended, took too long or did not answer in JSON.
-        """
+        """One repetition; SystemFailed if it ends, takes too long or does not answer in JSON."""
         began = time.perf_counter()
         counts = self._ask("run")
         self._laps.append({"seconds": time.perf_counter() - began, **counts})

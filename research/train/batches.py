@@ -17,59 +17,52 @@ from research.tasks.sources import Sources, View, worked_text
 
 def training_batches(stage: Stage, sources: Sources) -> Pipeline:
     """The endless, shuffled training data of an offline stage."""
-    tokenizer, kind = sources.tokenizer, stage.objective.given
-    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "seed": stage.seed}
-    shape["name"] = stage.name
+    kind, how, tokenizer = stage.objective.given, stage.data, sources.tokenizer
+    shape = {**_shape(stage), "seed": stage.seed}
     if kind == "text":
-        parts: list[Any] = []
-        weights = []
-        if stage.data.text_weight > 0:
-            parts.append(sources.text.train)
-            weights.append(stage.data.text_weight)
-        if stage.data.problems_weight > 0:
-            parts.append(View(sources.problems.train, stage.data.limit, worked_text))
-            weights.append(stage.data.problems_weight)
-        return text_batches(parts, tokenizer, weights=weights, **shape)
+        parts: list[tuple[float, Any]] = []
+        if how.text_weight > 0:
+            parts.append((how.text_weight, sources.text.train))
+        if how.problems_weight > 0:
+            parts.append((how.problems_weight, View(sources.problems.train, how.limit, worked_text)))
+        return text_batches([part for _, part in parts], tokenizer, weights=[weight for weight, _ in parts], **shape)
     if kind == "chat":
-        shape["limits"] = sources.limits
-        change = _transform(stage) or dict
-        records = View(sources.problems.train, stage.data.limit, change)
-        if "teacher" not in stage.facts.roles:
-            return sft_batches(records, tokenizer, packing=stage.data.packing, **shape)
-        return sft_batches(records, tokenizer, packing=False, bucket_lengths=(stage.length,), **shape)
+        records = View(sources.problems.train, how.limit, _transform(stage) or dict)
+        if "teacher" in stage.facts.roles:
+            shape |= {"packing": False, "bucket_lengths": (stage.length,)}
+        return sft_batches(records, tokenizer, limits=sources.limits, **{"packing": how.packing, **shape})
     return _judged_batches(stage, sources, train=True)
 
 
 def validation_batches(stage: Stage, sources: Sources) -> Pipeline:
     """One ordered pass over held-out data of the same kind."""
-    tokenizer, kind = sources.tokenizer, stage.objective.given
-    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "name": stage.name}
+    kind, shape, tokenizer = stage.objective.given, _shape(stage), sources.tokenizer
     if kind == "text":
-        if stage.data.text_weight > 0:
-            return text_eval_batches(sources.text.validation, tokenizer, **shape)
-        return text_eval_batches(View(sources.held_out, 0, worked_text), tokenizer, **shape)
+        held_out = sources.text.validation if stage.data.text_weight > 0 else View(sources.held_out, 0, worked_text)
+        return text_eval_batches(held_out, tokenizer, **shape)
     if kind == "chat":
         return sft_eval_batches(sources.held_out, tokenizer, limits=sources.limits, **shape)
     return _judged_batches(stage, sources, train=False)
+
+
+def _shape(stage: Stage) -> dict[str, Any]:
+    return {"batch_size": stage.batch_size, "length": stage.length, "name": stage.name}
 
 
 def _judged_batches(stage: Stage, sources: Sources, *, train: bool) -> Pipeline:
     kind = cast(JudgedKind, stage.objective.given)
     found = sources.prepared(kind)
     records: Records = found.train if train else found.validation
-    change = _transform(stage)
-    if change is not None:
+    if (change := _transform(stage)) is not None:
         records = View(records, 0, change)
     return judged_batches(
         kind,
         records,
         sources.tokenizer,
-        batch_size=stage.batch_size,
-        length=stage.length,
         seed=stage.seed if train else None,
-        name=stage.name,
         limits=sources.limits,
         candidates=sources.section.rankings.candidates,
+        **_shape(stage),
     )
 
 

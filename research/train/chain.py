@@ -28,23 +28,14 @@ from research.train.stored import EXPERIMENT, TOKENIZER, StageResult, read_param
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """One finished stage.
-
-    Attributes:
-      stage: its resolved config.
-      folder: where it is.
-      result: what training left: metrics, budget, curve.
-      reused: whether it was read from disk, and not run.
-      evaluation: what the final evaluation found; None where there is none.
-      evaluated_by: identity of that evaluation.
-    """
+    """One finished stage."""
 
     stage: Stage
     folder: StageDir
-    result: Mapping[str, Any]
-    reused: bool = False
-    evaluation: Results | None = None
-    evaluated_by: str = ""
+    result: Mapping[str, Any]  # what training left: metrics, budget, curve
+    reused: bool = False  # whether it was read from disk, and not run
+    evaluation: Results | None = None  # what the final evaluation found
+    evaluated_by: str = ""  # identity of that evaluation
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -77,10 +68,7 @@ def run_chain(
       until: only this stage and those whose results it needs; "" runs all.
       setup: data, mesh and models, where the caller has them already.
       run_name: what the console calls the run, and a part of the names of the folders that it makes.
-      interrupts: says when to save and to stop.
-
-    Raises:
-      Interrupted: a signal asked to stop; the same call goes on from there.
+      interrupts: says when to save and to stop; then `Interrupted` is raised, and the same call goes on from there.
     """
     chain = _Chain(experiment, workdir, setup or set_up(experiment, workdir), run_name, interrupts or Interrupts())
     with jax.set_mesh(chain.setup.mesh):

@@ -22,24 +22,17 @@ from research.train.step import eval_step, prepare_step, train_step
 
 
 class Learner:
-    """The state of one stage in training.
+    """The state of one stage in training."""
 
-    Attributes:
-      algorithm, scalars: what its steps are made of, static and traced.
-      state: parameters and optimizer; set by `start` or `restore`.
-      spent: what training has cost.
-      moved: whether the policy has left the parameters that the stage started from.
-    """
-
-    state: TrainState
+    state: TrainState  # parameters and optimizer; set by `start` or `restore`
 
     def __init__(self, run: StageRun) -> None:
         """Without a state."""
         self.run = run
-        self.algorithm, self.scalars = build(run.stage, run.sources.tokenizer)
+        self.algorithm, self.scalars = build(run.stage, run.sources.tokenizer)  # static and traced
         self.layout = self.algorithm.layout
         self.spent = Spending(run.model)
-        self.moved = False
+        self.moved = False  # whether the policy has left the parameters that the stage started from
         self._frozen: Frozen | None = None
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import jax
@@ -44,14 +45,11 @@ def overfitting(curve: Sequence[Mapping[str, float]]) -> float:
 
 def validation_metrics(session: Session, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
     """Means over the first `eval_batches` batches of held-out data, divided once."""
-    stage = session.run.stage
+    stage, learner = session.run.stage, session.learner
     sums: dict[str, WeightedSum] = {}
-    for index, arrays in enumerate(batches):
-        if index == stage.eval_batches:
-            break
+    for arrays in islice(batches, stage.eval_batches):
         session.stop_if_asked()
-        batch = as_batch(stage, session.learner.algorithm, arrays)
-        part = session.learner.measure(session.learner.prepare(batch, counts=None))
-        sums = part if not sums else {key: sums[key] + value for key, value in part.items()}
+        part = learner.measure(learner.prepare(as_batch(stage, learner.algorithm, arrays), counts=None))
+        sums = {key: sums[key] + value for key, value in part.items()} if sums else part
     fetched = jax.device_get(sums)
     return {f"eval/{key}": float(value.total / max(float(value.count), 1e-8)) for key, value in fetched.items()}

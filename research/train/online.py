@@ -19,7 +19,8 @@ from research.core.batch import Batch, RolloutBatch
 from research.core.mesh import to_device
 from research.core.metrics import METRICS, load_metrics
 from research.core.network import Network, batch_logps
-from research.data.pipelines import Pipeline, prompt_batches
+from research.data.pipelines import prompt_batches
+from research.data.report import DataReport
 from research.rewards.base import RewardError, WeightedReward
 from research.rollouts.collect import RolloutCollector, Sampler
 from research.rollouts.curriculum import Curriculum, CurriculumSampler
@@ -53,10 +54,9 @@ def run_online(run: StageRun) -> dict[str, Any]:
     stage = run.stage
     problems = View(run.sources.problems.train, stage.data.limit)
     state = OnlineState(RolloutCollector(_sampler(run, problems), _rewards(run), problems, stage.rollout))
-    pipeline = _prompts(run, problems)
-    prompts, rewards = _filtered(run, pipeline, len(problems)), state.collector.rewards
-    with Session(run, prompts, rewards=rewards, monitors=state.monitors) as session:
-        session.tell(pipeline.report)
+    prompts, report = _prompts(run, problems)
+    with Session(run, prompts, rewards=state.collector.rewards, monitors=state.monitors) as session:
+        session.tell(report)
         for step in session.steps(partial(held_out_metrics, session), at_start=True):
             metrics, tokens = _iterate(session, state, step)
             session.log(step, metrics, tokens=tokens)
@@ -127,10 +127,10 @@ def _record_errors(session: Session, errors: tuple[RewardError, ...]) -> None:
         )
 
 
-def _prompts(run: StageRun, problems: View) -> Pipeline:
-    """Endless batches of prompts."""
+def _prompts(run: StageRun, problems: View) -> tuple[Any, DataReport]:
+    """The iterator of prompts, filtered by difficulty where the stage says so, and what became of their records."""
     stage, how, interaction = run.stage, run.stage.rollout, run.setup.interaction
-    return prompt_batches(
+    pipeline = prompt_batches(
         problems if interaction is None else interaction.prompts(problems),
         run.sources.tokenizer,
         prompts_per_batch=how.prompts_per_step,
@@ -139,23 +139,15 @@ def _prompts(run: StageRun, problems: View) -> Pipeline:
         name=stage.name,
         limits=run.sources.limits,
     )
-
-
-def _filtered(run: StageRun, pipeline: Pipeline, problems: int) -> Any:
-    """The iterator of prompts, filtered by difficulty where the stage says so."""
-    stage, how = run.stage, run.stage.rollout
     if not how.curriculum:
-        return iter(pipeline)
-    curriculum = Curriculum(
-        problems, band=(how.curriculum_low, how.curriculum_high), decay=how.curriculum_decay, retry=how.curriculum_retry
+        return iter(pipeline), pipeline.report
+    band = (how.curriculum_low, how.curriculum_high)
+    curriculum = Curriculum(len(problems), band=band, decay=how.curriculum_decay, retry=how.curriculum_retry)
+    size = how.prompts_per_step
+    filtered = CurriculumSampler(
+        iter(pipeline), curriculum, batch_size=size, max_skipped=_PATIENCE * size, seed=stage.seed
     )
-    return CurriculumSampler(
-        iter(pipeline),
-        curriculum,
-        batch_size=how.prompts_per_step,
-        max_skipped=_PATIENCE * how.prompts_per_step,
-        seed=stage.seed,
-    )
+    return filtered, pipeline.report
 
 
 def _iterate(session: Session, state: OnlineState, step: int) -> tuple[dict[str, Any], int]:

@@ -20,28 +20,17 @@ from research.train.stored import StageResult
 
 @dataclasses.dataclass(frozen=True)
 class StageRun:
-    """Everything a loop is given.
-
-    Attributes:
-      stage: the resolved stage.
-      folder: where it writes.
-      experiment, setup: what it shares with the other stages.
-      result_of: loads what another stage has trained, by name: fresh buffers at every call.
-      label: what the progress bar says.
-      interrupts: says when to save and to stop.
-      evaluators: what measures its policy, by name; those that can.
-      curve_evaluation: identity of these measurements.
-    """
+    """Everything a loop is given."""
 
     stage: Stage
-    folder: StageDir
+    folder: StageDir  # where it writes
     experiment: Experiment
     setup: Setup
-    result_of: Callable[[str], StageResult]
-    label: str
-    interrupts: Interrupts
-    evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
-    curve_evaluation: str = ""
+    result_of: Callable[[str], StageResult]  # loads what another stage has trained, by name: fresh buffers every time
+    label: str  # what the progress bar says
+    interrupts: Interrupts  # says when to save and to stop
+    evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)  # those that can measure its policy
+    curve_evaluation: str = ""  # identity of their measurements
 
     @property
     def model(self) -> ModelConfig:

@@ -164,12 +164,20 @@ class Session:
         shown: dict[str, float] | None = None
         if step % stage.log_every == 0 or step == stage.steps or step == 1:
             values = {key: float(value) for key, value in jax.device_get(dict(metrics)).items()}
-            values |= self._first_metrics if step == 1 else {}
-            self.writer.write(step, values)
-            self._alarm(step, values)
-            shown = {key: values[key] for key in _SHOWN if key in values}
+            shown = self._write(step, {**values, **(self._first_metrics if step == 1 else {})})
             self._write_performance(step)
         self._advance(shown)
+
+    def _write(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Writes metrics, says once what a person should look at, and returns those that the console shows."""
+        self.writer.write(step, metrics)
+        found = {name for name in _ALARMS if metrics.get(name)}
+        if not all(np.isfinite(value) for value in metrics.values()):
+            found.add("non_finite")
+        for name in sorted(found - self._alarms):
+            self.say(f"alarm at step {step}: {_ALARMS[name]}")
+        self._alarms |= found
+        return {key: metrics[key] for key in _SHOWN if key in metrics}
 
     def _write_performance(self, step: int) -> None:
         self._clock()
@@ -198,10 +206,8 @@ class Session:
         point = {"step": self.done, "tokens_spent": self.learner.spent.tokens, **metrics}
         self.curve.append(point)
         if metrics:
-            self.writer.write(self.done, metrics)
-            self._alarm(self.done, metrics)
-            shown = ", ".join(f"{key} {metrics[key]:.4g}" for key in _SHOWN if key in metrics)
-            self.say(f"step {self.done}: {shown}")
+            shown = self._write(self.done, metrics)
+            self.say(f"step {self.done}: {', '.join(f'{key} {value:.4g}' for key, value in shown.items())}")
 
     def stop_if_asked(self) -> None:
         """Raises Interrupted where a signal came, after the steps that are done were saved."""
@@ -248,15 +254,6 @@ class Session:
         }
         self.run.folder.finish(result)
         return result
-
-    def _alarm(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Says what a person should look at."""
-        found = {name for name in _ALARMS if metrics.get(name)}
-        if not all(np.isfinite(value) for value in metrics.values()):
-            found.add("non_finite")
-        for name in sorted(found - self._alarms):
-            self.say(f"alarm at step {step}: {_ALARMS[name]}")
-        self._alarms |= found
 
     def _clock(self) -> None:
         now = time.monotonic()

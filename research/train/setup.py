@@ -15,36 +15,29 @@ from research.core.mesh import check_rows, make_mesh
 from research.core.progress import say
 from research.core.sinks import check_sinks
 from research.core.state import abstract_params
+from research.data.judged import check_lengths
+from research.data.records import Records, View
 from research.data.tokenizer import Tokenizer
 from research.environments.interaction import Interaction, make_interaction
 from research.rewards.base import RewardFunction
 from research.rewards.builtin import correct
 from research.tasks.sources import Sources
+from research.train.batches import training_batches, validation_batches
 from research.train.build import build, context_ids
-from research.train.check_data import check_data
 from research.train.memory import check_memory
 from research.train.stored import TrainedStage, load_finished
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What all stages of an experiment share.
-
-    Attributes:
-      sources: the data, opened.
-      mesh: the devices.
-      models: static model descriptions by section, vocabulary included.
-      yardstick: what says whether a completion is right: `evaluation.correct`, or the task's own.
-      interaction: what answers policies while they are sampled, if anything.
-      folders: finished stages of any run that the config names by their folders.
-    """
+    """What all stages of an experiment share."""
 
     sources: Sources
     mesh: Mesh
-    models: Mapping[str, ModelConfig]
-    yardstick: RewardFunction
-    interaction: Interaction | None = None
-    folders: Mapping[str, TrainedStage] = dataclasses.field(default_factory=dict)
+    models: Mapping[str, ModelConfig]  # by section, vocabulary included
+    yardstick: RewardFunction  # what says whether a completion is right: `evaluation.correct`, or the task's own
+    interaction: Interaction | None = None  # what answers policies while they are sampled
+    folders: Mapping[str, TrainedStage] = dataclasses.field(default_factory=dict)  # stages named by their folders
 
 
 def set_up(experiment: Experiment, workdir: Path) -> Setup:
@@ -84,9 +77,32 @@ def set_up(experiment: Experiment, workdir: Path) -> Setup:
         _check_context(experiment, stage, sources.tokenizer, folders)
         check_memory(stage, models[stage.model], mesh)
     interaction = interaction_of(experiment.tree["tools"], sources.tokenizer)
-    check_data(experiment, sources, interaction)
+    _check_lengths(experiment, sources, interaction)
     yardstick = experiment.parsed["evaluation"].chosen["correct"]
     return Setup(sources, mesh, models, yardstick[0].make() if yardstick else correct, interaction, folders)
+
+
+def _check_lengths(experiment: Experiment, sources: Sources, interaction: Interaction | None) -> None:
+    """Raises DataError where records of a stage, or the evaluation's prompts, do not fit their lengths.
+
+    Texts for pretraining fit any length: they are cut into rows.
+    """
+
+    def check_prompts(records: Records, length: int, name: str) -> None:
+        told = records if interaction is None else interaction.prompts(records)
+        check_lengths("prompts", told, sources.tokenizer, length=length, name=name, limits=sources.limits)
+
+    for stage in experiment.stages:
+        if stage.online:
+            records = View(sources.problems.train, stage.data.limit)
+            check_prompts(records, stage.rollout.max_prompt_length, stage.name)
+        elif stage.objective.given != "text":
+            for make in (training_batches, validation_batches):
+                make(stage, sources)
+    measured = [stage.eval_problems for stage in experiment.stages if stage.samples]
+    if measured:
+        how = experiment.evaluation
+        check_prompts(View(sources.held_out, max(how.problems, *measured)), how.max_prompt_length, "evaluation")
 
 
 def interaction_of(section: Tree, tokenizer: Tokenizer) -> Interaction | None:

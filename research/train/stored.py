@@ -33,23 +33,14 @@ class StageResult(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TrainedStage:
-    """What a stage's folder says of what it has trained; the parameters are read when asked for.
+    """What a stage's folder says of what it has trained; the parameters are read when asked for."""
 
-    Attributes:
-      folder: <workdir>/stages/<name>-<hash>.
-      stage: its config.
-      experiment: the config that it came from.
-      algorithm: what trained it; its layout says what the parameters are.
-      model: static model description.
-      tokenizer: the one it was trained with.
-    """
-
-    folder: Path
+    folder: Path  # <workdir>/stages/<name>-<hash>
     stage: Stage
-    experiment: Experiment
-    algorithm: Algorithm
+    experiment: Experiment  # the config that it came from
+    algorithm: Algorithm  # what trained it; its layout says what the parameters are
     model: ModelConfig
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer  # the one it was trained with
 
     @property
     def name(self) -> str:
