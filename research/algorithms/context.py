@@ -10,14 +10,9 @@ from research.core.batch import SequenceBatch
 def teacher_rows(
     rows: SequenceBatch, context_ids: tuple[int, ...], bos_id: int | None
 ) -> tuple[SequenceBatch, np.ndarray]:
-    """Rows `[B, T + C]` with the context after BOS, or before the first token where that is no BOS.
+    """Rows `[B, T + C]` with the C tokens of context after BOS, or before the first token where that is no BOS.
 
-    Returns the teacher's rows, and `[B, T]` its slot of each of the student's tokens.
-
-    Args:
-      rows: one sequence a row, padded on any side, on the host.
-      context_ids: C token ids; none gives the rows as they are.
-      bos_id: the token that a row may start with.
+    Returns the teacher's rows, and `[B, T]` its slot of each of the student's tokens. `rows` are padded on any side.
 
     Raises:
       ValueError: packed rows, because the context belongs to one sequence.

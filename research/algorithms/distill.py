@@ -26,17 +26,13 @@ class Distill(Algorithm[DistillBatch]):
     """A divergence to the teacher at every response token (Agarwal et al. 2024, GKD, eq. 1 and 2).
 
     Context distillation (Askell et al. 2021; Snell et al. 2022): the teacher also reads `context_ids`.
-
-    Attributes:
-      context_ids: what only the teacher sees, before the prompt.
-      bos_id: the token after which the context goes, where rows start with it.
     """
 
     divergence: Divergence
     top_k: int = 0
     tail: Tail = "bucket"
-    context_ids: tuple[int, ...] = dataclasses.field(default=(), compare=False)
-    bos_id: int | None = dataclasses.field(default=None, compare=False)
+    context_ids: tuple[int, ...] = dataclasses.field(default=(), compare=False)  # what only the teacher sees
+    bos_id: int | None = dataclasses.field(default=None, compare=False)  # the context goes after it
 
     roles = ("teacher",)
 

@@ -11,7 +11,7 @@ from objectives.dpo import OPTIONS as READ_BY
 from objectives.dpo import DPOLossType, dpo_loss
 from objectives.dpo_terms import FDivergence, bco_delta_statistic, length_desensitized_logps, wpo_weights
 from research.algorithms import pairs
-from research.algorithms.base import Frozen, Scalars, Summed, provides
+from research.algorithms.base import Frozen, Scalars, Summed, provides, when
 from research.config.schema import choice, number
 from research.core.batch import PreferenceBatch
 from research.core.network import Network
@@ -111,11 +111,7 @@ DPO_OPTIONS = {
     "beta": pairs.BETA,
     "label_smoothing": pairs.label_smoothing(_reads("label_smoothing")),
     "alpha_divergence_coef": number(
-        0.5,
-        "Alpha of the alpha-divergence: 0 is the forward KL, 1 the reverse.",
-        0,
-        1,
-        used=lambda o, f: o["f_divergence"] == "alpha" and _reads("f_divergence")(o, f),
+        0.5, "Alpha of the alpha-divergence: 0 is the forward KL, 1 the reverse.", 0, 1, used=when(f_divergence="alpha")
     ),
     "discopop_tau": number(
         0.05, "Temperature of discopop.", 1e-6, None, "the contrast is divided by it", used=_reads("discopop_tau")

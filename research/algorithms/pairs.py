@@ -21,13 +21,8 @@ from research.core.network import Network, batch_logps
 
 @dataclasses.dataclass(frozen=True)
 class PairAlgorithm(Algorithm[PreferenceBatch]):
-    """Learns from given pairs, or from the best and the worst of a prompt's own samples.
+    """Learns from given pairs, or from the best and the worst of a prompt's own samples."""
 
-    Attributes:
-      pairs_per_prompt: with own samples, at most this many disjoint pairs of each group.
-    """
-
-    # Read on the host only: a change of it does not recompile the step.
     pairs_per_prompt: int = dataclasses.field(default=2, compare=False, kw_only=True)
 
     def from_rollouts(self, rollouts: Rollouts, seed: int) -> tuple[PreferenceBatch, dict[str, float]]:

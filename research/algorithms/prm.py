@@ -22,12 +22,9 @@ class StepScorer(Algorithm[StepBatch]):
     """Two-class cross-entropy at the last token of each labelled step.
 
     Sources: process, Lightman et al. 2023, Wang et al. 2023 (soft labels); outcome, Cobbe et al. 2021.
-
-    Attributes:
-      supervision: "process" labels every step; "outcome" only the last one, right where every step is.
     """
 
-    supervision: Supervision = "process"
+    supervision: Supervision = "process"  # every step is labelled, or only the last one: right where every step is
 
     layout = "step_scorer"
 

@@ -13,13 +13,9 @@ from research.core.network import Network, batch_logps
 
 @dataclasses.dataclass(frozen=True)
 class NextToken(Algorithm[SequenceBatch]):
-    """`next_token` (every token of packed text) and `sft` (response tokens of chat examples).
+    """`next_token` (every token of packed text) and `sft` (response tokens of chat examples)."""
 
-    Attributes:
-      every_token: whether all tokens of the rows are targets.
-    """
-
-    every_token: bool = False
+    every_token: bool = False  # whether all tokens of the rows are targets
 
     def loss(self, model: Network, batch: SequenceBatch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over all target tokens of the global batch, rows weighted."""

@@ -18,12 +18,9 @@ class StepDPO(ReferencePairs):
     """The contrast of one step given a shared history (Lai et al. 2024, eq. 2; Zhai et al. 2024).
 
     Both sides of a pair must hold the prompt in the same slots.
-
-    Attributes:
-      step_end_ids: the tokens that end a step (a line break).
     """
 
-    step_end_ids: tuple[int, ...] = ()
+    step_end_ids: tuple[int, ...] = ()  # the tokens that end a step (a line break)
 
     def loss(self, model: Network, batch: PreferenceBatch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over pairs; a pair of which one side has no differing step weighs nothing (`no_step`)."""

@@ -79,17 +79,10 @@ def _series(laps: Sequence[tuple[float, int, SpeculativeStats | None]]) -> Serie
 def problem_prompts(
     records: Iterable[Mapping[str, Any]], tokenizer: Tokenizer, *, count: int, length: int, new_tokens: int
 ) -> list[Prompts]:
-    """Whole problems as rollouts pose them, padded on the left; only those whose worked answer is long enough.
-
-    Args:
-      records: problems with worked answers.
-      tokenizer: its markup opens the answer.
-      count: problems.
-      length: slots of a prompt; longer ones are passed over.
-      new_tokens: an answer has so many tokens at least.
+    """Whole problems as rollouts pose them, padded on the left to `length` slots; longer ones are passed over.
 
     Raises:
-      DataError: there are not so many.
+      DataError: fewer than `count` have a worked answer of at least `new_tokens`.
     """
     found: list[Prompts] = []
     for record in records:
@@ -127,11 +120,12 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     """The records as a Markdown table."""
     rows = []
     for each in found:
-        metrics, rate = each["metrics"], f"{each['tokens_per_second']:,.0f}"
-        row = [f"{each['temperature']:g}", each["proposals"], "", "", rate, ""]
+        metrics = each["metrics"]  # none of plain decoding
+        accepted, drawn, rate = "", "", ""
         if metrics:
-            row[2:4] = f"{metrics['sampler/acceptance_rate']:.0%}", f"{metrics['sampler/tokens_per_forward']:.2f}"
-            row[5] = f"{each['speed_up'][0]:.2f}x"
-        rows.append(row)
+            accepted = f"{metrics['sampler/acceptance_rate']:.0%}"
+            drawn, rate = f"{metrics['sampler/tokens_per_forward']:.2f}", f"{each['speed_up'][0]:.2f}x"
+        cells = [f"{each['temperature']:g}", each["proposals"], accepted, drawn]
+        rows.append([*cells, f"{each['tokens_per_second']:,.0f}", rate])
     header = ("temperature", "proposals by, a round", "accepted", "tokens a forward", "tokens/s", "speed-up")
     return markdown.table(header, rows, right_from=2) + "\n"

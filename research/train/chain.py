@@ -13,17 +13,15 @@ from research.config.tree import Tree, to_json
 from research.core.errors import ConfigError
 from research.core.files import write_json_atomic
 from research.core.interrupts import Interrupted, Interrupts
-from research.core.network import Network
 from research.core.progress import say
 from research.core.stages import StageDir, describe_difference
-from research.core.state import policy_of
 from research.evals.results import Results, load, results_path, store
 from research.train.measure import choose_evaluators, final_evaluation
 from research.train.offline import run_offline
 from research.train.online import run_online
 from research.train.run import StageRun
 from research.train.setup import Setup, kinds_of, set_up
-from research.train.stored import EXPERIMENT, TOKENIZER, StageResult, read_params
+from research.train.stored import EXPERIMENT, TOKENIZER, StageResult, read_result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +105,8 @@ class _Chain:
         else:
             say(f"{label}: finished, read from {folder.path}")
         evaluation = self._evaluate(run, identity, label) if evaluators else None
-        self.finished[stage.name] = Finished(
-            stage, folder, result, reused, evaluation, run.curve_evaluation if evaluators else ""
-        )
+        by = run.curve_evaluation if evaluators else ""
+        self.finished[stage.name] = Finished(stage, folder, result, reused, evaluation, by)
 
     def _train(self, run: StageRun) -> dict[str, Any]:
         folder = run.folder
@@ -127,15 +124,14 @@ class _Chain:
         if found is not None:
             say(f"{label}: evaluation read from {results_path(place, identity)}")
             return found
-        trained = self._read(run.stage, run.folder)
-        found = final_evaluation(run, policy_of(trained.network.params, trained.layout))
+        found = final_evaluation(run, self._read(run.stage, run.folder).policy.params)
         store(place, identity, found)
         return found
 
     def _read(self, stage: Stage, folder: StageDir) -> StageResult:
         """What a stage of this run has trained, split over the mesh."""
-        model, layout = self.setup.models[stage.model], stage.facts.trains
-        return StageResult(Network(read_params(folder.checkpoints, model, self.setup.mesh, layout), model), layout)
+        model = self.setup.models[stage.model]
+        return read_result(folder.checkpoints, model, self.setup.mesh, stage.facts.trains)
 
     def _result_of(self, name: str) -> StageResult:
         if name in self.setup.folders:

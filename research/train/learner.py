@@ -73,12 +73,12 @@ class Learner:
             return self._frozen
         roles, found = self.run.stage.roles, Frozen()
         if "teacher" in self.algorithm.roles:
-            found = found.replace(teacher=self.run.policy(roles.teacher))
+            found = found.replace(teacher=self.run.result_of(roles.teacher).policy)
         if "reference" in self.algorithm.roles:
             own = roles.reference in ("", self.run.stage.start)
             if own and not self.moved:
                 return found.replace(reference=Network(self.policy, self.run.model))  # no second copy yet
-            found = found.replace(reference=self.run.policy(roles.reference or self.run.stage.start))
+            found = found.replace(reference=self.run.result_of(roles.reference or self.run.stage.start).policy)
         self._frozen = found
         return found
 

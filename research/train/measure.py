@@ -79,7 +79,7 @@ def stage_policy(run: StageRun, params: Params, between: Callable[[], None] = la
         yardstick=run.setup.yardstick,
         final_answer=stage.final_answer,
         scorer=_scorer(run),
-        reference=cache(lambda: run.policy(stage.roles.reference or stage.start)),
+        reference=cache(lambda: run.result_of(stage.roles.reference or stage.start).policy),
         row_arrays=held_out if stage.facts.given in ("text", "chat") and not stage.online else chat,
         pair_arrays=held_out if stage.facts.given == "preferences" and not stage.online else None,
         between=between,

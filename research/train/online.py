@@ -184,7 +184,7 @@ def _start(learner: Learner, state: OnlineState) -> Network:
     if not learner.moved:
         return Network(learner.policy, learner.run.model)
     if state.reference is None:
-        state.reference = learner.frozen().reference or learner.run.policy(learner.run.stage.start)
+        state.reference = learner.frozen().reference or learner.run.result_of(learner.run.stage.start).policy
     return state.reference
 
 

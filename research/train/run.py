@@ -9,9 +9,8 @@ from models.config import ModelConfig
 from models.transformer import Params
 from research.config.experiment import Experiment, Stage
 from research.core.interrupts import Interrupts
-from research.core.network import Network
 from research.core.stages import StageDir
-from research.core.state import Layout, grow, init_state, policy_of
+from research.core.state import Layout, grow, init_state
 from research.evals.base import Evaluator
 from research.tasks.sources import Sources
 from research.train.setup import Setup
@@ -56,13 +55,8 @@ class StageRun:
             start = self.result_of(stage.start)
             if start.layout == layout:
                 return start.network.params
-            policy = policy_of(start.network.params, start.layout)
+            policy = start.policy.params
         value = None
         if layout == "actor_critic" and stage.roles.value:
             value = self.result_of(stage.roles.value).network.params
         return grow(policy, self.model, self.mesh, layout, stage.seed, value)
-
-    def policy(self, name: str) -> Network:
-        """A finished stage's policy."""
-        found = self.result_of(name)
-        return found.network.replace(params=policy_of(found.network.params, found.layout))

@@ -55,13 +55,12 @@ class Session:
         self.note: dict[str, Any] = {}
         self.updates = Updates(run.stage.optimizer.max_skipped, run.folder.path, self.say)
         self.progress = Progress(run.label, run.stage.steps)
-        offsets = dict.fromkeys(FILES, 0)
         restored = self._newest()
-        if restored is None:
-            self.learner.start()
-        else:
-            offsets = restored.record["offsets"]
+        offsets = restored.record["offsets"] if restored else dict.fromkeys(FILES, 0)
+        if restored:
             self._restore(restored)
+        else:
+            self.learner.start()
         sinks = make_sinks(
             run.experiment.records.sinks, run.folder.path.parent.parent, run.label, identity=run.folder.hash
         )

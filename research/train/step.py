@@ -47,16 +47,13 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimizer step on a batch.
 
-    Totals, counts and gradients are summed over micro-batches and devices and divided once, so neither the
-    number of micro-batches nor the mesh changes the loss.
+    Totals, counts and gradients are summed over micro-batches and devices and divided once, so neither the number of
+    micro-batches nor the mesh changes the loss. The update is skipped if the loss, the global norm of the gradient or
+    that of the update is not finite: parameters and optimizer state (Adam's own count too) stay bit for bit as they
+    were. `state.step` advances all the same: it counts batches, so the schedule stays in step with the loop.
 
-    An update is skipped if the loss, the global norm of the gradient or that of the update is not finite: parameters
-    and optimizer state (Adam's own count too) stay bit for bit as they were. `state.step` advances all the same: it
-    counts batches, so the schedule stays in step with the loop.
-
-    Returns:
-      The next state and scalar metrics: `loss`, `grad_norm` (before clipping), `learning_rate`, `skipped_updates`
-      (1 if this update was skipped, else 0), and the algorithm's own, averaged with the same weights as the loss.
+    Returns the next state and scalar metrics: `loss`, `grad_norm` (before clipping), `learning_rate`, `skipped_updates`
+    (1 or 0), and the algorithm's own, averaged with the same weights as the loss.
     """
 
     def objective(params: Params, part: Batch) -> tuple[Array, Summed]:

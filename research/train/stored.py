@@ -30,6 +30,11 @@ class StageResult(NamedTuple):
     network: Network
     layout: Layout
 
+    @property
+    def policy(self) -> Network:
+        """The policy in it."""
+        return self.network.replace(params=policy_of(self.network.params, self.layout))
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainedStage:
@@ -54,18 +59,14 @@ class TrainedStage:
 
     def read_params(self, mesh: Mesh) -> Params:
         """The newest parameters, split over the mesh; CheckpointError if there are none that can be read."""
-        return read_params(self.folder / "checkpoints", self.model, mesh, self.algorithm.layout)
+        return self.result(mesh).network.params
 
     def result(self, mesh: Mesh) -> StageResult:
         """What it has trained, for a stage that reads it."""
-        return StageResult(Network(self.read_params(mesh), self.model), self.algorithm.layout)
+        return read_result(self.folder / "checkpoints", self.model, mesh, self.algorithm.layout)
 
     def check_same(self, key: str, experiment: Experiment, model: str, tokenizer: Tokenizer) -> None:
-        """Refuses a stage of another tokenizer, or where `model` is given, of another model than that section's.
-
-        Raises:
-          ConfigError: names `key`, which named the folder, and what differs.
-        """
+        """Refuses, naming the config's `key`, another tokenizer or, where `model` is given, another model."""
         if self.tokenizer.sha256 != tokenizer.sha256:
             raise ConfigError(
                 f"{key}: {self.folder} was trained with another tokenizer, expected this one's; "
@@ -87,9 +88,10 @@ class Policy(TrainedStage):
     mesh: Mesh
 
 
-def read_params(checkpoints: Path, model: ModelConfig, mesh: Mesh, layout: Layout) -> Params:
-    """The parameters of the newest checkpoint, split over the mesh."""
-    return restore_subtree(checkpoints, abstract_params(model, mesh, layout)).arrays
+def read_result(checkpoints: Path, model: ModelConfig, mesh: Mesh, layout: Layout) -> StageResult:
+    """What the newest checkpoint holds, split over the mesh: fresh buffers at every call."""
+    params = restore_subtree(checkpoints, abstract_params(model, mesh, layout)).arrays
+    return StageResult(Network(params, model), layout)
 
 
 def load_stage(folder: Path) -> TrainedStage:
@@ -122,11 +124,7 @@ def load_stage(folder: Path) -> TrainedStage:
 
 
 def load_finished(folder: Path, key: str) -> TrainedStage:
-    """The stage of a folder that a config's `key` names.
-
-    Raises:
-      ConfigError: it is none, or not finished.
-    """
+    """The stage of a folder that a config's `key` names; ConfigError if it is none, or not finished."""
     try:
         if StageDir.at(folder).result() is None:
             raise ConfigError(f"{key}: got {folder}, which is not finished (it has no done.json)")
@@ -142,9 +140,7 @@ def load_policy(folder: Path, mesh: Mesh | None = None) -> Policy:
       WorkdirError: the folder is not a stage's, or holds no policy.
       CheckpointError: it holds no readable checkpoint.
     """
-    stage = load_stage(folder)
-    layout = stage.algorithm.layout
-    if layout not in ("policy", "actor_critic"):
+    stage, mesh = load_stage(folder), mesh or make_mesh(-1, 1, 1)
+    if (layout := stage.algorithm.layout) not in ("policy", "actor_critic"):
         raise WorkdirError(f"{folder}: holds a {layout}, expected a policy, which can be sampled")
-    mesh = mesh or make_mesh(-1, 1, 1)
-    return Policy(**vars(stage), params=policy_of(stage.read_params(mesh), layout), mesh=mesh)
+    return Policy(**vars(stage), params=stage.result(mesh).policy.params, mesh=mesh)
