@@ -10,9 +10,9 @@ from research.algorithms.base import Algorithm
 from research.config.experiment import Stage
 from research.core.batch import Batch, PreferenceBatch, RankingBatch, SequenceBatch, StepBatch, UnpairedBatch, rows_of
 from research.data.judged import JudgedKind, judged_batches
-from research.data.pipelines import Pipeline, sft_batches, sft_eval_batches, text_batches, text_eval_batches
-from research.data.records import Records
-from research.tasks.sources import Sources, View, worked_text
+from research.data.pipelines import Pipeline, sft_batches, text_batches
+from research.data.records import Records, first_records
+from research.tasks.sources import Sources, worked_text
 
 
 def training_batches(stage: Stage, sources: Sources) -> Pipeline:
@@ -27,13 +27,13 @@ def training_batches(stage: Stage, sources: Sources) -> Pipeline:
             parts.append(sources.text.train)
             weights.append(stage.data.text_weight)
         if stage.data.problems_weight > 0:
-            parts.append(View(sources.problems.train, stage.data.limit, worked_text))
+            parts.append(first_records(sources.problems.train, stage.data.limit, worked_text))
             weights.append(stage.data.problems_weight)
         return text_batches(parts, tokenizer, weights=weights, **shape)
     if kind == "chat":
         shape["limits"] = sources.limits
         change = _transform(stage) or dict
-        records = View(sources.problems.train, stage.data.limit, change)
+        records = first_records(sources.problems.train, stage.data.limit, change)
         if "teacher" not in stage.facts.roles:
             return sft_batches(records, tokenizer, packing=stage.data.packing, **shape)
         return sft_batches(records, tokenizer, packing=False, bucket_lengths=(stage.length,), **shape)
@@ -43,13 +43,13 @@ def training_batches(stage: Stage, sources: Sources) -> Pipeline:
 def validation_batches(stage: Stage, sources: Sources) -> Pipeline:
     """One ordered pass over held-out data of the same kind."""
     tokenizer, kind = sources.tokenizer, stage.objective.given
-    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "name": stage.name}
+    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "seed": None, "name": stage.name}
     if kind == "text":
-        if stage.data.text_weight > 0:
-            return text_eval_batches(sources.text.validation, tokenizer, **shape)
-        return text_eval_batches(View(sources.held_out, 0, worked_text), tokenizer, **shape)
+        text = stage.data.text_weight > 0
+        records = sources.text.validation if text else first_records(sources.held_out, 0, worked_text)
+        return text_batches([records], tokenizer, **shape)
     if kind == "chat":
-        return sft_eval_batches(sources.held_out, tokenizer, limits=sources.limits, **shape)
+        return sft_batches(sources.held_out, tokenizer, limits=sources.limits, **shape)
     return _judged_batches(stage, sources, train=False)
 
 
@@ -59,7 +59,7 @@ def _judged_batches(stage: Stage, sources: Sources, *, train: bool) -> Pipeline:
     records: Records = found.train if train else found.validation
     change = _transform(stage)
     if change is not None:
-        records = View(records, 0, change)
+        records = first_records(records, 0, change)
     return judged_batches(
         kind,
         records,

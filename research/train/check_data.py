@@ -2,7 +2,7 @@
 
 from research.config.experiment import Experiment
 from research.data.judged import check_lengths
-from research.data.records import View
+from research.data.records import first_records
 from research.data.report import DataReport
 from research.environments.interaction import Interaction
 from research.tasks.sources import Sources
@@ -27,7 +27,7 @@ def check_data(experiment: Experiment, sources: Sources, interaction: Interactio
             reports.append(
                 check_lengths(
                     "prompts",
-                    told(View(sources.problems.train, stage.data.limit)),
+                    told(first_records(sources.problems.train, stage.data.limit)),
                     sources.tokenizer,
                     length=stage.rollout.max_prompt_length,
                     name=stage.name,
@@ -42,7 +42,7 @@ def check_data(experiment: Experiment, sources: Sources, interaction: Interactio
         reports.append(
             check_lengths(
                 "prompts",
-                told(View(sources.held_out, max(how.problems, *measured))),
+                told(first_records(sources.held_out, max(how.problems, *measured))),
                 sources.tokenizer,
                 length=how.max_prompt_length,
                 name="evaluation",

@@ -19,6 +19,7 @@ from research.core.mesh import to_device
 from research.core.metrics import METRICS, load_metrics
 from research.core.network import Network, batch_logps
 from research.data.pipelines import Pipeline, prompt_batches
+from research.data.records import Selected, first_records
 from research.rewards.base import RewardError, WeightedReward
 from research.rewards.learned import ProcessScorer, RewardScorer
 from research.rollouts.collect import RolloutCollector, Sampler
@@ -28,7 +29,6 @@ from research.rollouts.samples import rollout_metrics, shown_samples
 from research.sampling.decoded import Decoded, sample_prompts, sampler_spec
 from research.sampling.methods import SamplingMethod
 from research.sampling.types import make_scalars
-from research.tasks.sources import View
 from research.train.batches import count_tokens
 from research.train.learner import Learner
 from research.train.measure import held_out_metrics
@@ -51,7 +51,7 @@ def run_online(run: StageRun) -> dict[str, Any]:
     flight.
     """
     stage = run.stage
-    problems = View(run.sources.problems.train, stage.data.limit)
+    problems = first_records(run.sources.problems.train, stage.data.limit)
     state = OnlineState(RolloutCollector(_sampler(run, problems), _rewards(run), problems, stage.rollout))
     pipeline = _prompts(run, problems)
     with Session(run, _filtered(run, pipeline, len(problems)), state) as session:
@@ -91,7 +91,7 @@ class OnlineState:
         return self._reference
 
 
-def _sampler(run: StageRun, problems: View) -> Sampler:
+def _sampler(run: StageRun, problems: Selected) -> Sampler:
     """Draws completions as the stage says."""
     how, tokenizer = run.stage.rollout, run.sources.tokenizer
     spec = sampler_spec(
@@ -152,7 +152,7 @@ def _record_errors(session: Session, errors: tuple[RewardError, ...]) -> None:
         )
 
 
-def _prompts(run: StageRun, problems: View) -> Pipeline:
+def _prompts(run: StageRun, problems: Selected) -> Pipeline:
     """Endless batches of prompts."""
     stage, how = run.stage, run.stage.rollout
     return prompt_batches(
