@@ -11,8 +11,8 @@ from research.config.sections import Evaluation
 from research.core.errors import ConfigError
 from research.core.mesh import check_rows
 from research.data.jsonl import read_records
-from research.data.pipelines import sft_eval_batches
-from research.data.records import View
+from research.data.pipelines import sft_batches
+from research.data.records import first_records
 from research.data.report import Limits
 from research.data.store import Prepared
 from research.evals.policy import TrainedPolicy
@@ -63,10 +63,10 @@ def load(ks: tuple[int, ...]) -> TrainedPolicy:
         task: Task
         task, sentence = Jsonl(path=given.problems).fit(Prepared(found, found, ""))
         show(f"{given.problems}: {sentence}")
-        records = View(found, given.limit)
+        records = first_records(found, given.limit)
     else:
         sources = common.sources_of(loaded, folder)
-        task, records = sources.task, View(sources.held_out, given.limit)
+        task, records = sources.task, first_records(sources.held_out, given.limit)
     experiment = loaded.experiment
     yardstick = experiment.parsed["evaluation"].chosen["correct"]
     return TrainedPolicy(
@@ -91,6 +91,6 @@ def load(ks: tuple[int, ...]) -> TrainedPolicy:
         yardstick=yardstick[0].make() if yardstick else correct,
         interaction=interaction_of(experiment.tree["tools"], loaded.tokenizer),
         row_arrays=partial(
-            sft_eval_batches, records, loaded.tokenizer, batch_size=given.batch_problems, length=loaded.max_length
+            sft_batches, records, loaded.tokenizer, batch_size=given.batch_problems, length=loaded.max_length, seed=None
         ),
     )

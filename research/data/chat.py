@@ -106,6 +106,13 @@ def prompt_messages(record: Mapping[str, Any], *, where: str) -> tuple[Message, 
     return prompt
 
 
+def asking(turns: tuple[Message, ...], record: Mapping[str, Any], *, where: str) -> tuple[Message, ...]:
+    """The turns before an answer, with their system turn; DataError where the last one is an assistant's."""
+    if turns[-1].role == "assistant":
+        raise DataError(f"{where}: the prompt ends with an assistant turn, expected a user or tool turn.")
+    return with_system(turns, record, where=where)
+
+
 def strip_calculator(answer: str) -> str:
     """An answer without GSM8K's `<<48/2=24>>` marks; unchanged unless it ends with GSM8K's "#### 24"."""
     return _CALCULATOR.sub("", answer) if _GSM8K_END.search(answer) else answer

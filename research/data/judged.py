@@ -1,7 +1,6 @@
 """Batches of judged solutions, on Grain: pairs, rankings, labelled steps, and completions that are good or bad.
 
-They come as those of `research.data.pipelines` do: with a seed they never end and resume bit for bit; without one they
-are one ordered pass whose last batch is filled with rows of segment 0.
+They come as those of `research.data.pipelines` do, with a seed and without.
 
 Legend: B rows, T row length, P prompts, K candidates.
 """

@@ -1,8 +1,8 @@
 """Batches for training and evaluation, on Grain.
 
-Training pipelines never end and draw a new order each epoch. A batch is a pure function of (records, seed,
+With a seed, pipelines never end and draw a new order each epoch. A batch is a pure function of (records, seed,
 batch number), so an iterator's state is one small JSON-serialisable dict and a restored iterator continues
-bit for bit:
+bit for bit. Without one (None) they are one pass in order, whose last batch is filled with rows of segment 0:
 
     batches = iter(sft_batches(source, tokenizer, batch_size=32, length=256, seed=0, packing=True))
     state = batches.get_state();  ...;  batches.set_state(state)
@@ -44,18 +44,18 @@ def text_batches(
     sources: Sequence[Records],
     tokenizer: Tokenizer,
     *,
-    weights: Sequence[float],
     batch_size: int,
     length: int,
-    seed: int,
+    seed: int | None,
+    weights: Sequence[float] = (1.0,),
     name: str = "text",
 ) -> Pipeline:
     """Pretraining batches {tokens, loss_mask, segment_ids, positions}, each [B, T], of {text} records.
 
     Each row is from one source, in proportion to `weights`. Documents are cut, concatenated and split into full rows
-    (`packing.concat_then_split`), from a new phase each epoch.
+    (`packing.concat_then_split`), from a new phase each epoch; one pass takes one source.
     """
-    check_shape(name, batch_size=batch_size, length=length, seed=seed)
+    check_shape(name, batch_size=batch_size, length=length, seed=seed or 0)
     if not sources or len(weights) != len(sources) or min(weights) <= 0:
         raise DataError(
             f"{name}: got {len(sources)} sources with weights {list(weights)}, expected one positive weight each."
@@ -63,13 +63,20 @@ def text_batches(
     names = [name] if len(sources) == 1 else [f"{name}[{index}]" for index in range(len(sources))]
     stores = [text_documents(part, tokenizer, name=each) for part, each in zip(sources, names, strict=True)]
     streams = [
-        grain.MapDataset.source(TextStream(store, length, (seed, index), tokenizer.pad_id))
+        TextStream(store, length, None if seed is None else (seed, index), tokenizer.pad_id)
         for index, store in enumerate(stores)
     ]
-    rows = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, list(weights))
     count = sum(store.report.records for store in stores)
     tokens = sum(store.report.sizes["tokens"] for store in stores)
-    return Pipeline(batched(rows, batch_size), DataReport(name, count, count, sizes={"tokens": tokens}))
+    report = DataReport(name, count, count, sizes={"tokens": tokens})
+    if seed is None:
+        (stream,) = streams
+        rows = Finite(stream.rows_per_epoch, stream.__getitem__)
+        return ordered(rows, batch_size, empty_row(length, tokenizer.pad_id), report)
+    mixed = [grain.MapDataset.source(stream) for stream in streams]
+    return Pipeline(
+        batched(mixed[0] if len(mixed) == 1 else grain.MapDataset.mix(mixed, list(weights)), batch_size), report
+    )
 
 
 def sft_batches(
@@ -78,8 +85,8 @@ def sft_batches(
     *,
     batch_size: int,
     length: int,
-    seed: int,
-    packing: bool,
+    seed: int | None,
+    packing: bool = False,
     bucket_lengths: Sequence[int] | None = None,
     name: str = "sft",
     limits: Limits = Limits(),  # noqa: B008 - frozen
@@ -88,19 +95,25 @@ def sft_batches(
 
     With `packing`, T = `length` and whole examples share rows. Without it, one example a row, and examples of
     like length share a batch whose T is one of `bucket_lengths` (default: a quarter, half and all of
-    `length`), so there are that many shapes to compile.
+    `length`), so there are that many shapes to compile. One pass has one example a row and T = `length`.
     """
-    check_shape(name, batch_size=batch_size, length=length, seed=seed)
-    examples = sft_examples(source, tokenizer, length=length, name=name, limits=limits)
+    check_shape(name, batch_size=batch_size, length=length, seed=seed or 0)
+    examples, pad = sft_examples(source, tokenizer, length=length, name=name, limits=limits), tokenizer.pad_id
+    if seed is None:
+
+        def row(index: int) -> Row:
+            return assemble_row([examples.tokens[index]], [examples.loss_masks[index]], length, pad)
+
+        return ordered(Finite(len(examples.tokens), row), batch_size, empty_row(length, pad), examples.report)
     if packing:
         if bucket_lengths is not None:
             raise DataError(f"{name}: bucket_lengths has no effect with packing, expected it only without.")
-        packed = grain.MapDataset.source(PackedStream(examples, length, seed, tokenizer.pad_id))
+        packed = grain.MapDataset.source(PackedStream(examples, length, seed, pad))
         return Pipeline(batched(packed, batch_size), examples.report)
     buckets = sorted({length, *(bucket_lengths or (max(1, length // 4), max(1, length // 2)))})
     if buckets[-1] > length or buckets[0] < 1:
         raise DataError(f"{name}: bucket_lengths is {buckets}, expected values from 1 to length = {length}.")
-    stream = BucketStream(examples, batch_size, buckets, seed, tokenizer.pad_id)
+    stream = BucketStream(examples, batch_size, buckets, seed, pad)
     return Pipeline(grain.MapDataset.source(stream).to_iter_dataset(_INLINE), examples.report)
 
 
@@ -110,75 +123,31 @@ def prompt_batches(
     *,
     prompts_per_batch: int,
     max_prompt_length: int,
-    seed: int,
+    seed: int | None,
     name: str = "prompts",
     limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> Pipeline:
     """Prompts to sample from: {prompt_tokens [P, L] left-padded, prompt_mask [P, L], prompt_id [P]}.
 
-    `prompt_id` is the record's index in `source`, where its answer is. No prompt occurs twice in a batch:
-    each epoch leaves out the `len(source) % P` records at the end of its order.
+    `prompt_id` is the record's index in `source`, where its answer is. No prompt occurs twice in a batch: each epoch
+    leaves out the `len(source) % P` records at the end of its order. One pass leaves out none; its last batch is
+    filled with rows of mask 0 and prompt_id -1.
     """
-    check_shape(name, prompts_per_batch=prompts_per_batch, max_prompt_length=max_prompt_length, seed=seed)
+    check_shape(name, prompts_per_batch=prompts_per_batch, max_prompt_length=max_prompt_length, seed=seed or 0)
     prompts = prompt_examples(source, tokenizer, length=max_prompt_length, name=name, limits=limits)
     count = len(prompts.tokens)
+    row = partial(_prompt_row, prompts, max_prompt_length, tokenizer.pad_id)
+    if seed is None:
+        empty = {
+            "prompt_tokens": np.full(max_prompt_length, tokenizer.pad_id, np.int32),
+            "prompt_mask": np.zeros(max_prompt_length, np.bool_),
+            "prompt_id": np.array(-1, np.int32),
+        }
+        return ordered(Finite(count, row), prompts_per_batch, empty, prompts.report)
     if count < prompts_per_batch:
         raise DataError(f"{name}: holds {count} prompts, expected at least prompts_per_batch = {prompts_per_batch}.")
-    row = partial(_prompt_row, prompts, max_prompt_length, tokenizer.pad_id)
     stream = PromptStream(count, prompts_per_batch, row, seed)
     return Pipeline(grain.MapDataset.source(stream).to_iter_dataset(_INLINE), prompts.report)
-
-
-def text_eval_batches(
-    source: Records, tokenizer: Tokenizer, *, batch_size: int, length: int, name: str = "text"
-) -> Pipeline:
-    """One pass of `text_batches` rows in a fixed order; the last batch is filled with rows of segment 0."""
-    check_shape(name, batch_size=batch_size, length=length)
-    store = text_documents(source, tokenizer, name=name)
-    stream = TextStream(store, length, None, tokenizer.pad_id)
-    rows = Finite(stream.rows_per_epoch, stream.__getitem__)
-    return ordered(rows, batch_size, empty_row(length, tokenizer.pad_id), store.report)
-
-
-def sft_eval_batches(
-    source: Records,
-    tokenizer: Tokenizer,
-    *,
-    batch_size: int,
-    length: int,
-    name: str = "sft",
-    limits: Limits = Limits(),  # noqa: B008 - frozen
-) -> Pipeline:
-    """One pass over the examples in order, one a row; the last batch is filled with rows of segment 0."""
-    check_shape(name, batch_size=batch_size, length=length)
-    examples = sft_examples(source, tokenizer, length=length, name=name, limits=limits)
-    pad = tokenizer.pad_id
-
-    def row(index: int) -> Row:
-        return assemble_row([examples.tokens[index]], [examples.loss_masks[index]], length, pad)
-
-    return ordered(Finite(len(examples.tokens), row), batch_size, empty_row(length, pad), examples.report)
-
-
-def prompt_eval_batches(
-    source: Records,
-    tokenizer: Tokenizer,
-    *,
-    prompts_per_batch: int,
-    max_prompt_length: int,
-    name: str = "prompts",
-    limits: Limits = Limits(),  # noqa: B008 - frozen
-) -> Pipeline:
-    """One pass over the prompts in order; the last batch is filled with rows of mask 0 and prompt_id -1."""
-    check_shape(name, prompts_per_batch=prompts_per_batch, max_prompt_length=max_prompt_length)
-    prompts = prompt_examples(source, tokenizer, length=max_prompt_length, name=name, limits=limits)
-    row = partial(_prompt_row, prompts, max_prompt_length, tokenizer.pad_id)
-    empty = {
-        "prompt_tokens": np.full(max_prompt_length, tokenizer.pad_id, np.int32),
-        "prompt_mask": np.zeros(max_prompt_length, np.bool_),
-        "prompt_id": np.array(-1, np.int32),
-    }
-    return ordered(Finite(len(prompts.tokens), row), prompts_per_batch, empty, prompts.report)
 
 
 def _prompt_row(prompts: PromptExamples, length: int, pad_id: int, index: int) -> Row:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from research.core.errors import DataError
-from research.data.chat import Message, parse_messages, parse_turns, with_system
+from research.data.chat import Message, asking, parse_messages, parse_turns
 
 _SHAPES = "prompt+chosen+rejected, conversations+chosen+rejected, or chosen+rejected as whole conversations"
 _LARGEST = 3e38  # of float32
@@ -76,12 +76,10 @@ def parse_preference(record: Mapping[str, Any], *, where: str) -> Preference:
         prompt = chosen[:-1]
     if not prompt:
         raise DataError(f"{where}: has no prompt, expected {_SHAPES}.")
-    prompt = with_system(prompt, record, where=where)
     for side, message in (("chosen", chosen[-1]), ("rejected", rejected[-1])):
         if message.role != "assistant":
             raise DataError(f"{where}: {side} ends with a {message.role} turn, expected an assistant turn.")
-    if prompt[-1].role == "assistant":
-        raise DataError(f"{where}: the prompt ends with an assistant turn, expected a user or tool turn.")
+    prompt = asking(prompt, record, where=where)
     if chosen[-1] == rejected[-1]:
         raise DataError(f"{where}: chosen and rejected are equal, so the pair states no preference.")
     margin = _number(record.get("margin"), default=0.0, where=f"{where}: margin")
@@ -104,7 +102,7 @@ def parse_ranking(record: Mapping[str, Any], *, where: str) -> Ranking:
             return Ranking(pair.prompt, (pair.chosen, pair.rejected), (0, 1))
         found = ", ".join(record) or "(none)"
         raise DataError(f"{where}: found the keys {found}, expected prompt+completions+ranks or {_SHAPES}.")
-    prompt = _parse_prompt(record, where=where)
+    prompt = asking(parse_turns(record["prompt"], role="user", where=f"{where}: prompt"), record, where=where)
     texts, ranks = record["completions"], record["ranks"]
     if not isinstance(texts, Sequence) or isinstance(texts, str) or len(texts) < 2:
         raise DataError(f"{where}: completions: expected a list of at least two, got {texts!r:.60}.")
@@ -145,15 +143,8 @@ def parse_judged(record: Mapping[str, Any], *, where: str) -> tuple[Judged, ...]
     label = record["label"]
     if not isinstance(label, bool):
         raise DataError(f"{where}: label: got {label!r:.60}, expected true (desirable) or false.")
-    prompt = _parse_prompt(record, where=where)
+    prompt = asking(parse_turns(record["prompt"], role="user", where=f"{where}: prompt"), record, where=where)
     return (Judged(prompt, _parse_completion(record["completion"], where=f"{where}: completion"), label),)
-
-
-def _parse_prompt(record: Mapping[str, Any], *, where: str) -> tuple[Message, ...]:
-    prompt = parse_turns(record["prompt"], role="user", where=f"{where}: prompt")
-    if prompt[-1].role == "assistant":
-        raise DataError(f"{where}: the prompt ends with an assistant turn, expected a user or tool turn.")
-    return with_system(prompt, record, where=where)
 
 
 def _parse_completion(value: Any, *, where: str) -> Message:

@@ -30,61 +30,30 @@ def place_of(source: Records, index: int) -> str:
     return source.place(index) if isinstance(source, Placed) else f"record {index}"
 
 
-class _Derived:
-    """Records of another source, by number; subclasses say which."""
+@dataclass(frozen=True)
+class Selected:
+    """Some records of a source, by number and in that order, each passed through a function."""
 
     source: Records
-
-    def number(self, index: int) -> int:
-        """The record's number in the source."""
-        raise NotImplementedError
+    numbers: Sequence[int]
+    change: Callable[[Record], Record] = lambda record: record
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        return self.source[self.number(index)]
+        return self.change(self.source[self.numbers[index]])
 
     def __iter__(self) -> Iterator[Record]:
-        for index in range(len(self)):
-            yield self[index]
+        return (self[index] for index in range(len(self)))
 
     def place(self, index: int) -> str:
         """As of the source."""
-        return place_of(self.source, self.number(index))
+        return place_of(self.source, self.numbers[index])
 
 
-@dataclass(frozen=True)
-class View(_Derived):
+def first_records(source: Records, limit: int, change: Callable[[Record], Record] = lambda record: record) -> Selected:
     """The first `limit` records of a source (0: all), each passed through a function."""
-
-    source: Records
-    limit: int
-    change: Callable[[Record], Record] = lambda record: record
-
-    def number(self, index: int) -> int:
-        """The first ones, in their order."""
-        return index
-
-    def __len__(self) -> int:
-        return min(self.limit, len(self.source)) if self.limit else len(self.source)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.change(super().__getitem__(index))
-
-
-@dataclass(frozen=True)
-class Selected(_Derived):
-    """Some records of a source, by number."""
-
-    source: Records
-    numbers: Sequence[int]
-
-    def number(self, index: int) -> int:
-        """The chosen ones, in the order given."""
-        return self.numbers[index]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
+    return Selected(source, range(min(limit, len(source)) if limit else len(source)), change)

@@ -10,7 +10,6 @@ import platform
 import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from research.core.errors import DataError
@@ -20,39 +19,28 @@ _SKIPPED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packa
 _Documented = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-@dataclass(frozen=True)
-class StdlibDocs:
-    """`documents` are (name, text), topics first and then modules by name; `details` identify them."""
-
-    documents: tuple[tuple[str, str], ...]
-    details: Mapping[str, str | int]
-
-
-def read_stdlib_docs(*, max_bytes: int | None = None, root: str | Path | None = None) -> StdlibDocs:
-    """Reads the documentation of the running Python's standard library.
+def read_stdlib_docs(*, max_bytes: int = 0, root: str | Path | None = None) -> list[tuple[str, str]]:
+    """The documentation of the running Python's standard library as (name, text), topics first, then modules by name.
 
     Args:
-        max_bytes: stop before the document that would pass this many UTF-8 bytes.
+        max_bytes: stop before the document that would pass this many UTF-8 bytes; 0 reads all.
         root: where the library lies (default: the running Python's).
 
     Raises:
         DataError: no documentation is found there, or none fits `max_bytes`.
     """
     root = Path(root or _stdlib_root())
-    digest = hashlib.sha256()
     documents: list[tuple[str, str]] = []
     size = 0
     for name, text in _documents(root):
         data = text.encode("utf-8", errors="replace")
-        if max_bytes is not None and size + len(data) > max_bytes:
-            break
         size += len(data)
-        digest.update(f"{name}\0{len(data)}\0".encode() + data)
+        if max_bytes and size > max_bytes:
+            break
         documents.append((name, data.decode()))
     if not documents:
         raise DataError(f"{root}: found no standard library documentation within max_bytes = {max_bytes}.")
-    details: dict[str, str | int] = {"python": platform.python_version(), "sha256": digest.hexdigest()}
-    return StdlibDocs(tuple(documents), {**details, "documents": len(documents), "bytes": size})
+    return documents
 
 
 def stdlib_fingerprint(root: str | Path | None = None) -> Mapping[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from research.core.errors import DataError
-from research.data.chat import Message, parse_turns, with_system
+from research.data.chat import Message, asking, parse_turns
 from research.data.tokenizer import Tokenizer
 
 _SHAPES = "prompt+steps+labels, or input+steps+mistake_index"
@@ -110,16 +110,14 @@ def parse_steps(record: Mapping[str, Any], *, where: str) -> LabelledSteps:
         key = "input"
     else:
         raise DataError(f"{where}: found the keys {', '.join(record) or '(none)'}, expected {_SHAPES}.")
-    prompt = parse_turns(record[key], role="user", where=f"{where}: {key}")
-    if prompt[-1].role == "assistant":
-        raise DataError(f"{where}: the prompt ends with an assistant turn, expected a user or tool turn.")
+    prompt = asking(parse_turns(record[key], role="user", where=f"{where}: {key}"), record, where=where)
     steps = _parse_lines(record["steps"], where=f"{where}: steps")
     labels: tuple[float | None, ...]
     if key == "input":
         labels = _labels_before(record["mistake_index"], len(steps), where=where)
     else:
         labels = _parse_labels(record["labels"], len(steps), where=where)
-    return LabelledSteps(with_system(prompt, record, where=where), steps, labels)
+    return LabelledSteps(prompt, steps, labels)
 
 
 def _parse_lines(value: Any, *, where: str) -> tuple[str, ...]:

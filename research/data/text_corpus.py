@@ -38,7 +38,7 @@ def prepare_text_corpus(
     files = _files(root) if path else {}
 
     def load() -> Splits:
-        texts = _file_texts(files) if path else read_stdlib_docs(max_bytes=max_bytes or None).documents
+        texts = _file_texts(files) if path else read_stdlib_docs(max_bytes=max_bytes)
         rows = [
             Row({"name": title, "text": part}, title)
             for title, text in texts

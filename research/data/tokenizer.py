@@ -25,6 +25,7 @@ MARKUP = (*(IM_START, IM_SEP, IM_END, THINK, END_THINK), *(TOOL_CALL, END_TOOL_C
 
 # SentencePiece writes a space as this character inside its pieces, so a literal one must travel as bytes.
 _SPACE = "\u2581"
+_MOST_SENTENCES = 200_000
 _SENTENCE_CHARACTERS = 2000  # a longer line is cut for training only: BPE training is superlinear in it
 
 
@@ -115,11 +116,6 @@ class Tokenizer:
     def im_end_id(self) -> int:
         """Ends a turn; what the sampler stops at."""
         return self.piece_id(IM_END)
-
-    @cached_property
-    def newline_id(self) -> int:
-        """The piece of a line break."""
-        return self.piece_id("\n")
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS or EOS; never a markup id.
@@ -225,30 +221,26 @@ def train_tokenizer(
     vocab_size: int | None,
     path: str | Path | None = None,
     model_type: Literal["bpe", "unigram", "char"] = "bpe",
-    character_coverage: float = 0.9995,
     byte_fallback: bool = True,
     required_characters: str = "0123456789",
-    max_sentences: int = 200_000,
 ) -> Tokenizer:
     """Trains a tokenizer deterministically, writes it to `path`, if given, and returns it.
 
     Args:
-        texts: the corpus; only its first `max_sentences` lines are read.
+        texts: the corpus; only its first 200,000 lines are read.
         vocab_size: number of pieces, markup and the 256 byte pieces included. None (with "char" only): as
             many as the corpus has characters.
         path: where the model goes.
         model_type: "char" with `byte_fallback=False` gives a pure character vocabulary.
-        character_coverage: share of the corpus's characters that get a piece; the rest go as bytes.
         byte_fallback: without it, encoding a character that is not in the vocabulary raises.
         required_characters: get a piece even where the corpus lacks them.
-        max_sentences: upper bound of training lines.
 
     Raises:
         DataError: the corpus is empty, or the vocabulary is too small or too large for it.
     """
     if vocab_size is None and model_type != "char":
         raise DataError(f"tokenizer: vocab_size must be given for model_type {model_type!r}.")
-    sentences = list(islice(_sentences(texts), max_sentences))
+    sentences = list(islice(_sentences(texts), _MOST_SENTENCES))
     if not any(sentence.strip() for sentence in sentences):
         raise DataError("tokenizer: its training corpus is empty.")
     model = io.BytesIO()
@@ -259,7 +251,7 @@ def train_tokenizer(
             model_type=model_type,
             vocab_size=vocab_size or 1_000_000,
             hard_vocab_limit=vocab_size is not None,
-            character_coverage=1.0 if model_type == "char" else character_coverage,
+            character_coverage=1.0 if model_type == "char" else 0.9995,
             byte_fallback=byte_fallback,
             required_chars=required_characters,
             normalization_rule_name="identity",

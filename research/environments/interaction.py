@@ -9,7 +9,7 @@ from typing import Any
 from research.config.references import Component, find
 from research.core.errors import ConfigError, DataError
 from research.data.chat import Message
-from research.data.records import Records, View
+from research.data.records import Records, first_records
 from research.data.tokenizer import Tokenizer
 from research.environments.base import Environment, Tool
 from research.environments.tool_use import ToolUse
@@ -45,7 +45,7 @@ class Interaction:
 
     def prompts(self, records: Records) -> Records:
         """The records with the prompts of their episodes."""
-        return View(records, 0, lambda record: {**record, "prompt": [_plain(m) for m in self.prompt(record)]})
+        return first_records(records, 0, lambda record: {**record, "prompt": [_plain(m) for m in self.prompt(record)]})
 
     def turns(self, max_new_tokens: int) -> Turns:
         """Advances the episodes of completions of at most so many tokens."""

@@ -22,8 +22,8 @@ from research.core.mesh import to_device
 from research.core.network import Network, batch_logps
 from research.core.progress import Progress
 from research.data.examples import prompt_examples
-from research.data.pipelines import prompt_eval_batches
-from research.data.records import Records, Selected, View
+from research.data.pipelines import prompt_batches
+from research.data.records import Records, Selected, first_records
 from research.data.report import Limits
 from research.data.tokenizer import Tokenizer
 from research.environments.interaction import Interaction
@@ -91,7 +91,7 @@ class TrainedPolicy:
 
     def held_out(self, limit: int = 0) -> Records:
         """See `Policy`."""
-        return View(self._fitting, limit)
+        return first_records(self._fitting, limit)
 
     @cached_property
     def _fitting(self) -> Records:
@@ -142,11 +142,12 @@ class TrainedPolicy:
     def _generate(
         self, records: Records, seed: int, samples: int, temperature: float, max_new_tokens: int
     ) -> list[list[Sample]]:
-        batches = prompt_eval_batches(
+        batches = prompt_batches(
             self._prompts(records),
             self.tokenizer,
             prompts_per_batch=self.settings.batch_problems,
             max_prompt_length=self.settings.max_prompt_length,
+            seed=None,
             limits=Limits("truncate" if self.limits.too_long == "truncate" else "error"),
         )
         spec = sampler_spec(

@@ -12,7 +12,7 @@ from research.config.schema import key, short
 from research.core.errors import DataError
 from research.data.chat import Message, normalize_record, prompt_messages
 from research.data.files import prepare_file
-from research.data.records import View
+from research.data.records import first_records
 from research.data.split import Split
 from research.data.store import Prepared
 from research.tasks.answers import Matcher, extract_final_answer, fitting_matcher, matches
@@ -59,7 +59,7 @@ class Jsonl:
 
     def fit(self, prepared: Prepared) -> tuple["Jsonl", str]:
         """The task with `answer_format` chosen or checked by the training records' reference responses."""
-        records = [dict(record) for record in View(prepared.train, _LOOKED_AT)]
+        records = [dict(record) for record in first_records(prepared.train, _LOOKED_AT)]
         examples = [
             (response, answer)
             for record in records

@@ -13,7 +13,7 @@ from research.core.errors import DataError
 from research.data.chat import Message, normalize_record, split_response
 from research.data.files import PROMPTS, prepare_file
 from research.data.judged import JudgedKind
-from research.data.records import Records, Selected, View
+from research.data.records import Records, Selected, first_records
 from research.data.report import Limits, TooLong
 from research.data.split import Split, answered_prompts, prompt_key
 from research.data.store import Prepared, writing
@@ -186,7 +186,7 @@ class Sources:
             yield record["text"]
         if self.section.tokenizer.model_type == "char":
             return
-        for record in View(self.problems.train, _TOKENIZER_PROBLEMS):
+        for record in first_records(self.problems.train, _TOKENIZER_PROBLEMS):
             # The markup's role names are text; seen often, they become single pieces.
             yield f"system\nuser\nassistant\ntool\n{worked_text(record)['text']}"
 
@@ -231,4 +231,4 @@ def answer_of(record: Mapping[str, Any]) -> str:
     return split_response(normalize_record(record, where="problem"), where="problem")[1].content
 
 
-__all__ = ["Sources", "View", "answer_of", "question_of", "worked_text"]
+__all__ = ["Sources", "first_records", "answer_of", "question_of", "worked_text"]

@@ -10,60 +10,50 @@ from research.algorithms.base import Algorithm
 from research.config.experiment import Stage
 from research.core.batch import Batch, PreferenceBatch, RankingBatch, SequenceBatch, StepBatch, UnpairedBatch, rows_of
 from research.data.judged import JudgedKind, judged_batches
-from research.data.pipelines import Pipeline, sft_batches, sft_eval_batches, text_batches, text_eval_batches
-from research.data.records import Records
-from research.tasks.sources import Sources, View, worked_text
+from research.data.pipelines import Pipeline, sft_batches, text_batches
+from research.data.records import Records, first_records
+from research.tasks.sources import Sources, worked_text
 
 
 def training_batches(stage: Stage, sources: Sources) -> Pipeline:
     """The endless, shuffled training data of an offline stage."""
-    kind, how, tokenizer = stage.objective.given, stage.data, sources.tokenizer
-    shape = {**_shape(stage), "seed": stage.seed}
-    if kind == "text":
-        parts: list[tuple[float, Any]] = []
-        if how.text_weight > 0:
-            parts.append((how.text_weight, sources.text.train))
-        if how.problems_weight > 0:
-            parts.append((how.problems_weight, View(sources.problems.train, how.limit, worked_text)))
-        return text_batches([part for _, part in parts], tokenizer, weights=[weight for weight, _ in parts], **shape)
-    if kind == "chat":
-        records = View(sources.problems.train, how.limit, _transform(stage) or dict)
-        if "teacher" in stage.facts.roles:
-            shape |= {"packing": False, "bucket_lengths": (stage.length,)}
-        return sft_batches(records, tokenizer, limits=sources.limits, **{"packing": how.packing, **shape})
-    return _judged_batches(stage, sources, train=True)
+    return _batches(stage, sources, stage.seed)
 
 
 def validation_batches(stage: Stage, sources: Sources) -> Pipeline:
     """One ordered pass over held-out data of the same kind."""
-    kind, shape, tokenizer = stage.objective.given, _shape(stage), sources.tokenizer
+    return _batches(stage, sources, None)
+
+
+def _batches(stage: Stage, sources: Sources, seed: int | None) -> Pipeline:
+    """Of training data with a seed, of held-out data without one."""
+    kind, how, train = stage.objective.given, stage.data, seed is not None
+    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "seed": seed, "name": stage.name}
     if kind == "text":
-        held_out = sources.text.validation if stage.data.text_weight > 0 else View(sources.held_out, 0, worked_text)
-        return text_eval_batches(held_out, tokenizer, **shape)
+        parts: list[tuple[float, Records]] = []
+        if how.text_weight > 0:
+            parts.append((how.text_weight, sources.text.train if train else sources.text.validation))
+        if how.problems_weight > 0 and (train or not parts):
+            problems, limit = (sources.problems.train, how.limit) if train else (sources.held_out, 0)
+            parts.append((how.problems_weight, first_records(problems, limit, worked_text)))
+        weights, records = zip(*parts, strict=True)
+        return text_batches(records, sources.tokenizer, weights=weights, **shape)
     if kind == "chat":
-        return sft_eval_batches(sources.held_out, tokenizer, limits=sources.limits, **shape)
-    return _judged_batches(stage, sources, train=False)
-
-
-def _shape(stage: Stage) -> dict[str, Any]:
-    return {"batch_size": stage.batch_size, "length": stage.length, "name": stage.name}
-
-
-def _judged_batches(stage: Stage, sources: Sources, *, train: bool) -> Pipeline:
-    kind = cast(JudgedKind, stage.objective.given)
-    found = sources.prepared(kind)
-    records: Records = found.train if train else found.validation
+        shape |= {"limits": sources.limits}
+        if not train:
+            return sft_batches(sources.held_out, sources.tokenizer, **shape)
+        shape |= {"packing": how.packing}
+        if "teacher" in stage.facts.roles:
+            shape |= {"packing": False, "bucket_lengths": (stage.length,)}
+        examples = first_records(sources.problems.train, how.limit, _transform(stage) or dict)
+        return sft_batches(examples, sources.tokenizer, **shape)
+    judged = cast(JudgedKind, kind)
+    found = sources.prepared(judged)
+    chosen: Records = found.train if train else found.validation
     if (change := _transform(stage)) is not None:
-        records = View(records, 0, change)
-    return judged_batches(
-        kind,
-        records,
-        sources.tokenizer,
-        seed=stage.seed if train else None,
-        limits=sources.limits,
-        candidates=sources.section.rankings.candidates,
-        **_shape(stage),
-    )
+        chosen = first_records(chosen, 0, change)
+    candidates = sources.section.rankings.candidates
+    return judged_batches(judged, chosen, sources.tokenizer, limits=sources.limits, candidates=candidates, **shape)
 
 
 def _transform(stage: Stage) -> Callable[[Mapping[str, Any]], Mapping[str, Any]] | None:

@@ -8,8 +8,8 @@ import numpy as np
 
 from models.transformer import Params
 from research.core.batch import SequenceBatch
-from research.data.pipelines import sft_eval_batches
-from research.data.records import View
+from research.data.pipelines import sft_batches
+from research.data.records import first_records
 from research.evals.base import Evaluator
 from research.evals.policy import TrainedPolicy
 from research.evals.results import Results, checkable, evaluate, fitting, lacking
@@ -57,11 +57,12 @@ def stage_policy(run: StageRun, params: Params, between: Callable[[], None] = la
     limits = dataclasses.replace(sources.limits, max_dropped=1.0)  # they were counted before the first step
     held_out = partial(validation_batches, stage, sources)
     chat = partial(
-        sft_eval_batches,
+        sft_batches,
         sources.held_out,
         sources.tokenizer,
         batch_size=how.batch_problems,
         length=how.max_prompt_length + how.max_new_tokens,
+        seed=None,
         limits=limits,
         name="evaluation",
     )
@@ -73,7 +74,7 @@ def stage_policy(run: StageRun, params: Params, between: Callable[[], None] = la
         sampler=run.experiment.sampler,
         settings=how,
         task=sources.task,
-        records=View(sources.held_out, max(stage.eval_problems, how.problems)),
+        records=first_records(sources.held_out, max(stage.eval_problems, how.problems)),
         interaction=run.setup.interaction,
         limits=limits,
         yardstick=run.setup.yardstick,

@@ -20,6 +20,7 @@ from research.core.mesh import to_device
 from research.core.metrics import METRICS, load_metrics
 from research.core.network import Network, batch_logps
 from research.data.pipelines import prompt_batches
+from research.data.records import Selected, first_records
 from research.data.report import DataReport
 from research.rewards.base import RewardError, WeightedReward
 from research.rollouts.collect import RolloutCollector, Sampler
@@ -29,7 +30,6 @@ from research.rollouts.samples import rollout_metrics, shown_samples
 from research.sampling.decoded import Decoded, sample_prompts, sampler_spec
 from research.sampling.methods import SamplingMethod
 from research.sampling.types import make_scalars
-from research.tasks.sources import View
 from research.train.batches import count_tokens
 from research.train.learner import Learner
 from research.train.measure import held_out_metrics, process_scorer, reward_scorer
@@ -52,7 +52,7 @@ def run_online(run: StageRun) -> dict[str, Any]:
     flight.
     """
     stage = run.stage
-    problems = View(run.sources.problems.train, stage.data.limit)
+    problems = first_records(run.sources.problems.train, stage.data.limit)
     state = OnlineState(RolloutCollector(_sampler(run, problems), _rewards(run), problems, stage.rollout))
     prompts, report = _prompts(run, problems)
     with Session(run, prompts, rewards=state.collector.rewards, monitors=state.monitors) as session:
@@ -75,7 +75,7 @@ class OnlineState:
     reference: Network | None = None
 
 
-def _sampler(run: StageRun, problems: View) -> Sampler:
+def _sampler(run: StageRun, problems: Selected) -> Sampler:
     """Draws completions as the stage says."""
     how, tokenizer = run.stage.rollout, run.sources.tokenizer
     spec = sampler_spec(
@@ -127,7 +127,7 @@ def _record_errors(session: Session, errors: tuple[RewardError, ...]) -> None:
         )
 
 
-def _prompts(run: StageRun, problems: View) -> tuple[Any, DataReport]:
+def _prompts(run: StageRun, problems: Selected) -> tuple[Any, DataReport]:
     """The iterator of prompts, filtered by difficulty where the stage says so, and what became of their records."""
     stage, how, interaction = run.stage, run.stage.rollout, run.setup.interaction
     pipeline = prompt_batches(

@@ -16,7 +16,7 @@ from research.core.progress import say
 from research.core.sinks import check_sinks
 from research.core.state import abstract_params
 from research.data.judged import check_lengths
-from research.data.records import Records, View
+from research.data.records import Records, first_records
 from research.data.tokenizer import Tokenizer
 from research.environments.interaction import Interaction, make_interaction
 from research.rewards.base import RewardFunction
@@ -94,7 +94,7 @@ def _check_lengths(experiment: Experiment, sources: Sources, interaction: Intera
 
     for stage in experiment.stages:
         if stage.online:
-            records = View(sources.problems.train, stage.data.limit)
+            records = first_records(sources.problems.train, stage.data.limit)
             check_prompts(records, stage.rollout.max_prompt_length, stage.name)
         elif stage.objective.given != "text":
             for make in (training_batches, validation_batches):
@@ -102,7 +102,9 @@ def _check_lengths(experiment: Experiment, sources: Sources, interaction: Intera
     measured = [stage.eval_problems for stage in experiment.stages if stage.samples]
     if measured:
         how = experiment.evaluation
-        check_prompts(View(sources.held_out, max(how.problems, *measured)), how.max_prompt_length, "evaluation")
+        check_prompts(
+            first_records(sources.held_out, max(how.problems, *measured)), how.max_prompt_length, "evaluation"
+        )
 
 
 def interaction_of(section: Tree, tokenizer: Tokenizer) -> Interaction | None:

@@ -52,6 +52,9 @@ NAMED = {
     "models/decode/attention.py": Covering(("tests/models/decode/test_cache.py", "tests/models/test_transformer.py")),
     "models/decode/cache.py": Covering(("tests/models/decode/test_cache.py", "tests/research/sampling/test_engine.py")),
     "models/decode/rows.py": Covering(("tests/models/decode/test_cache.py", "tests/research/sampling/test_engine.py")),
+    "models/kernels/products.py": Covering(
+        ("tests/models/kernels/test_products.py", "tests/models/decode/test_layout.py")
+    ),
     "models/kernels/cpu_blocks.py": Covering(("tests/models/kernels/test_attention.py", "tests/models/test_groups.py")),
     "research/core/interrupts.py": Covering(("tests/research/train/test_chain.py",)),
     "research/core/network.py": Covering(("tests/research/algorithms/test_losses.py",)),

@@ -10,14 +10,7 @@ import pytest
 
 from research.core.errors import DataError
 from research.data.judged import judged_batches
-from research.data.pipelines import (
-    prompt_batches,
-    prompt_eval_batches,
-    sft_batches,
-    sft_eval_batches,
-    text_batches,
-    text_eval_batches,
-)
+from research.data.pipelines import prompt_batches, sft_batches, text_batches
 from research.data.report import Limits
 
 PAIRS = [{"prompt": f"question {n}?", "chosen": f"good {n} " * (1 + n % 4), "rejected": f"bad {n}"} for n in range(30)]
@@ -234,20 +227,20 @@ PAIR = {"prompt": "p", "completion": "short"}
 
 def test_evaluation_is_one_ordered_pass_with_an_empty_tail(tokenizer, arithmetic_records, text_records):
     records = arithmetic_records[:10]
-    batches = list(sft_eval_batches(records, tokenizer, batch_size=4, length=96))
+    batches = list(sft_batches(records, tokenizer, batch_size=4, length=96, seed=None))
     assert [batch["tokens"].shape for batch in batches] == [(4, 96)] * 3
     shown = [tokenizer.decode(tokens[mask].tolist()) for batch in batches for tokens, mask in segments(batch)]
     assert shown == [record["completion"] for record in records]
     assert not batches[-1]["segment_ids"][2:].any() and not batches[-1]["loss_mask"][2:].any()
 
-    prompts = list(prompt_eval_batches(records, tokenizer, prompts_per_batch=4, max_prompt_length=40))
+    prompts = list(prompt_batches(records, tokenizer, prompts_per_batch=4, max_prompt_length=40, seed=None))
     assert np.concatenate([batch["prompt_id"] for batch in prompts]).tolist() == [*range(10), -1, -1]
     assert not prompts[-1]["prompt_mask"][2:].any()
 
     pairs = list(pair_batches(PAIRS, tokenizer, batch_size=8))
     assert len(pairs) == 4 and not pairs[-1]["chosen_segment_ids"][6:].any()
 
-    pipeline = text_eval_batches(text_records, tokenizer, batch_size=4, length=32)
+    pipeline = text_batches([text_records], tokenizer, batch_size=4, length=32, seed=None)
     rows = [list(pipeline), list(pipeline)]
     assert all(map(same, *rows))
     counted = sum(int((batch["segment_ids"] > 0).sum()) for batch in rows[0])

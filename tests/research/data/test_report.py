@@ -5,7 +5,7 @@ import pytest
 
 from research.core.errors import DataError
 from research.data.judged import check_lengths
-from research.data.pipelines import prompt_batches, prompt_eval_batches, sft_batches, sft_eval_batches
+from research.data.pipelines import prompt_batches, sft_batches
 from research.data.records import Selected
 from research.data.report import DataReport, Limits
 from research.data.store import Row, prepare
@@ -79,7 +79,7 @@ def test_a_run_that_would_lose_too_much_refuses_to_start(tokenizer):
 
 
 def test_batches_hold_what_is_kept(tokenizer):
-    pipeline = sft_eval_batches(RECORDS, tokenizer, batch_size=20, length=64, limits=Limits("drop", 0.5))
+    pipeline = sft_batches(RECORDS, tokenizer, batch_size=20, length=64, limits=Limits("drop", 0.5), seed=None)
     (batch,) = pipeline
     assert pipeline.report == report(tokenizer, Limits("drop", 0.5))
     assert batch["loss_mask"].any(axis=1).sum() == 15
@@ -90,7 +90,7 @@ def test_batches_hold_what_is_kept(tokenizer):
 def test_prompts_that_are_left_out_do_not_move_the_numbers_of_the_others(tokenizer):
     records = [{"prompt": "long " * 30, "answer": "1"}, *({"prompt": f"p{n}", "answer": "1"} for n in range(1, 6))]
     shape = {"prompts_per_batch": 2, "max_prompt_length": 24, "limits": Limits("drop", 0.2)}
-    batches = list(prompt_eval_batches(records, tokenizer, **shape))
+    batches = list(prompt_batches(records, tokenizer, **shape, seed=None))
     shown = {
         int(i): tokenizer.decode(tokens[mask].tolist())
         for batch in batches
@@ -107,7 +107,7 @@ def test_prompts_that_are_left_out_do_not_move_the_numbers_of_the_others(tokeniz
 def test_truncated_prompts_keep_their_start_and_their_end(tokenizer):
     records = [{"prompt": "".join(f"{n} " for n in range(40))}]
     limits = Limits("truncate", 0.0)
-    pipeline = prompt_eval_batches(records, tokenizer, prompts_per_batch=1, max_prompt_length=24, limits=limits)
+    pipeline = prompt_batches(records, tokenizer, prompts_per_batch=1, max_prompt_length=24, limits=limits, seed=None)
     (batch,) = pipeline
     assert batch["prompt_mask"].all() and pipeline.report.changed == {"truncated": 1}
     shown = tokenizer.decode(batch["prompt_tokens"][0].tolist(), show_markup=True)
@@ -131,7 +131,7 @@ def test_every_kind_of_data_is_checked(tokenizer, kind, record):
 
 def test_lengths_are_those_of_the_tokens(tokenizer):
     size = len(tokenizer.encode("yes"))
-    whole = sft_eval_batches([FITS], tokenizer, batch_size=1, length=64)
+    whole = sft_batches([FITS], tokenizer, batch_size=1, length=64, seed=None)
     (batch,) = whole
     length = int((batch["segment_ids"] > 0).sum())
     assert report(tokenizer, Limits("error"), [FITS], length=length).kept == 1

@@ -44,7 +44,7 @@ def test_tokens_and_text_agree_on_where_steps_end(tokenizer, seed):
         start = 0
         for at, token in enumerate(content):
             line = tokenizer.decode(content[start : at + 1])
-            if token == tokenizer.newline_id or at == len(content) - 1:
+            if token == tokenizer.piece_id("\n") or at == len(content) - 1:
                 ends[len(prompt) + at] = bool(line.strip())
                 start = at + 1
         padding = tokenizer.encode("c\n" * 40)[: 64 - len(prompt) - len(content)]

@@ -10,7 +10,7 @@ import pytest
 
 from research.core.errors import DataError
 from research.data import store
-from research.data.records import Selected, View, place_of
+from research.data.records import Selected, first_records, place_of
 from research.data.store import Row, prepare, writing
 
 ROWS = {
@@ -122,10 +122,10 @@ def test_two_processes_that_want_the_same_write_it_once(tmp_path, monkeypatch):
 
 def test_views_and_selections_keep_the_places_of_their_records(tmp_path):
     train = made(tmp_path).train
-    view = View(train, 3, lambda record: {"doubled": 2 * record["n"]})
+    view = first_records(train, 3, lambda record: {"doubled": 2 * record["n"]})
     assert len(view) == 3 and [record["doubled"] for record in view] == [0, 2, 4]
-    assert len(View(train, 0)) == len(View(train, 999)) == 50
-    chosen = View(Selected(train, [7, 30, 4]), 2)
+    assert len(first_records(train, 0)) == len(first_records(train, 999)) == 50
+    chosen = first_records(Selected(train, [7, 30, 4]), 2)
     assert [record["n"] for record in chosen] == [7, 30]
     assert place_of(chosen, 1) == "in.jsonl:30" and place_of([{}], 0) == "record 0"
     for index in (3, -1):

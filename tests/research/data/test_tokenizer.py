@@ -58,7 +58,7 @@ def test_digits_and_newlines_are_single_pieces(tokenizer, tmp_path):
     assert [numbers.pieces[token] for token in numbers.encode("1212")] == list("1212")
     assert not any("\n" in piece for piece in numbers.pieces if piece != "\n")
     ids = tokenizer.encode("a\n\nb\n")
-    assert ids.count(tokenizer.newline_id) == 3
+    assert ids.count(tokenizer.piece_id("\n")) == 3
     assert not any("\n" in piece for piece in tokenizer.pieces if piece != "\n")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from research.core.errors import ConfigError
-from research.data.records import View
+from research.data.records import first_records
 from research.evals.accuracy import Accuracy, judge
 from research.evals.base import Sample
 from research.evals.policy import TrainedPolicy
@@ -28,8 +28,8 @@ def policy(texts: Sequence[Sequence[str]], records: Sequence[Mapping[str, Any]] 
     """Says what it is told to; a text "cut ..." is cut there."""
 
     class Scripted(TrainedPolicy):
-        def held_out(self, limit: int = 0) -> View:
-            return View(self.records, limit)
+        def held_out(self, limit: int = 0) -> first_records:
+            return first_records(self.records, limit)
 
         def _generate(self, records: Any, *_: Any) -> list[list[Sample]]:
             assert len(records) == len(texts)
@@ -138,6 +138,6 @@ def test_refusals() -> None:
         values(policy(TEXTS, final_answer="prm"))
     nothing: Any = None
     empty = TrainedPolicy(*([nothing] * 5), SimpleNamespace(samples=1, temperature=1.0, max_new_tokens=8),  # type: ignore[arg-type]
-                          Jsonl(answer_format="mark"), View([], 0))  # fmt: skip
+                          Jsonl(answer_format="mark"), first_records([], 0))  # fmt: skip
     with pytest.raises(ConfigError, match="there are no held-out problems"):
         empty.generate([], seed=0)

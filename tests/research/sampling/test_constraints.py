@@ -120,7 +120,7 @@ def test_markup_is_never_text(tokenizer: Tokenizer) -> None:
 
 def test_a_stop_token_that_is_text_is_only_a_stop(tokenizer: Tokenizer) -> None:
     """The byte piece still spells a newline, forced or not."""
-    newline, byte = tokenizer.newline_id, tokenizer.piece_id("<0x0A>")
+    newline, byte = tokenizer.piece_id("\n"), tokenizer.piece_id("<0x0A>")
     rows = ConstraintRows(Grammars(tokenizer, (newline,)))
     for row, pattern in enumerate([r"a(?s:.)*", r"a(?s:.)b", r"a\nb"]):
         rows.start(row, regex(pattern), name="a")

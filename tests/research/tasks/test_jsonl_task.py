@@ -61,8 +61,10 @@ def test_answers_without_responses_are_matched_by_their_look(tmp_path):
     task, said = fitted(tmp_path, [{"prompt": f"p{n}", "answer": city} for n, city in enumerate(CAPITALS)])
     assert task.answer_format == "normalized" and "there are no responses" in said
     assert task.correct("I think so.\nParis", {"prompt": "p", "answer": "paris"}) == 1.0
-    marked, _ = fitted(tmp_path, [{"question": f"p{n}", "answer": f"so\n#### {n}"} for n in range(9)])
-    assert marked.answer_format == "mark"
+    marks = [{"question": f"p{n}", "answer": f"so\n#### {n}"} for n in range(9)]
+    assert fitted(tmp_path, marks)[0].answer_format == "mark"
+    half = [*marks, *({"question": f"c{n}", "answer": city} for n, city in enumerate(CAPITALS))]
+    assert fitted(tmp_path, half)[0].answer_format == "normalized", "few are marked"
 
 
 def test_long_texts_are_not_judged_and_it_is_said(tmp_path):
@@ -90,6 +92,15 @@ def test_any_answer_of_a_list_is_right_and_numbers_are_spelled_out():
         "2.5", "10000000000000000000000", "7", "",
     )  # fmt: skip
     assert task.correct("x", {"messages": [{"role": "user", "content": "q"}], "answer": None}) is None
+
+
+def test_before_the_data_have_been_seen_answers_are_matched_normalized():
+    task = Jsonl()
+    assert task.extract("So it is\nThe Answer.") == Jsonl(answer_format="normalized").extract("the answer") is not None
+    assert task.correct("PARIS.", {"prompt": "p", "answer": "paris"}) == 1.0
+    assert (
+        Jsonl(answer_format="mark").extract("no mark") is None and Jsonl(answer_format="none").extract("#### 3") is None
+    )
 
 
 @pytest.mark.parametrize("answer", ["", " \n", [], ["a", ""], {"a": 1}, [None], float("nan")])

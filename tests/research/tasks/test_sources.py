@@ -142,6 +142,14 @@ def test_the_tokenizer_is_trained_once_and_again_for_another_corpus(section: Dat
     assert other.model != first.model and len(list((tmp_path / "data" / "tokenizers").iterdir())) == 2
 
 
+@pytest.mark.parametrize("model_type", ["bpe", "char"])
+def test_only_a_vocabulary_of_characters_lacks_bytes(section: Data, tmp_path: Path, model_type: str) -> None:
+    size = 0 if model_type == "char" else 370
+    asked = dataclasses.replace(section, tokenizer=TokenizerSection(model_type=model_type, vocab_size=size))
+    found = Sources(TASK, asked, tmp_path / "data").tokenizer
+    assert ("<0x00>" in found.pieces) is (model_type == "bpe")
+
+
 def test_a_kept_tokenizer_with_a_flipped_bit_is_refused(section: Data, tmp_path: Path) -> None:
     _ = Sources(TASK, section, tmp_path / "data").tokenizer
     (path,) = (tmp_path / "data" / "tokenizers").iterdir()

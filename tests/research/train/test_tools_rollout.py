@@ -18,7 +18,7 @@ from research.core.batch import UnpairedBatch
 from research.core.errors import ConfigError
 from research.core.network import Network, batch_logps
 from research.data.chat import Message, render_messages, render_prompt
-from research.data.pipelines import prompt_eval_batches
+from research.data.pipelines import prompt_batches
 from research.data.tokenizer import Tokenizer, train_tokenizer
 from research.environments.calls import Call, call_text
 from research.environments.interaction import Interaction, make_interaction
@@ -121,7 +121,9 @@ def spec_of(tokenizer: Tokenizer, tools: Interaction | None) -> SamplerSpec:
 
 
 def batches(tools: Interaction, tokenizer: Tokenizer, rows: int = 2) -> list[Mapping[str, np.ndarray]]:
-    return list(prompt_eval_batches(tools.prompts(RECORDS), tokenizer, prompts_per_batch=rows, max_prompt_length=900))
+    return list(
+        prompt_batches(tools.prompts(RECORDS), tokenizer, prompts_per_batch=rows, max_prompt_length=900, seed=None)
+    )
 
 
 @pytest.fixture
@@ -236,7 +238,7 @@ def test_evaluation_answers_calls_and_rows_that_fill_a_batch_are_not_drawn(
 
 def test_without_tools_nothing_is_answered(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoded, "sample_refilled", Engine(scripts(tokenizer)))
-    (prompts,) = prompt_eval_batches(RECORDS, tokenizer, prompts_per_batch=2, max_prompt_length=40)
+    (prompts,) = prompt_batches(RECORDS, tokenizer, prompts_per_batch=2, max_prompt_length=40, seed=None)
     out = sampled(prompts, None, tokenizer)
     assert out.given is None and out.turns == () and out.shown is out.texts
     assert out.lengths.tolist() == [len(row[0]) for row in scripts(tokenizer)]
