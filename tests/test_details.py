@@ -116,7 +116,6 @@ DETAILS: list[tuple[str, ...]] = [
         "18",
         "alarm on the truncated fraction",
         "research/train/test_monitors.py::test_bounds",
-        "research/train/test_monitors.py::test_readings_come_from_metrics_by_name",
         "research/train/test_online.py::test_rollout_metrics",
     ),
     (

@@ -44,25 +44,26 @@ class Result(NamedTuple):
         return {"name": self.name, "failures": dict(self.failures), "systems": systems}
 
     def table(self) -> str:
-        """A heading, and a row for each system."""
-        rows = []
+        """A heading, and a column for each system."""
+        columns = []
         for name, each in self.series.items():
             compared = name != TEMPER and TEMPER in self.series
-            over = self.series[TEMPER].over(each) if compared else ()
+            over = [f"{ratio:.2f}x" for ratio in self.series[TEMPER].over(each)] if compared else ["", ""]
             slowest, fastest = np.sort(each.rates)[[0, -1]]
             first, second = each.about["warm_up"]
-            rows.append(
-                [
-                    name,
-                    f"{each.rate:,.0f}",
-                    f"{slowest:,.0f} .. {fastest:,.0f}",
-                    *([f"{ratio:.2f}x" for ratio in over] or ["", ""]),
-                    f"{max(0.0, first - second):.1f}",
-                    f"{each.about['peak_bytes'] / 2**20:,.0f}",
-                ]
+            columns.append(
+                {
+                    "tokens/s": f"{each.rate:,.0f}",
+                    "slowest .. fastest": f"{slowest:,.0f} .. {fastest:,.0f}",
+                    "Temper / it": over[0],
+                    "median over rounds": over[1],
+                    "first run beyond second, s": f"{max(0.0, first - second):.1f}",
+                    "peak memory, MiB": f"{each.about['peak_bytes'] / 2**20:,.0f}",
+                }
             )
-        header = ("system", "tokens/s", "slowest .. fastest", "Temper / it", "median over rounds")
-        grid = markdown.table((*header, "first run beyond second, s", "peak memory, MiB"), rows, right_from=1)
+        rows = [[label, *(column[label] for column in columns)] for label in (columns[0] if columns else ())]
+        rows = [row for row in rows if any(row[1:])]
+        grid = markdown.table(["median of the repetitions", *self.series], rows, right_from=1)
         missing = [f"Failed: {markdown.escape(sentence)}" for sentence in self.failures.values()]
         return "\n\n".join([f"## {self.name}", grid, *missing]) + "\n"
 
