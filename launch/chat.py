@@ -29,9 +29,7 @@ from research.sampling.conversation import Conversation
 from research.sampling.streaming import TextDelta
 
 _SYSTEM = flags.DEFINE_string("system", "", "text of the system turn")
-_TRANSCRIPT = flags.DEFINE_string(
-    "transcript", None, "JSONL file to which conversations are appended, a record of messages each"
-)
+_TRANSCRIPT = flags.DEFINE_string("transcript", None, "JSONL file to which conversations are appended, one a line")
 flags.adopt_module_key_flags(generation)
 
 _HINT = "Ctrl-C ends an answer; /quit or Ctrl-D ends the conversation"
@@ -116,14 +114,8 @@ class Transcript:
           ConfigError: the file cannot be read, or its folder does not exist.
         """
         self.path, self.current = path, ""
-        try:
-            self.finished = path.read_text(encoding="utf-8") if path.exists() else ""
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"--transcript: {path}: is not UTF-8 text ({error.reason})") from error
-        except OSError as error:
-            raise ConfigError(f"--transcript: {path}: cannot be read ({error.strerror})") from error
-        if not path.absolute().parent.is_dir():
-            raise ConfigError(f"--transcript: {path}: its folder does not exist")
+        self.finished = common.read_text(path, "--transcript") if path.exists() else ""
+        common.refuse(not path.absolute().parent.is_dir(), f"--transcript: {path}: its folder does not exist")
         if self.finished and not self.finished.endswith("\n"):
             self.finished += "\n"
 

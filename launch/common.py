@@ -46,8 +46,8 @@ def config() -> ConfigDict:
       ConfigError: the file cannot be read or run, or makes no config.
     """
     found = load_config(flags.FLAGS.config)
-    if "stages" not in found:
-        raise ConfigError(f"--config: {flags.FLAGS.config}: has no stages, so it trains nothing (is it a benchmark?)")
+    what = f"--config: {flags.FLAGS.config}: has no stages, so it trains nothing (is it a benchmark?)"
+    refuse("stages" not in found, what)
     return found
 
 
@@ -62,19 +62,46 @@ def workdir() -> Path:
     Raises:
       ConfigError: it is empty, or an address that is no local folder.
     """
-    given = flags.FLAGS.workdir
-    if not given.strip():
-        raise ConfigError("--workdir: got '', expected a folder")
-    if "://" in given:
-        raise ConfigError(f"--workdir: got {given!r}, expected a local folder; remote ones are not supported yet")
-    if "\0" in given:
-        raise ConfigError(f"--workdir: got {given!r}, expected a path without NUL")
-    return Path(given)
+    path: str = flags.FLAGS.workdir
+    refuse(not path.strip(), "--workdir: got '', expected a folder")
+    refuse("://" in path, f"--workdir: got {path!r}, expected a local folder; remote ones are not supported yet")
+    refuse("\0" in path, f"--workdir: got {path!r}, expected a path without NUL")
+    return Path(path)
 
 
 def sources_of(policy: Policy, folder: Path) -> Sources:
     """The data that the policy of a stage's folder was trained on."""
     return Sources.of(resolve_tree(policy.experiment), folder.parent.parent / "data")
+
+
+def given(*names: str) -> str:
+    """The first of these flags that the command line sets, as --name; "" if none."""
+    return next((f"--{name}" for name in names if flags.FLAGS[name].present), "")
+
+
+def refuse(wrong: object, sentence: str) -> None:
+    """ConfigError with the sentence, if something is wrong."""
+    if wrong:
+        raise ConfigError(sentence)
+
+
+def read_text(path: Path | str, flag: str) -> str:
+    """The text of a file that a flag names; ConfigError if it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{flag}: {path}: is not UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise ConfigError(f"{flag}: {path}: cannot be read ({error.strerror})") from error
+
+
+def check_context(policy: Policy, prompt: int, completion: int) -> None:
+    """ConfigError if prompts and completions of so many tokens do not fit the model's context."""
+    if prompt + completion > policy.max_length:
+        raise ConfigError(
+            f"--max_new_tokens: got {completion} after prompts of up to {prompt} tokens, expected a sum of at most "
+            f"{policy.max_length}, the model's context"
+        )
 
 
 def numbers(name: str) -> list[float]:
@@ -84,17 +111,18 @@ def numbers(name: str) -> list[float]:
         found = [float(value) for value in values]
     except ValueError:
         found = []
-    if not found:
-        raise ConfigError(f"--{name}: got {','.join(values) or 'nothing'}, expected numbers such as 1,4,16")
+    refuse(not found, f"--{name}: got {','.join(values) or 'nothing'}, expected numbers such as 1,4,16")
     return found
 
 
 def integers(name: str, *, high: int, because: str = "") -> tuple[int, ...]:
     """The integers from 1 to `high` of a list flag; `because` says where the bound comes from."""
     found = numbers(name)
-    if not all(value.is_integer() and 1 <= value <= high for value in found):
-        got = ",".join(flags.FLAGS[name].value or [])
-        raise ConfigError(f"--{name}: got {got}, expected integers from 1 to {because or high}")
+    within, got = (
+        all(value.is_integer() and 1 <= value <= high for value in found),
+        ",".join(getattr(flags.FLAGS, name)),
+    )
+    refuse(not within, f"--{name}: got {got}, expected integers from 1 to {because or high}")
     return tuple(map(int, found))
 
 

@@ -4,9 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from research.config.references import PACKAGES, provided
-from research.config.resolve import SECTIONS
 from research.config.schema import Key, keys_of, sections_of
-from research.config.sections import Objective, StageSection
+from research.config.sections import SECTIONS, Objective, StageSection
 from research.config.tree import unknown_key
 
 _EFFECTS = {

@@ -5,25 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.config import ModelConfig
-from research.config.sections import (
-    Ablation,
-    Data,
-    Evaluation,
-    Facts,
-    Mesh,
-    Model,
-    Records,
-    Sampler,
-    StageSection,
-    Tools,
-)
+from research.config import sections
 from research.config.tree import Chosen, Section, Tree
 from research.core.errors import ConfigError
 from research.core.optim import Rule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage(StageSection):
+class Stage(sections.StageSection):
     """One stage, resolved: the keys of its section, and
 
     Attributes:
@@ -39,7 +28,7 @@ class Stage(StageSection):
     objective: Any
     options: Mapping[str, Any]
     start: str
-    facts: Facts
+    facts: sections.Facts
     parsed: Section
 
     @property
@@ -81,7 +70,7 @@ class Stage(StageSection):
         found: list[tuple[str, str]] = []
         for role in sorted(self.facts.roles | self.facts.answer_roles):
             names = getattr(self.roles, role)
-            found += [(role, name) for name in (names or ("",))] if role == "reward" else [(role, names)]
+            found += [(role, name) for name in ((names,) if isinstance(names, str) else names or ("",))]
         return tuple(found)
 
     @property
@@ -112,14 +101,14 @@ class Experiment:
     name: str
     question: str
     stages: tuple[Stage, ...]
-    models: Mapping[str, Model]
-    mesh: Mesh
-    data: Data
-    evaluation: Evaluation
-    sampler: Sampler
-    tools: Tools
-    records: Records
-    ablation: Ablation
+    models: Mapping[str, sections.Model]
+    mesh: sections.Mesh
+    data: sections.Data
+    evaluation: sections.Evaluation
+    sampler: sections.Sampler
+    tools: sections.Tools
+    records: sections.Records
+    ablation: sections.Ablation
     parsed: Mapping[str, Section]
     tree: Tree
 
@@ -145,7 +134,7 @@ class Experiment:
         return make_model(self.models[model], vocab_size, model)
 
 
-def make_model(section: Model, vocab_size: int, name: str = "model") -> ModelConfig:
+def make_model(section: sections.Model, vocab_size: int, name: str = "model") -> ModelConfig:
     """A ModelConfig from a model section.
 
     Raises:

@@ -8,41 +8,18 @@ from ml_collections import ConfigDict
 
 from research.config.checks import check_experiment
 from research.config.experiment import Experiment, Stage
-from research.config.schema import Key, short
-from research.config.sections import (
-    Ablation,
-    Data,
-    Evaluation,
-    Facts,
-    Mesh,
-    Model,
-    Objective,
-    Records,
-    Sampler,
-    StageSection,
-    Tools,
-)
-from research.config.tree import Section, Tree, flatten, parse_section, to_tree, unknown_key, with_overrides
+from research.config.schema import Key, expect
+from research.config.sections import MODELS, SECTIONS, Facts, Objective, StageSection
+from research.config.tree import Section, Tree, flatten, parse_section, unknown_key, with_overrides
 from research.core.errors import ConfigError
 
-SECTIONS: Mapping[str, type] = {
-    "model": Model,
-    "teacher_model": Model,
-    "mesh": Mesh,
-    "data": Data,
-    "evaluation": Evaluation,
-    "sampler": Sampler,
-    "tools": Tools,
-    "records": Records,
-    "ablation": Ablation,
-}
 _HEAD = ("name", "question", "stages")
 _STAGES = Key((), "The chain of stages.")
 _ARMS = ("arms", "grid")
 """Keys of the ablation that are no single values: `research/ablation/arms.py` reads them."""
 
 
-def resolve(config: ConfigDict | Tree, overrides: Iterable[str] = (), where: str = "") -> Experiment:
+def resolve(config: ConfigDict | Tree, overrides: Iterable[str] = (), where: str = "override") -> Experiment:
     """Validates a config and turns it into dataclasses.
 
     Args:
@@ -53,20 +30,24 @@ def resolve(config: ConfigDict | Tree, overrides: Iterable[str] = (), where: str
     Raises:
       ConfigError: an unknown key, a value of another type or out of range, an override without effect.
     """
-    tree = to_tree(config) if isinstance(config, ConfigDict) else dict(config)
-    tree, keys = with_overrides(tree, overrides, where or "override")
+    tree = config.to_dict() if isinstance(config, ConfigDict) else config
+    tree, keys = with_overrides(tree, overrides, where)
     experiment = resolve_tree(tree)
-    refuse_without_effect(experiment, keys)
+    used = used_keys(experiment)
+    for key in keys:
+        if key not in used and not key.startswith(("ablation.arms", "ablation.grid")):
+            named = {s.name: f"{s.name}.objective.name={s.objective.name}" for s in experiment.stages}
+            under = named.get(key.split(".")[0], "this config")
+            raise ConfigError(f"{key}: has no effect under {under}; expected it not to be set")
     return experiment
 
 
 def resolve_tree(tree: Tree) -> Experiment:
     """`resolve` of a config as nested dicts, with no overrides to judge."""
     chain = _chain(tree)
-    for key in tree:
-        if key not in (*_HEAD, *SECTIONS) and not _is_stage(tree[key]):
+    for key, section in tree.items():
+        if key not in (*_HEAD, *SECTIONS) and not _is_stage(section):
             raise unknown_key(key, [*_HEAD, *SECTIONS, *chain])
-    ablation = tree.get("ablation", {})
     parsed = {
         name: parse_section(cls, tree.get(name, {}), f"{name}.", _ARMS if name == "ablation" else ())
         for name, cls in SECTIONS.items()
@@ -74,22 +55,22 @@ def resolve_tree(tree: Tree) -> Experiment:
     stages: list[Stage] = []
     for name in chain:
         stages.append(_stage(name, tree[name], stages))
-    others = {k: v for k, v in tree.items() if _is_stage(v) and k not in chain and k not in SECTIONS}
-    for name, section in others.items():  # not run, but a mistake in it is one all the same
-        _parse_stage(name, section)
+    for name, section in tree.items():
+        if _is_stage(section) and name not in (*chain, *SECTIONS):  # not run, but a mistake in it is one all the same
+            _parse_stage(name, section)
+    head: dict[str, Any] = {"name": str(tree.get("name", "")), "question": str(tree.get("question", ""))}
+    arms = {key: value for key, value in tree.get("ablation", {}).items() if key in _ARMS}
     experiment = Experiment(
-        name=str(tree.get("name", "")),
-        question=str(tree.get("question", "")),
+        **head,
         stages=tuple(stages),
         models={stage.model: parsed[stage.model].value for stage in stages},
-        **{name: parsed[name].value for name in SECTIONS if name not in ("model", "teacher_model")},
+        **{name: parsed[name].value for name in SECTIONS if name not in MODELS},
         parsed=parsed,
         tree={
-            "name": str(tree.get("name", "")),
-            "question": str(tree.get("question", "")),
+            **head,
             "stages": list(chain),
             **{name: section.tree() for name, section in parsed.items()},
-            "ablation": {**parsed["ablation"].tree(), **{k: ablation[k] for k in _ARMS if k in ablation}},
+            "ablation": {**parsed["ablation"].tree(), **arms},
             **{stage.name: stage.parsed.tree() for stage in stages},
         },
     )
@@ -103,18 +84,13 @@ def _is_stage(section: Any) -> bool:
 
 def _chain(tree: Tree) -> tuple[str, ...]:
     chain = _STAGES.parse("stages", tree.get("stages", ()))
-    if not chain or len(set(chain)) != len(chain):
-        raise ConfigError(f"stages: got {short(chain)}, expected names of stages, at least one and each once")
+    expect(0 < len(chain) == len(set(chain)), "stages", chain, "names of stages, at least one and each once")
     for name in chain:
-        if name in SECTIONS or not _is_stage(tree.get(str(name))):
-            raise ConfigError(
-                f"stages: got {short(name)}, expected the name of a stage: a section that has an objective"
-            )
-        if not str(name).replace("_", "").isalnum() or not str(name).isascii():
-            raise ConfigError(
-                f"stages: got {short(name)}, expected letters, digits and _ because folders are named by it"
-            )
-    return tuple(chain)
+        stage = name not in SECTIONS and _is_stage(tree.get(name))
+        expect(stage, "stages", name, "the name of a stage: a section that has an objective")
+        plain = name.replace("_", "").isalnum() and name.isascii()
+        expect(plain, "stages", name, "letters, digits and _ because folders are named by it")
+    return chain
 
 
 def _parse_stage(name: str, given: Tree) -> Section:
@@ -126,8 +102,6 @@ def _parse_stage(name: str, given: Tree) -> Section:
 def _stage(name: str, given: Tree, before: list[Stage]) -> Stage:
     parsed = _parse_stage(name, given)
     section: StageSection = parsed.value
-    if section.model not in ("model", "teacher_model"):
-        raise ConfigError(f"{name}.model: got {section.model!r}, expected one of model, teacher_model")
     (chosen,) = parsed.sections["objective"].chosen["name"]
     objective, options = chosen.component.target, chosen.options
     try:
@@ -150,14 +124,12 @@ def _facts(section: StageSection, objective: Any, options: Mapping[str, Any]) ->
     algorithm = objective.static(options, online, section.rollout.group_size, section.rollout.max_new_tokens)
     policy = algorithm.layout in ("policy", "actor_critic") and objective.given != "text"
     reads = objective.reads(options)
-    roles = set(algorithm.roles)
-    if algorithm.layout == "actor_critic":
-        roles.add("value")
-    if online and reads and section.reward.source == "model":
-        roles.add("reward")
-    if online and "steps" in reads and section.reward.step_coef > 0:
-        roles.add("prm")
-    answers = {section.final_answer} & {"reward", "prm"} if policy else set()
+    needed = {
+        "value": algorithm.layout == "actor_critic",
+        "reward": online and reads and section.reward.source == "model",
+        "prm": online and "steps" in reads and section.reward.step_coef > 0,
+    }
+    answers = {"reward", "prm"} & {section.final_answer} if policy else ()
     return Facts(
         online=online,
         given=objective.given or "",
@@ -165,7 +137,7 @@ def _facts(section: StageSection, objective: Any, options: Mapping[str, Any]) ->
         policy=policy,
         trains=algorithm.layout,
         reads=reads,
-        roles=frozenset(roles),
+        roles=frozenset({*algorithm.roles, *(role for role, need in needed.items() if need)}),
         answer_roles=frozenset(answers),
         untruncated=objective.untruncated,
     )
@@ -176,45 +148,27 @@ def _start(name: str, section: StageSection, before: list[Stage]) -> str:
     given = section.start_from
     if given == "scratch":
         return ""
-    if given and "/" not in given and given not in {stage.name for stage in before}:
-        listed = ", ".join(stage.name for stage in before) or "none"
-        raise ConfigError(
-            f"{name}.start_from: got {given!r}, expected scratch, the folder of a finished stage, or an earlier stage: "
-            f"{listed}"
-        )
+    names = [stage.name for stage in before]
+    if given and "/" not in given:
+        earlier = f"scratch, the folder of a finished stage, or an earlier stage: {', '.join(names) or 'none'}"
+        expect(given in names, f"{name}.start_from", given, earlier)
     policies = [s.name for s in before if s.model == section.model and s.facts.trains in ("policy", "actor_critic")]
     return given or (policies[-1] if policies else "")
 
 
+_READ_BY = {"preferences": {"preferences", "unpaired"}, "rankings": {"rankings"}, "steps": {"steps"}}
+"""Sections of the data -> the kinds of given data that are read from them."""
+
+
 def used_keys(experiment: Experiment) -> set[str]:
     """Dotted keys that have any effect in this experiment."""
-    stages, data = experiment.stages, experiment.data
+    stages, parsed = experiment.stages, experiment.parsed
     kinds = {stage.facts.given for stage in stages if not stage.online}
-    read = {
-        "preferences": kinds & {"preferences", "unpaired"},
-        "rankings": "rankings" in kinds,
-        "steps": "steps" in kinds,
+    found = {*_HEAD, *(f"ablation.{key}" for key in (*flatten(parsed["ablation"].tree()), *_ARMS))}
+    found |= {
+        key for name in parsed.keys() - (set(MODELS) - experiment.models.keys()) for key in parsed[name].used_keys(None)
     }
-    found = {*_HEAD, *(f"ablation.{key}" for key in (*flatten(experiment.parsed["ablation"].tree()), *_ARMS))}
-    for name, section in experiment.parsed.items():
-        if name not in ("model", "teacher_model") or name in experiment.models:
-            found |= section.used_keys(None)
-    for name, wanted in read.items():
-        if not wanted:
-            found -= experiment.parsed["data"].sections[name].used_keys(None)
-    if data.text.path:
-        found.discard("data.text.max_bytes")
+    for name, given in _READ_BY.items():
+        if not given & kinds:
+            found -= parsed["data"].sections[name].used_keys(None)
     return found.union(*(stage.parsed.used_keys(stage.facts) for stage in stages))
-
-
-def refuse_without_effect(experiment: Experiment, overridden: Iterable[str]) -> None:
-    """Refuses a key that somebody set by hand and that changes nothing."""
-    used = used_keys(experiment)
-    for key in overridden:
-        if key in used or key.startswith(("ablation.arms", "ablation.grid")):
-            continue
-        section = key.split(".")[0]
-        under = [f"{s.name}.objective.name={s.objective.name}" for s in experiment.stages if s.name == section]
-        raise ConfigError(
-            f"{key}: has no effect under {under[0] if under else 'this config'}; expected it not to be set"
-        )

@@ -5,9 +5,10 @@ keys. Checks, the resolver, identities, `--help` and the documentation all read 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, get_args, get_origin
 
 from research.core.errors import ConfigError
 
@@ -27,25 +28,25 @@ class Key:
     Attributes:
       default: also gives the type: bool, int, float, str or tuple.
       doc: one sentence.
-      unit: tokens, steps, nats ...; "" where there is none.
-      low, high: inclusive bounds of a number (of each number, in a tuple); None is unbounded. NaN and infinity are
-        always refused.
+      low, high: inclusive bounds of a number (of each number, in a tuple); NaN and infinity are always refused.
       why: the reason for bounds or choices, for the error.
-      choices: the values that exist, where there are only a few.
-      element: type of a tuple's elements.
+      unit: tokens, steps, nats ...; "" where there is none.
+      choices: the values that exist, where there are only a few; of a field, those of its `Literal` type.
+      element: type of a tuple's elements; of a field, that of its type.
       traced: whether the number enters compiled programs as an argument, so that a sweep over it compiles once.
       effect: see `Effect`.
-      used: whether the key has an effect, given the values of its section and facts about the stage
-        (`research/config/facts.py`); None is always.
+      used: whether the key has an effect, given the values of its section and `research.config.sections.Facts` about
+        the stage; None is always.
       component: the kind of component that the key names, if any.
     """
 
     default: Any
     doc: str = ""
-    unit: str = ""
     low: float | None = None
     high: float | None = None
     why: str = ""
+    _: dataclasses.KW_ONLY
+    unit: str = ""
     choices: tuple[Any, ...] = ()
     element: type = str
     traced: bool = False
@@ -63,30 +64,24 @@ class Key:
         Raises:
           ConfigError: another type, out of bounds, not one of the choices, not finite.
         """
-        value = self._read(value) if isinstance(value, Text) else value
-        value = self._typed(where, value)
-        self._check(where, value)
-        return value
+        value = self._read(value.strip()) if isinstance(value, Text) else value
+        many = isinstance(self.default, tuple)
+        if many and not isinstance(value, list | tuple):
+            raise self._mismatch(where, value)
+        found = tuple(self._typed(where, each) for each in (value if many else (value,)))
+        for each in found:
+            self._check(where, each)
+        return found if many else found[0]
 
-    def _read(self, text: "Text") -> Any:
-        raw = text.strip()
-        if isinstance(self.default, str):
-            return raw
-        if isinstance(self.default, tuple):
-            inner = raw.removeprefix("(").removesuffix(")").removeprefix("[").removesuffix("]")
-            parts = [part.strip().strip("'\"") for part in inner.split(",")]
-            return tuple(_scalar(part, self.element) for part in parts if part)
-        return _scalar(raw, type(self.default))
+    def _read(self, raw: str) -> Any:
+        if not isinstance(self.default, tuple):
+            return _scalar(raw, type(self.default))
+        inner = raw.removeprefix("(").removesuffix(")").removeprefix("[").removesuffix("]")
+        parts = [part.strip().strip("'\"") for part in inner.split(",")]
+        return tuple(_scalar(part, self.element) for part in parts if part)
 
     def _typed(self, where: str, value: Any) -> Any:
-        want = type(self.default)
-        if want is tuple:
-            if not isinstance(value, list | tuple):
-                raise self._mismatch(where, value)
-            return tuple(self._as(where, each, self.element) for each in value)
-        return self._as(where, value, want)
-
-    def _as(self, where: str, value: Any, want: type) -> Any:
+        want = self.element if isinstance(self.default, tuple) else type(self.default)
         if want is float and type(value) is int and abs(value) < 2**1000:
             return float(value)
         if type(value) is not want:
@@ -101,61 +96,45 @@ class Key:
 
     def _check(self, where: str, value: Any) -> None:
         because = f" because {self.why}" if self.why else ""
-        for each in value if isinstance(value, tuple) else (value,):
-            if self.choices and each not in self.choices:
-                listed = ", ".join(map(str, self.choices))
-                raise ConfigError(f"{where}: got {short(each)}, expected one of {listed}{because}")
-            if isinstance(each, bool) or not isinstance(each, int | float):
-                continue
-            low, high = self.low, self.high
-            inside = (low is None or each >= low) and (high is None or each <= high)  # false for NaN
-            if not inside or not math.isfinite(each):
-                if low is None and high is None:
-                    limits = "a finite number"
-                elif high is None:
-                    limits = f">= {low:g}"
-                else:
-                    limits = f"<= {high:g}" if low is None else f"{low:g} to {high:g}"
-                raise ConfigError(f"{where}: got {short(each)}, expected {limits}{because}")
+        if self.choices:
+            expect(value in self.choices, where, value, f"one of {', '.join(map(str, self.choices))}{because}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return
+        low, high = self.low, self.high
+        if low is None and high is None:
+            limits = "a finite number"
+        elif high is None:
+            limits = f">= {low:g}"
+        else:
+            limits = f"<= {high:g}" if low is None else f"{low:g} to {high:g}"
+        inside = (low is None or value >= low) and (high is None or value <= high)  # false for NaN
+        expect(inside and math.isfinite(value), where, value, f"{limits}{because}")
 
 
 class Text(str):
     """A value as the command line (or an arm) spells it; the key's declaration says how to read it."""
 
 
-def key(
-    default: Any,
-    doc: str,
-    *,
-    unit: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    why: str = "",
-    choices: tuple[Any, ...] = (),
-    element: type = str,
-    effect: Effect = "result",
-    used: Callable[[Any, Any], bool] | None = None,
-    component: Kind | None = None,
-) -> Any:
-    """A field of a section's dataclass: see `Key`."""
-    declared = Key(default, doc, unit, low, high, why, choices, element, effect=effect, used=used, component=component)
-    return dataclasses.field(default=default, metadata={"key": declared})
+_P = ParamSpec("_P")
 
 
-def number(default: float, doc: str, low: float | None = None, high: float | None = None, why: str = "",
-           *, unit: str = "", used: Callable[[Any, Any], bool] | None = None) -> Key:  # fmt: skip
-    """A number that enters compiled programs as an argument."""
-    return Key(default, doc, unit, low, high, why, traced=True, used=used)
+def _as_field(declare: Callable[_P, Key]) -> Callable[_P, Any]:
+    def field(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+        declared = declare(*args, **kwargs)
+        return dataclasses.field(default=declared.default, metadata={"key": declared})
+
+    return field
 
 
-def static_number(default: float, doc: str, low: float | None = None, high: float | None = None, why: str = "",
-                  *, unit: str = "", used: Callable[[Any, Any], bool] | None = None) -> Key:  # fmt: skip
-    """A number that shapes the program or the choice of rows: read once, when a run starts."""
-    return Key(default, doc, unit, low, high, why, used=used)
+key = _as_field(Key)
+"""A field of a section's dataclass; takes what `Key` takes."""
+number = functools.partial(Key, traced=True)
+"""A number that enters compiled programs as an argument."""
+static_number = Key
+"""A number that shapes the program or the choice of rows: read once, when a run starts."""
 
 
-def choice(default: Any, doc: str, *others: Any, why: str = "",
-           used: Callable[[Any, Any], bool] | None = None) -> Key:  # fmt: skip
+def choice(default: Any, doc: str, *others: Any, why: str = "", used: Callable[[Any, Any], bool] | None = None) -> Key:
     """One of a few names: the default or one of the others."""
     return Key(default, doc, why=why, choices=tuple(dict.fromkeys((default, *others))), used=used)
 
@@ -165,16 +144,30 @@ def keys_of(target: Any) -> Mapping[str, Key]:
     options = vars(target).get("options") if hasattr(target, "__dict__") else None
     if isinstance(options, Mapping):
         return options
-    if not dataclasses.is_dataclass(target):
-        return {}
-    return {f.name: f.metadata["key"] for f in dataclasses.fields(target) if "key" in f.metadata}
+    return _fields_of(target if isinstance(target, type) else type(target))
+
+
+@functools.cache
+def _fields_of(cls: type) -> Mapping[str, Key]:
+    """The `key` fields of a dataclass, each with what its type says of its elements and choices."""
+    found = {}
+    for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
+        if "key" not in field.metadata:
+            continue
+        said: dict[str, Any] = {}
+        annotation: Any = field.type
+        if get_origin(annotation) is tuple:
+            annotation = get_args(annotation)[0]
+            said |= {"element": annotation} if isinstance(annotation, type) else {}
+        if get_origin(annotation) is Literal:
+            said["choices"] = get_args(annotation)
+        found[field.name] = dataclasses.replace(field.metadata["key"], **said)
+    return found
 
 
 def sections_of(target: Any) -> Mapping[str, type]:
     """The sections within a section: the fields of a dataclass that are dataclasses themselves."""
-    if not dataclasses.is_dataclass(target):
-        return {}
-    fields = dataclasses.fields(target)
+    fields = dataclasses.fields(target) if dataclasses.is_dataclass(target) else ()
     return {f.name: f.type for f in fields if isinstance(f.type, type) and dataclasses.is_dataclass(f.type)}
 
 
@@ -185,6 +178,12 @@ def with_defaults(options: Mapping[str, Key], defaults: Mapping[str, Any]) -> di
         name: dataclasses.replace(declared, default=defaults[name]) if name in defaults else declared
         for name, declared in options.items()
     }
+
+
+def expect(right: object, key: str, got: Any, expected: str) -> None:
+    """Raises ConfigError "key: got X, expected Y" unless it is right."""
+    if not right:
+        raise ConfigError(f"{key}: got {short(got)}, expected {expected}")
 
 
 def short(value: Any) -> str:

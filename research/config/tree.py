@@ -6,10 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from research.config.references import Component, find, provided
-from research.config.schema import Effect, Key, Text, keys_of, sections_of, short
+from research.config.schema import Effect, Key, Kind, Text, expect, keys_of, sections_of
 from research.core.errors import ConfigError
 
 Tree = dict[str, Any]
@@ -87,11 +85,6 @@ class Section:
         return declared.used is None or declared.used(self.value, facts)
 
 
-def to_tree(config: ConfigDict) -> Tree:
-    """A config as nested dicts."""
-    return {k: to_tree(v) if isinstance(v, ConfigDict) else v for k, v in config.items(preserve_field_references=False)}
-
-
 def to_json(tree: Tree) -> Tree:
     """The same with what JSON makes of it: tuples are lists."""
     return json.loads(json.dumps(tree))
@@ -101,10 +94,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys and leaf values."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
+        inner = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
     return flat
 
 
@@ -119,27 +110,21 @@ def merged(tree: Mapping[str, Any], key: str, value: Any) -> Tree:
     return {**tree, first: merged(inner, rest, value)}
 
 
-def parse_override(text: str, where: str) -> tuple[str, Text]:
-    """`"rl.optimizer.learning_rate=3e-4"` as its key and the value's text; the declaration reads it later."""
-    name, equals, raw = text.partition("=")
-    if not equals or not name.strip():
-        raise ConfigError(f"{where}: got {short(text)}, expected dotted.key=value")
-    return name.strip(), Text(raw.strip())
-
-
 def with_overrides(tree: Tree, texts: Iterable[str], where: str) -> tuple[Tree, tuple[str, ...]]:
-    """The tree with overrides in it, and their keys.
+    """The tree with "dotted.key=value" overrides in it, as `Text` that the keys' declarations read; and their keys.
 
     Raises:
       ConfigError: one that is malformed, or a key that is set twice.
     """
     keys: list[str] = []
     for text in texts:
-        key, value = parse_override(text, where)
+        name, equals, value = text.partition("=")
+        key = name.strip()
+        expect(equals and key, where, text, "dotted.key=value")
         if key in keys:
             raise ConfigError(f"{where}: {key} is set twice")
         keys.append(key)
-        tree = merged(tree, key, value)
+        tree = merged(tree, key, Text(value.strip()))
     return tree, tuple(keys)
 
 
@@ -155,47 +140,39 @@ def parse_section(cls: type, given: Any, where: str = "", others: Iterable[str] 
     Raises:
       ConfigError: an unknown key, a value of another type or out of bounds, a component that does not exist.
     """
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{where.rstrip('.')}: got {short(given)}, expected a section of keys")
-    declared, inner, others = keys_of(cls), sections_of(cls), tuple(others)
+    expect(isinstance(given, Mapping), where.rstrip("."), given, "a section of keys")
+    declared, inner = keys_of(cls), sections_of(cls)
     values = {n: d.parse(f"{where}{n}", given[n]) if n in given else d.default for n, d in declared.items()}
     chosen: dict[str, tuple[Chosen, ...]] = {}
     for name, key in declared.items():
         if key.component is not None:
-            named = values[name] if isinstance(values[name], tuple) else (values[name],) if values[name] else ()
+            value = values[name]
+            named = value if isinstance(value, tuple) else (value,) if value or key.default else ()
             found = [find(key.component, reference, f"{where}{name}") for reference in named]
             chosen[name] = tuple(Chosen(c, _options(c, given.get(c.name, {}), where)) for c in found)
-    names = {each.component.name for many in chosen.values() for each in many}
-    known = {*declared, *inner, *others, *(n for n in names if n in given)}
-    unused = {}
-    for name in given:
-        if name not in known:
-            unused[name] = dict(_unchosen(declared.values(), name, given[name], where, known))
+    components = {each.component.name for many in chosen.values() for each in many}
+    known = {*declared, *inner, *others, *(components & given.keys())}
+    kinds = [key.component for key in declared.values() if key.component is not None]
+    unused = {name: _unchosen(kinds, name, given[name], where, known) for name in given if name not in known}
     sections = {name: parse_section(each, given.get(name, {}), f"{where}{name}.") for name, each in inner.items()}
     value = cls(**values, **{name: section.value for name, section in sections.items()})
     return Section(where, value, chosen, sections, unused)
 
 
-def _options(component: Component, given: Any, where: str) -> Mapping[str, Any]:
-    path = f"{where}{component.name}"
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{path}: got {short(given)}, expected the options of {component.reference}")
+def _options(component: Component, given: Any, where: str) -> Tree:
+    path, options = f"{where}{component.name}", component.options
+    expect(isinstance(given, Mapping), path, given, f"the options of {component.reference}")
     for name in given:
-        if name not in component.options:
-            raise unknown_key(f"{path}.{name}", [f"{path}.{known}" for known in component.options])
-    return {
-        name: declared.parse(f"{path}.{name}", given[name]) if name in given else declared.default
-        for name, declared in component.options.items()
-    }
+        if name not in options:
+            raise unknown_key(f"{path}.{name}", [f"{path}.{known}" for known in options])
+    return {n: d.parse(f"{path}.{n}", given[n]) if n in given else d.default for n, d in options.items()}
 
 
-def _unchosen(keys: Iterable[Key], name: str, given: Any, where: str, known: Iterable[str]) -> Mapping[str, Any]:
+def _unchosen(kinds: Iterable[Kind], name: str, given: Any, where: str, known: Iterable[str]) -> Tree:
     """Options of a component that the config does not choose: checked all the same."""
-    kinds = [key.component for key in keys if key.component is not None]
     for kind in kinds:
         if name in provided(kind):
-            component = find(kind, name, f"{where}{name}")
-            options = _options(component, given, where)
+            options = _options(find(kind, name, f"{where}{name}"), given, where)
             return {option: options[option] for option in given}
     names = [f"{where}{each}" for each in (*known, *(n for kind in kinds for n in provided(kind)))]
     raise unknown_key(f"{where}{name}", names)
