@@ -24,12 +24,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stages = ("target", "draft")
     config.target, config.draft = base.stage("sft"), base.stage("sft")
     config.target.model = "teacher_model"
-    config.teacher_model.update(
-        {"num_layers": 6, "d_model": 288, "num_heads": 6, "num_kv_heads": 6, "head_dim": 48, "d_ff": 768}
-    )
-    config.model.update(
-        {"num_layers": 2, "d_model": 96, "num_heads": 4, "num_kv_heads": 4, "head_dim": 24, "d_ff": 288}
-    )
+    config.teacher_model.update(base.decoder(layers=6, d_model=288, heads=6, d_ff=768))
+    config.model.update(base.decoder(layers=2, d_model=96, heads=4, d_ff=288))
     config.data.tokenizer.vocab_size = 4096
     # Worked answers of up to 100 tokens; the short ones teach soonest how the next number is found.
     config.data.problems.arithmetic = {

@@ -19,13 +19,7 @@ from research.evals.results import evaluator_metrics
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One arm.
-
-    Attributes:
-      name: in tables and plots; printable, and free of what paths and folders mean.
-      overrides: each "dotted.key=value".
-      grid: where the arm lies in the ablation's grid: key -> value as it is spelled.
-    """
+    """One arm: overrides, each "dotted.key=value"; `grid` says where it lies in the ablation's: key -> value's text."""
 
     name: str
     overrides: tuple[str, ...]
@@ -56,12 +50,8 @@ class Plan:
 def plan(config: ConfigDict, overrides: Iterable[str] = ()) -> Plan:
     """Resolves every arm, and refuses an ablation that would compare a thing with itself.
 
-    Args:
-      config: with an `ablation` section.
-      overrides: from the command line; one that no arm reads is refused.
-
     Raises:
-      ConfigError: no arms, a malformed or repeated override, one without effect, two arms that are the same
+      ConfigError: no arms, a malformed or repeated override, one that no arm reads, two arms that are the same
         experiment or are measured differently, a control or seed key that does not exist.
     """
     texts = tuple(overrides)
@@ -229,7 +219,7 @@ def _check_metric(base: Experiment, experiment: Experiment, arm: Arm) -> None:
         return
     available: set[str] = set()
     for name, metrics in built_in.items():  # the others may stand in for the accuracy
-        if (name in evaluators and (name != "accuracy" or stage.samples)) or (evaluators and name != "accuracy"):
+        if evaluators and (name != "accuracy" or (name in evaluators and stage.samples)):
             available |= metrics
     on_given = not stage.online and metric.startswith("eval/") and describe(metric.removeprefix("eval/")) is not None
     if metric not in available and not on_given:

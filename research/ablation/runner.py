@@ -28,15 +28,9 @@ def run_ablation(
 ) -> tuple[list[RunResult], ReportPaths]:
     """Runs what is not finished, notes the results after every run and writes the report after every seed.
 
-    A finished (arm, seed) is read, an interrupted one goes on from its newest checkpoint, a failed one is
-    recorded with its error and tried again next time. Seeds are the outer loop, so that an interrupted
-    ablation has compared all arms at the seeds it has.
-
-    Args:
-      config: with an `ablation` section.
-      workdir: stages in it that this ablation shares are read.
-      overrides: "dotted.key=value" from the command line; one that no arm reads is refused.
-      interrupts: says when to save and to stop.
+    A finished (arm, seed) is read, an interrupted one goes on from its newest checkpoint, a failed one is recorded with
+    its error and tried again next time. Seeds are the outer loop, so that an interrupted ablation has compared all arms
+    at the seeds it has.
 
     Returns:
       One result an (arm, seed), and the report's files.

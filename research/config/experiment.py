@@ -16,9 +16,7 @@ class Stage(sections.StageSection):
     """One stage, resolved: the keys of its section, and
 
     Attributes:
-      name: its key in the config.
-      objective: what the config names as its objective, a `research.algorithms.base.Objective`.
-      options: the objective's own settings.
+      objective, options: a `research.algorithms.base.Objective` and its own settings.
       start: name (or folder) of the stage that it starts from; "" starts from scratch.
       facts: what decides which of its keys have an effect.
       parsed: the section as it was parsed, with the components that it names.
@@ -87,13 +85,11 @@ class Stage(sections.StageSection):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A whole config, validated.
+    """A whole config, validated: its sections, and
 
     Attributes:
-      name, question: for the report.
-      stages: in an order in which each comes after those that it reads.
+      stages: each after those that it reads.
       models: the sections `model` and `teacher_model`, as far as stages use them.
-      mesh, data, evaluation, sampler, tools, records, ablation: the sections of these names.
       parsed: the sections as they were parsed, with the components that they name.
       tree: every key and its value.
     """
@@ -135,11 +131,7 @@ class Experiment:
 
 
 def make_model(section: sections.Model, vocab_size: int, name: str = "model") -> ModelConfig:
-    """A ModelConfig from a model section.
-
-    Raises:
-      ConfigError: shapes that do not fit together.
-    """
+    """A ModelConfig from a model section; ConfigError if its shapes do not fit together."""
     fields = {key: value for key, value in vars(section).items() if key != "max_length"}
     try:
         return ModelConfig(vocab_size=vocab_size, **fields)

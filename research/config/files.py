@@ -10,10 +10,7 @@ from research.core.errors import ConfigError
 
 
 def load_config(reference: str) -> ConfigDict:
-    """What `get_config` of an experiment file returns.
-
-    Args:
-      reference: path of the file, or path:argument.
+    """What `get_config` of an experiment file returns; `reference` is the file's path, or path:argument.
 
     Raises:
       ConfigError: no such file, one that cannot be run, or one that makes no config.

@@ -1,9 +1,8 @@
 """Components by reference: what a config names is a short name, `package.module:attribute` or `file.py:attribute`.
 
-A module of Temper offers components by short name in `PROVIDES`: kind -> name -> component. Nothing else lists them:
-all modules of the kind's package are read. A component may be a function, or a frozen dataclass whose `key` fields are
-its options (`make` fills them); an objective carries its options in a mapping. Options are found in the config beside
-the key that names the component, in a section of the component's name.
+A module of Temper offers components by short name in `PROVIDES`: kind -> name -> component; all modules of the kind's
+package are read. A component is a function, a frozen dataclass whose `key` fields are its options (`make` fills them),
+or an objective with a mapping of options. A config gives options in a section of the component's name, beside the key.
 """
 
 import ast
@@ -37,16 +36,11 @@ ROOMS = ("research", "models", "objectives", "launch", "experiments")
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """What a reference in a config stands for.
+    """What a reference in a config stands for: a function, class or object.
 
-    Attributes:
-      kind, reference: what the config says.
-      name: short, for logs, and the name of the section that holds its options.
-      target: the function, class or object.
-      source: SHA-256 of its source code, comments and docstrings left out; part of what it computes for.
+    `name` is short, for logs, and the name of the section that holds its options; `source` is of `source_hash`.
     """
 
-    kind: Kind
     reference: str
     name: str
     target: Any
@@ -63,12 +57,7 @@ class Component:
 
 
 def find(kind: Kind, reference: str, where: str) -> Component:
-    """The component that a config names.
-
-    Args:
-      kind: what it must be.
-      reference: a short name, `package.module:attribute` or `path/to/file.py:attribute`.
-      where: the config key, for errors.
+    """The component that a config names under the key `where`.
 
     Raises:
       ConfigError: no such name, file, module or attribute, or a file that cannot be run.
@@ -82,23 +71,19 @@ def find(kind: Kind, reference: str, where: str) -> Component:
             listed = f"{', '.join(sorted(known))}, module:attribute or file.py:attribute{hint}"
             raise ConfigError(f"{where}: got {short(reference)}, expected one of {listed}")
         module, target = known[reference]
-        return Component(kind, reference, reference, target, source_hash(module))
+        return Component(reference, reference, target, source_hash(module))
     module = (_load_file if place.endswith(".py") else _load_module)(place, where)
     target = vars(module).get(attribute)
     if target is None:
         listed = ", ".join(sorted(n for n, v in vars(module).items() if _offered(module, n, v))) or "nothing"
         raise ConfigError(f"{where}: {place} has no {attribute!r}, expected one of: {listed}")
     name = getattr(target, "name", None)
-    return Component(kind, reference, name if isinstance(name, str) else attribute, target, source_hash(module))
+    return Component(reference, name if isinstance(name, str) else attribute, target, source_hash(module))
 
 
 @functools.cache
 def provided(kind: Kind) -> Mapping[str, tuple[ModuleType, Any]]:
-    """Short name -> (module, component) of everything that the kind's package offers.
-
-    Raises:
-      ConfigError: two modules offer the same name.
-    """
+    """Short name -> (module, component) of all that the kind's package offers; ConfigError if one is offered twice."""
     found: dict[str, tuple[ModuleType, Any]] = {}
     folder = Path(importlib.import_module(PACKAGES[kind]).__path__[0])
     for file in sorted(folder.rglob("*.py")):
@@ -128,15 +113,12 @@ def source_hash(module: ModuleType) -> str:
 
 def _with_neighbours(file: Path) -> set[Path]:
     """A file and those in its folder that it imports, directly or not."""
-    found, waiting = set(), [file.resolve()]
+    found, waiting = set(), {file.resolve()}
     while waiting:
-        current = waiting.pop()
-        if current in found:
-            continue
-        found.add(current)
+        found.add(current := waiting.pop())
         for name in _imports(ast.parse(current.read_text(encoding="utf-8"))):
             path = current.parent.joinpath(*name.split("."))
-            waiting += [p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()]
+            waiting |= {p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()} - found
     return found
 
 

@@ -20,10 +20,9 @@ _ARMS = ("arms", "grid")
 
 
 def resolve(config: ConfigDict | Tree, overrides: Iterable[str] = (), where: str = "override") -> Experiment:
-    """Validates a config and turns it into dataclasses.
+    """Validates a config, which says what differs from the defaults of `research/config/sections.py`.
 
     Args:
-      config: what differs from the defaults of `research/config/sections.py`.
       overrides: "dotted.key=value" from the command line or an arm; one without effect is refused.
       where: what an error about an override names.
 

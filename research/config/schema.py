@@ -1,7 +1,6 @@
-"""One declaration of a config key: default, unit, bounds, choices, what it affects, what it means.
+"""One declaration of a config key, which checks, identities and the documentation read.
 
-A section is a frozen dataclass whose fields are made by `key`; the options of an objective are a mapping from names to
-keys. Checks, the resolver, identities, `--help` and the documentation all read these declarations.
+A section is a frozen dataclass with fields made by `key`; the options of an objective are a mapping of names to keys.
 """
 
 import dataclasses
@@ -14,8 +13,7 @@ from research.core.errors import ConfigError
 
 Effect = Literal["result", "evaluation", "speed", "record", "report"]
 """What a key changes: what is trained; only what is measured at the end; only time and memory; only what is written
-down and when; only tables and plots. Only "result" enters the identity of a stage, and only "evaluation" that of an
-evaluation; all others may change from one run to the next."""
+down and when; only tables and plots. The first enters a stage's identity, the second an evaluation's."""
 
 Kind = Literal["objective", "reward", "task", "transform", "evaluator", "tool", "environment", "optimizer", "schedule"]
 """What a config can name by reference, see `research/config/references.py`."""
@@ -27,16 +25,12 @@ class Key:
 
     Attributes:
       default: also gives the type: bool, int, float, str or tuple.
-      doc: one sentence.
       low, high: inclusive bounds of a number (of each number, in a tuple); NaN and infinity are always refused.
       why: the reason for bounds or choices, for the error.
-      unit: tokens, steps, nats ...; "" where there is none.
-      choices: the values that exist, where there are only a few; of a field, those of its `Literal` type.
-      element: type of a tuple's elements; of a field, that of its type.
+      unit: tokens, steps, nats ...
+      choices, element: the only values, and the type of a tuple's elements; a field's type says them too.
       traced: whether the number enters compiled programs as an argument, so that a sweep over it compiles once.
-      effect: see `Effect`.
-      used: whether the key has an effect, given the values of its section and `research.config.sections.Facts` about
-        the stage; None is always.
+      used: whether the key has an effect, given its section and `sections.Facts` about the stage; None is always.
       component: the kind of component that the key names, if any.
     """
 
@@ -55,44 +49,25 @@ class Key:
     component: Kind | None = None
 
     def parse(self, where: str, value: Any) -> Any:
-        """The value as the key's type, checked.
-
-        Args:
-          where: the dotted key, for errors.
-          value: from Python or JSON, or `Text` from a command line.
+        """The value as the key's type; `where` is the dotted key, for errors.
 
         Raises:
           ConfigError: another type, out of bounds, not one of the choices, not finite.
         """
-        value = self._read(value.strip()) if isinstance(value, Text) else value
         many = isinstance(self.default, tuple)
-        if many and not isinstance(value, list | tuple):
-            raise self._mismatch(where, value)
-        found = tuple(self._typed(where, each) for each in (value if many else (value,)))
+        want = self.element if many else type(self.default)
+        if isinstance(value, Text):
+            value = _elements(value, want) if many else _scalar(value.strip(), want)
+        expected = f"{'a tuple, each ' if many else ''}{_TYPES.get(want, want.__name__)} like {self.default!r}"
+        expect(not many or isinstance(value, list | tuple), where, value, expected)
+        found = []
+        for each in value if many else (value,):
+            whole = want is float and type(each) is int and abs(each) < 2**1000
+            expect(whole or type(each) is want, where, each, expected)
+            found.append(float(each) if whole else each)
         for each in found:
             self._check(where, each)
-        return found if many else found[0]
-
-    def _read(self, raw: str) -> Any:
-        if not isinstance(self.default, tuple):
-            return _scalar(raw, type(self.default))
-        inner = raw.removeprefix("(").removesuffix(")").removeprefix("[").removesuffix("]")
-        parts = [part.strip().strip("'\"") for part in inner.split(",")]
-        return tuple(_scalar(part, self.element) for part in parts if part)
-
-    def _typed(self, where: str, value: Any) -> Any:
-        want = self.element if isinstance(self.default, tuple) else type(self.default)
-        if want is float and type(value) is int and abs(value) < 2**1000:
-            return float(value)
-        if type(value) is not want:
-            raise self._mismatch(where, value)
-        return value
-
-    def _mismatch(self, where: str, value: Any) -> ConfigError:
-        want = type(self.default)
-        name = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
-        expected = f"a tuple, each {name[self.element]}" if want is tuple else name[want]
-        return ConfigError(f"{where}: got {short(value)}, expected {expected} like {self.default!r}")
+        return tuple(found) if many else found[0]
 
     def _check(self, where: str, value: Any) -> None:
         because = f" because {self.why}" if self.why else ""
@@ -109,6 +84,9 @@ class Key:
             limits = f"<= {high:g}" if low is None else f"{low:g} to {high:g}"
         inside = (low is None or value >= low) and (high is None or value <= high)  # false for NaN
         expect(inside and math.isfinite(value), where, value, f"{limits}{because}")
+
+
+_TYPES = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
 
 
 class Text(str):
@@ -141,7 +119,7 @@ def choice(default: Any, doc: str, *others: Any, why: str = "", used: Callable[[
 
 def keys_of(target: Any) -> Mapping[str, Key]:
     """The keys that something declares: an `options` mapping, or the `key` fields of a dataclass; else none."""
-    options = vars(target).get("options") if hasattr(target, "__dict__") else None
+    options = getattr(target, "__dict__", {}).get("options")
     if isinstance(options, Mapping):
         return options
     return _fields_of(target if isinstance(target, type) else type(target))
@@ -172,12 +150,9 @@ def sections_of(target: Any) -> Mapping[str, type]:
 
 
 def with_defaults(options: Mapping[str, Key], defaults: Mapping[str, Any]) -> dict[str, Key]:
-    """The same keys with other defaults, as members of a family have them."""
-    assert defaults.keys() <= options.keys()
-    return {
-        name: dataclasses.replace(declared, default=defaults[name]) if name in defaults else declared
-        for name, declared in options.items()
-    }
+    """The same keys with other defaults."""
+    changed = {name: dataclasses.replace(options[name], default=value) for name, value in defaults.items()}
+    return {**options, **changed}
 
 
 def expect(right: object, key: str, got: Any, expected: str) -> None:
@@ -192,13 +167,19 @@ def short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def _elements(raw: str, want: type) -> tuple[Any, ...]:
+    inner = raw.strip().removeprefix("(").removesuffix(")").removeprefix("[").removesuffix("]")
+    parts = [part.strip().strip("'\"") for part in inner.split(",")]
+    return tuple(_scalar(part, want) for part in parts if part)
+
+
 def _scalar(raw: str, want: type) -> Any:
     """A number or truth value from its text; the text itself where it is neither, for the error."""
     if want is str:
         return raw
-    lowered = {"true": True, "false": False}.get(raw.lower())
-    if lowered is not None or want is bool:
-        return raw if lowered is None else lowered
+    truth = {"true": True, "false": False}.get(raw.lower())
+    if truth is not None or want is bool:
+        return raw if truth is None else truth
     try:
         return int(raw.replace("_", "")) if want is int else float(raw)
     except (ValueError, OverflowError):

@@ -26,11 +26,8 @@ class Chosen:
 
     def identity(self, facts: Any) -> Tree:
         """What it computes: its name, its source, and its options that have an effect."""
-        used = {
-            name: self.options[name]
-            for name, declared in self.component.options.items()
-            if declared.used is None or declared.used(self.options, facts)
-        }
+        keys = self.component.options.items()
+        used = {n: self.options[n] for n, d in keys if d.used is None or d.used(self.options, facts)}
         return {"name": self.component.name, "source": self.component.source, **({"options": used} if used else {})}
 
 
@@ -39,10 +36,9 @@ class Section:
     """A section of a config, parsed.
 
     Attributes:
-      where: its dotted path.
+      where: its dotted path, with a dot at the end.
       value: an instance of its dataclass.
       chosen: by key, the components that the key names.
-      sections: the sections within.
       unused: options of components that are not chosen, as the config gives them, checked.
     """
 
@@ -59,30 +55,29 @@ class Section:
         sections = {name: section.tree() for name, section in self.sections.items()}
         return {**found, **self.unused, **{k: v for k, v in options.items() if v}, **sections}
 
-    def effective(self, facts: Any, effects: Iterable[Effect]) -> Tree:
-        """The keys that have one of these effects, given the facts; components by what they compute."""
+    def effective(self, facts: Any, effect: Effect) -> Tree:
+        """The keys that have this effect, given the facts; components by what they compute."""
         found: Tree = {}
-        for name, declared in keys_of(type(self.value)).items():
-            if declared.effect in effects and self._used(declared, facts):
+        for name, declared in self._used(facts):
+            if declared.effect == effect:
                 many = self.chosen.get(name)
                 found[name] = getattr(self.value, name) if many is None else [c.identity(facts) for c in many]
-        return found | {
-            name: inner for name, section in self.sections.items() if (inner := section.effective(facts, effects))
-        }
+        inner = {name: section.effective(facts, effect) for name, section in self.sections.items()}
+        return found | {name: tree for name, tree in inner.items() if tree}
 
     def used_keys(self, facts: Any) -> set[str]:
         """Dotted keys, options of components included, that have any effect, given the facts."""
         found: set[str] = set()
-        for name, declared in keys_of(type(self.value)).items():
-            if self._used(declared, facts):
-                found.add(f"{self.where}{name}")
-                for each in self.chosen.get(name, ()):
-                    options = each.identity(facts).get("options", {})
-                    found |= {f"{self.where}{each.component.name}.{option}" for option in options}
+        for name, _ in self._used(facts):
+            found.add(f"{self.where}{name}")
+            for each in self.chosen.get(name, ()):
+                options = each.identity(facts).get("options", {})
+                found |= {f"{self.where}{each.component.name}.{option}" for option in options}
         return found.union(*(section.used_keys(facts) for section in self.sections.values()))
 
-    def _used(self, declared: Key, facts: Any) -> bool:
-        return declared.used is None or declared.used(self.value, facts)
+    def _used(self, facts: Any) -> list[tuple[str, Key]]:
+        keys = keys_of(type(self.value)).items()
+        return [(n, d) for n, d in keys if d.used is None or d.used(self.value, facts)]
 
 
 def to_json(tree: Tree) -> Tree:
@@ -129,13 +124,7 @@ def with_overrides(tree: Tree, texts: Iterable[str], where: str) -> tuple[Tree, 
 
 
 def parse_section(cls: type, given: Any, where: str = "", others: Iterable[str] = ()) -> Section:
-    """A section of a config against its dataclass.
-
-    Args:
-      cls: declares its keys and the sections within.
-      given: what the config says; keys that are missing have their defaults.
-      where: its dotted path with a dot at the end, for errors.
-      others: names within that are parsed elsewhere.
+    """A section of a config against its dataclass; `others` are names within that are parsed elsewhere.
 
     Raises:
       ConfigError: an unknown key, a value of another type or out of bounds, a component that does not exist.
