@@ -91,7 +91,7 @@ def _check_reward(path: str, stage: Stage) -> None:
     expect(reward.overlong_buffer <= most, buffer, reward.overlong_buffer, f"at most rollout.max_new_tokens={most}")
 
 
-_REFINEMENTS = ("unknown", "ensemble", "variance_coef", "format_pattern", "overlong_coef")
+_REFINEMENTS = ("success_threshold", "unknown", "ensemble", "variance_coef", "format_pattern", "overlong_coef")
 """Keys of the reward that only say more about another one, which is checked."""
 
 

@@ -279,12 +279,14 @@ class Reward:
 
     source: Literal["functions", "model"] = key("functions", "Reward functions, or roles.reward.", used=_learns)
     functions: tuple[str, ...] = _function(
-        ("correct",),
-        "Reward functions, summed by weight; each is logged apart. A sum of 1 or more is a right answer to objectives "
-        "that select, to the curriculum, and to rewards of format and length.",
-        component="reward",
+        ("correct",), "Reward functions, summed by weight; each is logged apart.", component="reward"
     )
     weights: tuple[float, ...] = _function((), "Of the functions, in their order; () is 1 each.")
+    success_threshold: float = _function(
+        1.0,
+        "A weighted sum from here on is a right answer to objectives that select, to the curriculum, and to rewards of "
+        "format and length.",
+    )
     unknown: float = _function(0.0, "Paid where a function raises or returns None.", low=-1e6, high=1e6)
     ensemble: Literal["mean", "min", "mean_minus_variance"] = key(
         "mean", "How several reward models make one score.", used=_scores
