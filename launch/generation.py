@@ -111,18 +111,16 @@ def make_generator(policy: Policy, settings: GenerationSettings) -> TextGenerato
 
 
 def input_lines(prompt: str = "", *, interrupted: str = "") -> Iterator[str]:
-    """Lines of standard input without their ends.
+    """Lines of standard input without their ends, on a terminal each after the prompt.
 
     Args:
-      prompt: shown before each line on a terminal.
       interrupted: hint printed after Ctrl-C on a terminal, which then does not end the program; "" lets it.
 
     Raises:
       ConfigError: standard input is closed.
       DataError: a line is not UTF-8.
     """
-    if sys.stdin is None or sys.stdin.closed:
-        raise ConfigError("standard input: is closed, expected lines of text")
+    refuse(sys.stdin is None or sys.stdin.closed, "standard input: is closed, expected lines of text")
     terminal = sys.stdin.isatty()
     for number in count(1):
         try:
@@ -147,13 +145,10 @@ def input_lines(prompt: str = "", *, interrupted: str = "") -> Iterator[str]:
 
 
 def logit_bias(tokenizer: Tokenizer) -> dict[int, float]:
-    """Logit biases of --logit_bias=TOKEN=VALUE.
+    """Logit biases of --logit_bias=TOKEN=VALUE; ConfigError if one is malformed, unknown or given twice.
 
     TOKEN is an id, or else the text of a piece (markup by its name); in double quotes it is a text even where it is
     a number: `"7"=-inf`. All pieces that spell the text are meant: the byte <0x0A> spells a newline too.
-
-    Raises:
-      ConfigError: an entry of another form, an unknown piece, or a token named twice.
     """
     biases: dict[int, float] = {}
     for entry in FLAGS.logit_bias:

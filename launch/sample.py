@@ -40,7 +40,7 @@ _BEST_OF = flags.DEFINE_integer(
     "best_of", 0, "draw so many and show the --n that --scorer likes best", lower_bound=0, upper_bound=SAMPLES
 )
 _SCORER = flags.DEFINE_string("scorer", None, "folder of a stage: a reward model, outcome or process scorer")
-_REDUCTION = flags.DEFINE_enum("prm_score", "min", get_args(StepReduction), "a process scorer's score from its steps'")
+flags.DEFINE_enum("prm_score", "min", get_args(StepReduction), "a process scorer's score from its steps'")
 _SLOTS = flags.DEFINE_integer("slots", 0, "samples decoded together; 0 is all of a prompt")
 _ECHO = flags.DEFINE_bool("echo", False, "log-probs, in nats, of the prompt's and the completion's tokens")
 _SCHEMA = flags.DEFINE_string("json_schema", None, "file of a JSON schema that completions must match")
@@ -117,8 +117,7 @@ def _print_best(generator: TextGenerator, scorer: Scorer, prompt: np.ndarray, de
     rows: dict[int, Row] = {}
     for delta in deltas:
         texts[delta.sample] += delta.text
-        if delta.ended:
-            rows[delta.sample] = delta.row
+        rows[delta.sample] = delta.row
     samples = [rows[sample] for sample in range(_BEST_OF.value)]
     scores = score_samples(
         scorer,
@@ -162,7 +161,7 @@ def _load_scorer(policy: Policy, longest: int) -> Scorer | None:
         tokenizer=policy.tokenizer,
         mesh=policy.mesh,
         length=longest,
-        reductions=[how for how in get_args(StepReduction) if how == _REDUCTION.value],
+        reductions=(flags.FLAGS.prm_score,),
     )
     other = scorer.kind != "process" and given("prm_score")
     refuse(other, f"--prm_score: has no effect, expected a process scorer, got --scorer={folder}")

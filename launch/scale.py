@@ -27,7 +27,7 @@ from research.core.files import check_writable, make_folder, write_json_atomic, 
 from research.core.metrics import encode_numbers
 from research.evals.accuracy import judge
 from research.evals.results import completions
-from research.evals.scaling import BEST, STRATEGIES, WEIGHTED, powers_of_two, scaling_curves
+from research.evals.scaling import powers_of_two, scaling_curves
 from research.evals.scaling_plot import write_scaling_plot
 from research.evals.scaling_report import to_json, to_markdown
 from research.evals.scorers import make_scorers
@@ -40,9 +40,7 @@ _SCORERS = flags.DEFINE_list("scorers", [], "folders of stages of reward models,
 _REDUCTIONS = flags.DEFINE_list(
     "prm_score", ["min"], f"a process scorer's score from its steps': some of {', '.join(get_args(StepReduction))}"
 )
-_STRATEGIES = flags.DEFINE_list("strategies", [], f"of {', '.join(STRATEGIES)}; without it, all that the scorers allow")
 _N = flags.DEFINE_list("n", [], "samples to answer from, each at most --samples; without it, powers of two")
-_TRIALS = flags.DEFINE_integer("trials", 400, "draws of N samples a problem", lower_bound=2, upper_bound=10**6)
 
 
 def main() -> None:
@@ -80,8 +78,6 @@ def main() -> None:
         scores=scores,
         weights=weights,
         ns=ns,
-        strategies=_STRATEGIES.value,
-        trials=_TRIALS.value,
         seed=given.seed,
     )
     context = float(prompt_lengths.mean() + lengths.mean() / 2)
@@ -112,10 +108,6 @@ def _check_flags() -> tuple[tuple[int, ...], tuple[StepReduction, ...]]:
     ns = common.integers("n", high=samples, because=f"--samples={samples}") if _N.value else powers_of_two(samples)
     refuse(flags.FLAGS.temperature == 0, "--temperature: got 0, expected > 0: greedy samples are equal")
     check_temperature(flags.FLAGS.temperature)
-    for name in _STRATEGIES.value:
-        refuse(name not in STRATEGIES, f"--strategies: got {name}, expected some of {','.join(STRATEGIES)}")
-        unscored = name in (BEST, WEIGHTED) and not _SCORERS.value
-        refuse(unscored, f"--strategies: {name} needs a scorer, expected --scorers=<folder of a stage>[,...]")
     for name in _REDUCTIONS.value:
         refuse(name not in listed, f"--prm_score: got {name}, expected some of {','.join(listed)}")
     return ns, tuple(how for how in listed if how in _REDUCTIONS.value)

@@ -46,7 +46,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the sampler", lower_bound=0, upper_b
 def main() -> None:
     """Prints the table; the rest is in --output."""
     counts = common.integers("draft_tokens", high=DRAFT_TOKENS)
-    scalars = [make_scalars(seed=_SEED.value, temperature=value) for value in common.numbers("temperature")]
+    scalars = {t: make_scalars(seed=_SEED.value, temperature=t) for t in common.numbers("temperature")}
     folder, output = Path(_STAGE.value).resolve(), make_folder(Path(_OUTPUT.value))
     policy = load_policy(folder, make_mesh(1, 1, 1, devices=jax.devices()[:1]))
     common.check_context(policy, _PROMPT_TOKENS.value, _TOKENS.value)
@@ -69,7 +69,7 @@ def main() -> None:
             drafts[f"{name}, {k}"] = draft._replace(spec=dataclasses.replace(draft.spec, draft_tokens=k))
     trials: list[dict[str, Any]] = []
     with jax.set_mesh(policy.mesh), Progress("speculate", total=len(scalars), unit="temperatures") as progress:
-        for temperature, draws in zip(common.numbers("temperature"), scalars, strict=True):
+        for temperature, draws in scalars.items():
             method = SamplingMethod(greedy=temperature == 0)
             spec = SamplerSpec(_TOKENS.value, 1, (), policy.tokenizer.pad_id, method)
             timings = compare(policy.params, prompts, drafts, draws, config=policy.model, spec=spec)

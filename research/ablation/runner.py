@@ -19,7 +19,7 @@ from research.core.interrupts import Interrupts
 from research.core.progress import Progress
 from research.core.stages import hold_workdir
 from research.core.versions import collect_versions
-from research.train.chain import Finished, run_chain
+from research.train.chain import run_chain
 from research.train.setup import Setup, set_up
 
 
@@ -104,15 +104,13 @@ def _run(
         budget=Budget(**done.result["budget"]),
         curve=done.curve,
         run_dir=str(done.folder.path.relative_to(workdir)),
-        stages=tuple(_use(each, workdir) for each in chain),
+        stages=tuple(
+            StageUse(f.stage.name, str(f.folder.path.relative_to(workdir)), f.result["budget"]["seconds"], f.reused)
+            for f in chain
+        ),
         evaluation=done.evaluated_by,
         curve_evaluation=done.result["curve_evaluation"],
     )
-
-
-def _use(done: Finished, workdir: Path) -> StageUse:
-    folder = str(done.folder.path.relative_to(workdir))
-    return StageUse(done.stage.name, folder, done.result["budget"]["seconds"], done.reused)
 
 
 def _ordered(planned: Plan, results: dict[tuple[str, int], RunResult]) -> list[RunResult]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from research.config.references import provided
 from research.config.schema import Key, keys_of, sections_of
-from research.config.sections import SECTIONS, Objective, StageSection
+from research.config.sections import SECTIONS, StageSection
 from research.config.tree import unknown_key
 
 _EFFECTS = {
@@ -49,7 +49,7 @@ def describe(path: str, stage: str = "rl") -> list[Described]:
     """
     first = path.partition(".")[0]
     stage = stage if first in {*SECTIONS, ""} else first
-    sections: Mapping[str, type] = {**SECTIONS, stage: StageSection, f"{stage}.objective": Objective}
+    sections: Mapping[str, type] = {**SECTIONS, stage: StageSection}
     known = [each for name, cls in sections.items() for each in _of(cls, f"{name}.")]
     found = [each for each in known if not path or f"{each.path}.".startswith(f"{path}.")]
     if not found:

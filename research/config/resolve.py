@@ -1,6 +1,5 @@
 """From a config and overrides to an `Experiment`: parsed against the schema, checked, each key's effect known."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,8 +8,8 @@ from ml_collections import ConfigDict
 from research.config.checks import check_experiment
 from research.config.experiment import Experiment, Stage
 from research.config.schema import Key, expect
-from research.config.sections import MODELS, SECTIONS, Facts, Objective, StageSection
-from research.config.tree import Section, Tree, flatten, parse_section, unknown_key, with_overrides
+from research.config.sections import MODELS, SECTIONS, Facts, StageSection
+from research.config.tree import Tree, parse_section, unknown_key, with_overrides
 from research.core.errors import ConfigError
 
 _HEAD = ("name", "question", "stages")
@@ -56,7 +55,7 @@ def resolve_tree(tree: Tree) -> Experiment:
         stages.append(_stage(name, tree[name], stages))
     for name, section in tree.items():
         if _is_stage(section) and name not in (*chain, *SECTIONS):  # not run, but a mistake in it is one all the same
-            _parse_stage(name, section)
+            parse_section(StageSection, section, f"{name}.")
     head: dict[str, Any] = {"name": str(tree.get("name", "")), "question": str(tree.get("question", ""))}
     arms = {key: value for key, value in tree.get("ablation", {}).items() if key in _ARMS}
     experiment = Experiment(
@@ -92,14 +91,8 @@ def _chain(tree: Tree) -> tuple[str, ...]:
     return chain
 
 
-def _parse_stage(name: str, given: Tree) -> Section:
-    parsed = parse_section(StageSection, given, f"{name}.", ("objective",))
-    objective = parse_section(Objective, given["objective"], f"{name}.objective.")
-    return dataclasses.replace(parsed, sections={**parsed.sections, "objective": objective})
-
-
 def _stage(name: str, given: Tree, before: list[Stage]) -> Stage:
-    parsed = _parse_stage(name, given)
+    parsed = parse_section(StageSection, given, f"{name}.")
     section: StageSection = parsed.value
     (chosen,) = parsed.sections["objective"].chosen["name"]
     objective, options = chosen.component.target, chosen.options
@@ -107,15 +100,9 @@ def _stage(name: str, given: Tree, before: list[Stage]) -> Stage:
         objective.check(options)
     except ValueError as error:
         raise ConfigError(f"{name}.objective.{objective.name}.{error}") from error
-    return Stage(
-        **vars(section),
-        name=name,
-        objective=objective,
-        options=options,
-        start=_start(name, section, before),
-        facts=_facts(section, objective, options),
-        parsed=parsed,
-    )
+    facts, start = _facts(section, objective, options), _start(name, section, before)
+    resolved = {"objective": objective, "options": options, "start": start, "facts": facts, "parsed": parsed}
+    return Stage(name=name, **{**vars(section), **resolved})
 
 
 def _facts(section: StageSection, objective: Any, options: Mapping[str, Any]) -> Facts:
@@ -162,12 +149,9 @@ _READ_BY = {"preferences": {"preferences", "unpaired"}, "rankings": {"rankings"}
 def used_keys(experiment: Experiment) -> set[str]:
     """Dotted keys that have any effect in this experiment."""
     stages, parsed = experiment.stages, experiment.parsed
-    kinds = {stage.facts.given for stage in stages if not stage.online}
-    found = {*_HEAD, *(f"ablation.{key}" for key in (*flatten(parsed["ablation"].tree()), *_ARMS))}
-    found |= {
-        key for name in parsed.keys() - (set(MODELS) - experiment.models.keys()) for key in parsed[name].used_keys(None)
-    }
-    for name, given in _READ_BY.items():
-        if not given & kinds:
-            found -= parsed["data"].sections[name].used_keys(None)
+    given = {stage.facts.given for stage in stages if not stage.online}
+    sections = [parsed[name] for name in parsed if name not in MODELS or name in experiment.models]
+    unread = [parsed["data"].sections[name] for name, kinds in _READ_BY.items() if not kinds & given]
+    found = set(_HEAD).union(*(section.used_keys(None) for section in sections))
+    found = found.difference(*(section.used_keys(None) for section in unread))
     return found.union(*(stage.parsed.used_keys(stage.facts) for stage in stages))

@@ -131,14 +131,12 @@ class Data:
 
     validation_one_in: int = key(
         20,
-        "One record in so many is held out; a hash of the normalised prompt decides, the same in every file.",
+        "One in so many is held out, by a hash of its prompt.",
         low=2,
         why="some records must be held out and some remain",
     )
     too_long: Literal["error", "drop", "truncate"] = key("drop", "What happens to a record longer than its limit.")
-    max_dropped: float = _record(
-        0.05, "A run refuses to start if a larger share of a source is dropped.", low=0, high=1
-    )
+    max_dropped: float = _record(0.05, "A run refuses to start if more of a source is dropped.", low=0, high=1)
     text: Text = Text()
     problems: Problems = Problems()
     preferences: Judged = Judged()
@@ -232,10 +230,7 @@ class StageData:
         used=lambda _, f: not f.online and f.given == "chat" and "teacher" not in f.roles,
     )
     transform: str = key(
-        "",
-        "Applied to records; '' is none.",
-        component="transform",
-        used=lambda _, f: f.given != "text" and not f.online,
+        "", "Applied to the records.", component="transform", used=lambda _, f: f.given != "text" and not f.online
     )
     context: str = key("", "A system turn that only the teacher sees.", used=lambda _, f: "teacher" in f.roles)
 
@@ -283,9 +278,7 @@ class Reward:
     )
     weights: tuple[float, ...] = _function((), "Of the functions, in their order; () is 1 each.")
     success_threshold: float = _function(
-        1.0,
-        "A weighted sum from here on is a right answer to objectives that select, to the curriculum, and to rewards of "
-        "format and length.",
+        1.0, "A weighted sum from here on is right, to objectives that select, the curriculum, format and length."
     )
     unknown: float = _function(0.0, "Paid where a function raises or returns None.", low=-1e6, high=1e6)
     ensemble: Literal["mean", "min", "mean_minus_variance"] = key(
@@ -337,9 +330,7 @@ class Rollout:
     """How the policy is sampled, and how often each sample is learned from."""
 
     prompts_per_step: int = _online(32, "Prompts an iteration.", low=1)
-    group_size: int = _online(
-        8, "Completions a prompt.", low=2, why="a completion is compared with others of its prompt"
-    )
+    group_size: int = _online(8, "Samples a prompt.", low=2, why="a completion is compared with others of its prompt")
     max_prompt_length: int = _online(64, "Markup included.", unit="tokens", low=1)
     max_new_tokens: int = _online(64, "Longest completion.", unit="tokens", low=1)
     temperature: float = _online(1.0, "Log-probs are divided by it.", low=1e-3, high=100)
@@ -354,7 +345,7 @@ class Rollout:
     curriculum_retry: float = _filter(0.1, "Chance to try a prompt outside the band all the same.", low=0, high=1)
     monitor_kl: bool = _record(
         True,
-        "Measure the KL to the start of the stage when metrics are written.",
+        "Measure the KL to the start.",
         used=lambda _, f: f.online and not (f.untruncated and "reference" in f.roles),
     )
 
@@ -371,7 +362,7 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True)
 class StageSection:
-    """One stage without its objective. Keys without effect enter no identity and are refused as overrides."""
+    """One stage. Keys without effect enter no identity and are refused as overrides."""
 
     model: Literal["model", "teacher_model"] = key("model", "The section that describes its model.")
     start_from: str = key(
@@ -400,6 +391,7 @@ class StageSection:
     reward: Reward = Reward()
     optimizer: Optimizer = Optimizer()
     rollout: Rollout = Rollout()
+    objective: Objective = Objective()
 
 
 @dataclasses.dataclass(frozen=True)

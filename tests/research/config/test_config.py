@@ -122,6 +122,9 @@ BAD = [
     ("sft.data.terse.fraction", 1.5, r"sft\.data\.terse\.fraction: got 1\.5"),
     ("tools.names", ("calculator",), r"sampler\.slots: got 0, expected > 0 with tools because"),
     ("tools.names", ("abacus",), r"tools\.names: got 'abacus', expected one of calculator, python, search"),
+    ("rl.objective.name", "", r"rl\.objective\.name: got '', expected one of cispo"),
+    ("rl.optimizer.schedule", "", r"rl\.optimizer\.schedule: got '', expected one of constant"),
+    ("data.problems.task", "", r"data\.problems\.task: got '', expected one of arithmetic"),
     ("tools.max_turns", 0, r"tools\.max_turns: got 0, expected >= 1"),
     ("tools.python.isolation", "none", r"tools\.python\.isolation: got 'none', expected one of required, best_effort"),
 ]  # fmt: skip
