@@ -31,9 +31,8 @@ class Plan:
     """An ablation, checked.
 
     Attributes:
-      tree: the config that all arms start from, the command line's overrides in it.
+      tree, base: the config with the command line's overrides, as it is and resolved.
       arms: the control first.
-      base: the config itself, resolved: the ablation's own keys.
       experiments: by arm's name, at the first seed.
     """
 

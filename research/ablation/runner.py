@@ -42,18 +42,19 @@ def run_ablation(
     """
     planned = plan(config, overrides)
     first = planned.experiments[planned.arms[0].name]
-    seeds = planned.base.ablation.seeds
-    results: dict[tuple[str, int], RunResult] = {}
+    seeds, order = planned.base.ablation.seeds, [arm.name for arm in planned.arms]
+    results: list[RunResult] = []
     with hold_workdir(workdir, planned.base.tree):
         setups = {_setup_key(first): set_up(first, workdir)}
         with Progress("ablation", len(planned.arms) * len(seeds), unit="runs") as overall:
             for seed in seeds:
                 for arm in planned.arms:
-                    results[arm.name, seed] = _run(planned, arm, seed, workdir, setups, interrupts)
+                    results.append(_run(planned, arm, seed, workdir, setups, interrupts))
                     overall.advance(1)
-                    save_results(workdir / "results.json", _ordered(planned, results))
-                paths = _report(planned, _ordered(planned, results), workdir)
-    return list(results.values()), paths
+                    by_arm = sorted(results, key=lambda result: order.index(result.arm))
+                    save_results(workdir / "results.json", by_arm)
+                paths = _report(planned, by_arm, workdir)
+    return results, paths
 
 
 def _run(
@@ -79,14 +80,8 @@ def _run(
         key = _setup_key(experiment)
         if key not in setups:
             setups[key] = set_up(experiment, workdir)
-        chain = run_chain(
-            experiment,
-            workdir,
-            until=section.stage,
-            setup=setups[key],
-            run_name=f"{arm.name[:50]}-s{seed}",
-            interrupts=interrupts,
-        )
+        name, shared = f"{arm.name[:50]}-s{seed}", setups[key]
+        chain = run_chain(experiment, workdir, until=section.stage, setup=shared, run_name=name, interrupts=interrupts)
         done = next(f for f in chain if f.stage.name == section.stage)
         metrics = done.metrics
         if section.metric not in metrics:
@@ -111,12 +106,6 @@ def _run(
         evaluation=done.evaluated_by,
         curve_evaluation=done.result["curve_evaluation"],
     )
-
-
-def _ordered(planned: Plan, results: dict[tuple[str, int], RunResult]) -> list[RunResult]:
-    """What there is so far, by arm and then by seed."""
-    seeds = planned.base.ablation.seeds
-    return [results[a.name, seed] for a in planned.arms for seed in seeds if (a.name, seed) in results]
 
 
 def _report(planned: Plan, results: list[RunResult], workdir: Path) -> ReportPaths:

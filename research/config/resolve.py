@@ -109,11 +109,11 @@ def _facts(section: StageSection, objective: Any, options: Mapping[str, Any]) ->
     online = objective.own and (objective.given is None or section.data.source == "own")
     algorithm = objective.static(options, online, section.rollout.group_size, section.rollout.max_new_tokens)
     policy = algorithm.layout in ("policy", "actor_critic") and objective.given != "text"
-    reads = objective.reads(options)
+    reads = objective.reads(options) if online else frozenset()
     needed = {
         "value": algorithm.layout == "actor_critic",
-        "reward": online and reads and section.reward.source == "model",
-        "prm": online and "steps" in reads and section.reward.step_coef > 0,
+        "reward": reads and section.reward.source == "model",
+        "prm": "steps" in reads and section.reward.step_coef > 0,
     }
     answers = {"reward", "prm"} & {section.final_answer} if policy else ()
     return Facts(

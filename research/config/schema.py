@@ -45,7 +45,7 @@ class Key:
     element: type = str
     traced: bool = False
     effect: Effect = "result"
-    used: Callable[[Any, Any], bool] | None = None
+    used: Callable[[Any, Any], object] | None = None
     component: Kind | None = None
 
     def parse(self, where: str, value: Any) -> Any:
@@ -112,7 +112,9 @@ static_number = Key
 """A number that shapes the program or the choice of rows: read once, when a run starts."""
 
 
-def choice(default: Any, doc: str, *others: Any, why: str = "", used: Callable[[Any, Any], bool] | None = None) -> Key:
+def choice(
+    default: Any, doc: str, *others: Any, why: str = "", used: Callable[[Any, Any], object] | None = None
+) -> Key:
     """One of a few names: the default or one of the others."""
     return Key(default, doc, why=why, choices=tuple(dict.fromkeys((default, *others))), used=used)
 

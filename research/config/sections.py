@@ -26,7 +26,7 @@ class Facts(NamedTuple):
       own: whether its objective can learn from own samples.
       policy: whether its result can be sampled and is worth it (not a bare language model, not a scorer).
       trains: the layout of what it trains.
-      reads: what of a rewarded sample the objective learns from: correct, rewards, steps, scale.
+      reads: what of a rewarded sample it learns from: correct, rewards, steps, scale; nothing of given data.
       roles: the other models that its training needs: reference, teacher, reward, value, prm.
       answer_roles: the models that its evaluation needs: reward or prm, to choose the best of n.
       untruncated: whether its ratio needs the untruncated distribution.
@@ -43,12 +43,20 @@ class Facts(NamedTuple):
     untruncated: bool = False
 
 
+# Keys by what they change, and by when they have an effect.
 _evaluation = functools.partial(key, effect="evaluation")
 _speed = functools.partial(key, effect="speed")
 _record = functools.partial(key, effect="record")
 _report = functools.partial(key, effect="report")
 _given = functools.partial(key, used=lambda _, f: not f.online)
+_text = functools.partial(key, used=lambda _, f: f.given == "text")
 _online = functools.partial(key, used=lambda _, f: f.online)
+_filter = functools.partial(key, used=lambda s, f: f.online and s.curriculum)
+_function = functools.partial(key, used=lambda s, f: f.reads and s.source == "functions")
+_scored = functools.partial(key, used=lambda s, f: f.reads and s.source == "model")
+_shaped = functools.partial(key, used=lambda _, f: "rewards" in f.reads)
+_generated = functools.partial(key, used=lambda s, _: not s.path)
+_slots = functools.partial(key, effect="speed", used=lambda s, _: s.slots > 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +88,6 @@ class Mesh:
     data: int = _speed(-1, "Rows are split.", low=-1)
     fsdp: int = _speed(1, "Rows and parameters are split.", low=-1)
     tensor: int = _speed(1, "Heads and hidden widths are split.", low=-1)
-
-
-_generated = functools.partial(key, used=lambda s, _: not s.path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,9 +168,6 @@ class Evaluation:
     batch_problems: int = _speed(64, "Problems sampled at a time.", low=1)
 
 
-_slots = functools.partial(key, effect="speed", used=lambda s, _: s.slots > 0)
-
-
 @dataclasses.dataclass(frozen=True)
 class Sampler:
     """Sampler settings. Only `int8_cache` and `weights` affect the samples; the rest affect speed."""
@@ -204,9 +206,6 @@ class Objective:
     """What a stage learns by; each objective has its own options."""
 
     name: str = key("next_token", "The objective.", component="objective")
-
-
-_text = functools.partial(key, used=lambda _, f: f.given == "text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,29 +249,15 @@ class Roles:
     prm: str = key("", "Process reward model.", used=_played("prm"))
 
 
-def _learns(_: Any, facts: Facts) -> bool:
-    return facts.online and bool(facts.reads)
-
-
-def _scores(s: Any, facts: Facts) -> bool:
-    return _learns(s, facts) and s.source == "model"
-
-
-def _shapes(_: Any, facts: Facts) -> bool:
-    return facts.online and "rewards" in facts.reads
-
-
-_function = functools.partial(key, used=lambda s, f: _learns(s, f) and s.source == "functions")
-_shaped = functools.partial(key, used=_shapes)
-
-
 @dataclasses.dataclass(frozen=True)
 class Reward:
     """The reward of a sample, in this order: functions or reward models, normalisation, clipping, format, length,
     overlong, missing end. What measures a policy is `evaluation`, not this.
     """
 
-    source: Literal["functions", "model"] = key("functions", "Reward functions, or roles.reward.", used=_learns)
+    source: Literal["functions", "model"] = key(
+        "functions", "Reward functions, or roles.reward.", used=lambda _, f: f.reads
+    )
     functions: tuple[str, ...] = _function(
         ("correct",), "Reward functions, summed by weight; each is logged apart.", component="reward"
     )
@@ -281,31 +266,32 @@ class Reward:
         1.0, "A weighted sum from here on is right, to objectives that select, the curriculum, format and length."
     )
     unknown: float = _function(0.0, "Paid where a function raises or returns None.", low=-1e6, high=1e6)
-    ensemble: Literal["mean", "min", "mean_minus_variance"] = key(
-        "mean", "How several reward models make one score.", used=_scores
+    ensemble: Literal["mean", "min", "mean_minus_variance"] = _scored(
+        "mean", "How several reward models make one score."
     )
     variance_coef: float = key(
-        0.0, "Of mean_minus_variance.", low=0, used=lambda s, f: _scores(s, f) and s.ensemble == "mean_minus_variance"
+        0.0, "Of mean_minus_variance.", low=0, used=lambda s, f: f.reads and s.ensemble == "mean_minus_variance"
     )
     normalize: Literal["none", "running", "reference"] = _shaped("none", "To mean 0 and standard deviation 1.")
     score_clip: float = _shaped(0.0, "Bound of the normalised score; 0 is off.", low=0)
     format_mode: Literal["off", "gated", "additive"] = _shaped("off", "gated: of right answers only.")
     format_coef: float = _shaped(0.0, "Reward of the format.", low=0)
     format_pattern: Literal["one_final_line", "final_line"] = key(
-        "one_final_line", "What is the right format.", used=lambda s, f: _shapes(s, f) and s.format_mode != "off"
+        "one_final_line", "What is the right format.", used=lambda s, f: "rewards" in f.reads and s.format_mode != "off"
     )
     length_coef: float = _shaped(0.0, "Of the group-relative length reward; 0 is off.", low=0)
     overlong_buffer: int = _shaped(0, "Before max_new_tokens, where a penalty grows.", unit="tokens", low=0)
     overlong_coef: float = key(
-        1.0, "Full size of the overlong penalty.", low=0, used=lambda s, f: _shapes(s, f) and s.overlong_buffer > 0
+        1.0,
+        "Full size of the overlong penalty.",
+        low=0,
+        used=lambda s, f: "rewards" in f.reads and s.overlong_buffer > 0,
     )
     missing_eos_penalty: float = _shaped(0.0, "Subtracted where a completion never stops.", low=0)
     difficulty_weighting: Literal["none", "fail_rate", "inverse_pass_rate"] = key(
-        "none", "Scale of the advantages by a prompt's pass rate.", used=lambda _, f: f.online and "scale" in f.reads
+        "none", "Scale of the advantages by a prompt's pass rate.", used=lambda _, f: "scale" in f.reads
     )
-    step_coef: float = key(
-        0.0, "Of a PRM's score at each step; 0 is off.", low=0, used=lambda _, f: f.online and "steps" in f.reads
-    )
+    step_coef: float = key(0.0, "Of a PRM's score at each step; 0 is off.", low=0, used=lambda _, f: "steps" in f.reads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,9 +306,6 @@ class Optimizer:
     max_skipped: int = _record(
         5, "Updates in a row that may be skipped because loss or gradient is not finite, before the run stops.", low=0
     )
-
-
-_filter = functools.partial(key, used=lambda s, f: f.online and s.curriculum)
 
 
 @dataclasses.dataclass(frozen=True)
