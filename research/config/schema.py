@@ -18,6 +18,8 @@ down and when; only tables and plots. The first enters a stage's identity, the s
 Kind = Literal["objective", "reward", "task", "transform", "evaluator", "tool", "environment", "optimizer", "schedule"]
 """What a config can name by reference, see `research/config/references.py`."""
 
+Used = Callable[[Any, Any], object]
+
 
 @dataclasses.dataclass(frozen=True)
 class Key:
@@ -45,7 +47,7 @@ class Key:
     element: type = str
     traced: bool = False
     effect: Effect = "result"
-    used: Callable[[Any, Any], object] | None = None
+    used: Used | None = None
     component: Kind | None = None
 
     def parse(self, where: str, value: Any) -> Any:
@@ -112,9 +114,7 @@ static_number = Key
 """A number that shapes the program or the choice of rows: read once, when a run starts."""
 
 
-def choice(
-    default: Any, doc: str, *others: Any, why: str = "", used: Callable[[Any, Any], object] | None = None
-) -> Key:
+def choice(default: Any, doc: str, *others: Any, why: str = "", used: Used | None = None) -> Key:
     """One of a few names: the default or one of the others."""
     return Key(default, doc, why=why, choices=tuple(dict.fromkeys((default, *others))), used=used)
 

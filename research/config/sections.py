@@ -255,9 +255,7 @@ class Reward:
     overlong, missing end. What measures a policy is `evaluation`, not this.
     """
 
-    source: Literal["functions", "model"] = key(
-        "functions", "Reward functions, or roles.reward.", used=lambda _, f: f.reads
-    )
+    source: Literal["functions", "model"] = key("functions", "Functions, or roles.reward.", used=lambda _, f: f.reads)
     functions: tuple[str, ...] = _function(
         ("correct",), "Reward functions, summed by weight; each is logged apart.", component="reward"
     )
@@ -270,7 +268,10 @@ class Reward:
         "mean", "How several reward models make one score."
     )
     variance_coef: float = key(
-        0.0, "Of mean_minus_variance.", low=0, used=lambda s, f: f.reads and s.ensemble == "mean_minus_variance"
+        0.0,
+        "Of mean_minus_variance.",
+        low=0,
+        used=lambda s, f: f.reads and s.source == "model" and s.ensemble == "mean_minus_variance",
     )
     normalize: Literal["none", "running", "reference"] = _shaped("none", "To mean 0 and standard deviation 1.")
     score_clip: float = _shaped(0.0, "Bound of the normalised score; 0 is off.", low=0)
@@ -282,10 +283,7 @@ class Reward:
     length_coef: float = _shaped(0.0, "Of the group-relative length reward; 0 is off.", low=0)
     overlong_buffer: int = _shaped(0, "Before max_new_tokens, where a penalty grows.", unit="tokens", low=0)
     overlong_coef: float = key(
-        1.0,
-        "Full size of the overlong penalty.",
-        low=0,
-        used=lambda s, f: "rewards" in f.reads and s.overlong_buffer > 0,
+        1.0, "Full size of the penalty.", low=0, used=lambda s, f: "rewards" in f.reads and s.overlong_buffer > 0
     )
     missing_eos_penalty: float = _shaped(0.0, "Subtracted where a completion never stops.", low=0)
     difficulty_weighting: Literal["none", "fail_rate", "inverse_pass_rate"] = key(
