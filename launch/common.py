@@ -138,7 +138,6 @@ def run(main: Callable[[], None], *, arguments: bool = False, resumes: bool = Fa
     """Runs a command: `--help` shows the module's docstring; bad input is one sentence and exit status 1.
 
     Args:
-      main: the command.
       arguments: whether it takes some besides flags, which it reads from `sys.argv`.
       resumes: whether the same command goes on where it was interrupted; signals then end it at once, but for the
         stretches that `interrupts` defers.

@@ -24,9 +24,7 @@ from research.sampling.limits import check_temperature
 
 policies.define_flags(samples=4)
 _K = flags.DEFINE_list("k", ["1", "4"], "the k of pass@k and maj@k, each at most --samples")
-_EVALUATORS = flags.DEFINE_list(
-    "evaluators", ["accuracy"], "names, module:attribute or file.py:attribute; each with its default options"
-)
+_EVALUATORS = flags.DEFINE_list("evaluators", ["accuracy"], "names or references, each with its default options")
 _OUTPUT = flags.DEFINE_string("output", None, "write all metrics and completions to this JSON file")
 
 

@@ -37,7 +37,7 @@ _PROMPT = flags.DEFINE_string("prompt", None, "what to ask; default: lines of st
 _RAW = flags.DEFINE_bool("raw", False, "continue the text as it is, without chat markup: for a base model")
 _N = flags.DEFINE_integer("n", 1, "samples shown for each prompt, drawn together", lower_bound=1)
 _BEST_OF = flags.DEFINE_integer(
-    "best_of", 0, "draw so many and show the --n that --scorer likes best", lower_bound=0, upper_bound=SAMPLES
+    "best_of", 0, "draws; --scorer's best --n are shown", lower_bound=0, upper_bound=SAMPLES
 )
 _SCORER = flags.DEFINE_string("scorer", None, "folder of a stage: a reward model, outcome or process scorer")
 flags.DEFINE_enum("prm_score", "min", get_args(StepReduction), "a process scorer's score from its steps'")

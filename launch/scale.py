@@ -37,9 +37,7 @@ from research.train.stored import load_stage
 policies.define_flags(samples=16)
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)
 _SCORERS = flags.DEFINE_list("scorers", [], "folders of stages of reward models, outcome and process scorers")
-_REDUCTIONS = flags.DEFINE_list(
-    "prm_score", ["min"], f"a process scorer's score from its steps': some of {', '.join(get_args(StepReduction))}"
-)
+_REDUCTIONS = flags.DEFINE_list("prm_score", ["min"], f"of steps: some of {', '.join(get_args(StepReduction))}")
 _N = flags.DEFINE_list("n", [], "samples to answer from, each at most --samples; without it, powers of two")
 
 
