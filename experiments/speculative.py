@@ -28,18 +28,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.update(base.decoder(layers=2, d_model=96, heads=4, d_ff=288))
     config.data.tokenizer.vocab_size = 4096
     # Worked answers of up to 100 tokens; the short ones teach soonest how the next number is found.
-    config.data.problems.arithmetic = {
-        "operations": "+-",
-        "min_steps": 2,
-        "max_steps": 10,
-        "max_operand": 20,
-        "train": 50_000,
-    }
+    config.data.problems.arithmetic = {"operations": "+-", "min_steps": 2, "max_steps": 10}
+    config.data.problems.arithmetic.update({"max_operand": 20, "train": 50_000})
 
     for name, steps, rate in (("target", 800, 1e-3), ("draft", 3000, 3e-3)):
         stage = config[name]
-        stage.update({"start_from": "scratch", "steps": steps, "batch_size": 8, "length": 256})
-        stage.update({"log_every": 20})
+        stage.update({"start_from": "scratch", "steps": steps, "batch_size": 8, "length": 256, "log_every": 20})
         stage.optimizer.update({"learning_rate": rate, "warmup_steps": 50})
     config.evaluation.update({"problems": 128, "samples": 1, "k": (1,), "max_prompt_length": 48, "max_new_tokens": 112})
     return config
