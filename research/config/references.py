@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -179,11 +180,8 @@ def run_file(path: Path, name: str) -> ModuleType:
 
 def said_by(error: Exception, path: Path) -> str:
     """ "line 12: KeyError: 'a'": what a user's file raised, and where in it, if that is known."""
-    lines, trace = [], error.__traceback__
-    while trace is not None:
-        if Path(trace.tb_frame.f_code.co_filename).absolute() == path.absolute():
-            lines.append(trace.tb_lineno)
-        trace = trace.tb_next
+    frames, here = traceback.walk_tb(error.__traceback__), path.absolute()
+    lines = [line for frame, line in frames if Path(frame.f_code.co_filename).absolute() == here]
     if isinstance(error, SyntaxError) and error.lineno:
         lines.append(error.lineno)
     where = f"line {lines[-1]}: " if lines else ""
