@@ -1,7 +1,7 @@
 """RMSNorm, rotary embeddings, attention and SwiGLU, with logical axis names on every parameter.
 
-Shapes: B batch, T time, D model, H heads, K kv heads, G = H/K query heads a kv head, N head_dim, F feed-forward,
-C the two halves of SwiGLU.
+Shapes: B batch, T time, D model, H heads, K kv heads, G = H/K query heads a kv head, N head_dim, F feed-forward, C the
+two halves of SwiGLU.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from models.auxiliary import AuxSums
 from models.axes import constrain
-from models.config import LayerConfig, ModelConfig
+from models.config import ModelConfig
 from models.decode.attention import cached_attention
 from models.decode.cache import LayerCache, Reach
 from models.groups import Group
@@ -64,17 +64,10 @@ def apply_rope(
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention (Ainslie et al. 2023); with a cache, the new tokens are appended to it.
-
-    Attributes:
-      config: of the model.
-      layer: of this layer.
-      group: the rows are folded groups; not with a cache.
-    """
+    """Grouped-query self-attention (Ainslie et al. 2023); with a cache, the new tokens are appended to it."""
 
     config: ModelConfig
-    layer: LayerConfig
-    group: Group | None = None
+    group: Group | None = None  # of folded rows; not with a cache
 
     @nn.compact
     def __call__(
@@ -150,17 +143,10 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block.
-
-    Attributes:
-      config: of the model.
-      layer: of this layer.
-      group: the rows are folded groups; not with a cache.
-    """
+    """Pre-norm transformer block."""
 
     config: ModelConfig
-    layer: LayerConfig
-    group: Group | None = None
+    group: Group | None = None  # of folded rows; not with a cache
 
     @nn.compact
     def __call__(
@@ -173,7 +159,7 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "B T D"], tuple[AuxSums, LayerCache | None]]:
         """The residual stream after the block, and its auxiliary sums and updated cache."""
         h_BTD = RMSNorm(self.config, name="attention_norm")(x_BTD)
-        attention = Attention(self.config, self.layer, self.group, name="attention")
+        attention = Attention(self.config, self.group, name="attention")
         attended_BTD, cache = attention(h_BTD, rope, segment_ids_BT, cache, reach)
         x_BTD = x_BTD + attended_BTD
         h_BTD = RMSNorm(self.config, name="mlp_norm")(x_BTD)
