@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from models.auxiliary import AuxSums
 from models.config import ModelConfig
 from models.groups import Group
+from models.layers import AuxSums
 from models.transformer import Params, forward, init_params
 
 STEP_HEAD_STD = 0.02  # the usual standard deviation of a new classification head

@@ -4,15 +4,15 @@ Shapes: B batch, T time, D model, H heads, K kv heads, G = H/K query heads a kv 
 two halves of SwiGLU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from models.auxiliary import AuxSums
 from models.axes import constrain
 from models.config import ModelConfig
 from models.decode.attention import cached_attention
@@ -21,12 +21,30 @@ from models.groups import Group
 from models.kernels.attention import self_attention
 from models.kernels.products import computed_once, einsum
 
-Initializer = Callable[..., Any]
 Rope = tuple[Float[Array, "B T N/2"], Float[Array, "B T N/2"]]
 """Sine and cosine of each position's rotation."""
 
 
-def scaled_normal(stddev: float, *names: str) -> Initializer:
+class AuxSums(flax.struct.PyTreeNode):
+    """Sums over a batch's real tokens and over layers, which the training step weighs and adds to its loss.
+
+    Sums and counts, so that micro-batches and devices add up before one division. Empty for a dense model: it then adds
+    nothing to a compiled program.
+
+    Attributes:
+      losses: name to (total, count) of a loss, such as a router's balance or z-loss.
+      loads: name to tokens that each expert got.
+    """
+
+    losses: Mapping[str, tuple[Float[Array, ""], Float[Array, ""]]] = flax.struct.field(default_factory=dict)
+    loads: Mapping[str, Float[Array, " E"]] = flax.struct.field(default_factory=dict)
+
+    def sum_layers(self) -> "AuxSums":
+        """Of sums stacked over layers, `[L, ...]`."""
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), self)
+
+
+def scaled_normal(stddev: float, *names: str) -> Callable[..., Any]:
     """A normal initialiser boxed with logical axis names."""
     return nn.with_logical_partitioning(nn.initializers.normal(stddev), names)
 

@@ -11,18 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from models.auxiliary import AuxSums
 from models.axes import constrain
 from models.config import ModelConfig
 from models.groups import Group
+from models.layers import AuxSums
 from models.softmax import TokenLogps, compute_logits, score_chunk
 from models.transformer import Params, forward, unembedding
 
-_KEPT_BYTES = 2**28
-"""Up to this size the logits are kept for the backward pass, where all positions are one chunk."""
-
-_CHUNKS, _LEAST_CHUNK = 8, 64
-"""At most so many chunks of at least so many positions, where chunks without a needed one are skipped."""
+_KEPT_BYTES = 2**28  # up to this size logits are kept for the backward pass, where all positions are one chunk
+_CHUNKS, _LEAST_CHUNK = 8, 64  # at most so many chunks of at least so many positions, where some can be skipped
 
 
 def hidden_logps(

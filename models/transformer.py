@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from models.auxiliary import AuxSums
 from models.axes import constrain
 from models.config import ModelConfig
 from models.decode.cache import KVCache, LayerCache
 from models.groups import Group, fold, groups_split, unfold
-from models.layers import Block, RMSNorm, rope_tables, scaled_normal
+from models.layers import AuxSums, Block, RMSNorm, rope_tables, scaled_normal
 
 Params = Any
 """The tree under `params`: {embed, layers (stacked on a leading L), final_norm, unembed if untied}."""

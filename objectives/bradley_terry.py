@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from objectives.numerics import bool_mask, is_literal_zero, masked, refuse_unused
+from objectives.pairs import float32_rows
 from objectives.types import ObjectiveOutput, Scalar, Subset, require_choice
 
 EnsembleReduction = Literal["mean", "min", "mean_minus_variance"]
@@ -39,10 +40,8 @@ def bradley_terry_loss(
     `center` (`(r_c + r_r)^2`).
     Differs from the paper: Llama 2 has no soft labels, with which the margin keeps its side, `-d` for the flipped pair.
     """
-    rows = [chosen_scores, rejected_scores, *(x for x in (margins, soft_labels) if x is not None)]
-    chex.assert_rank(rows, 1)
-    chex.assert_equal_shape(rows)
-    chosen, rejected = chosen_scores.astype(jnp.float32), rejected_scores.astype(jnp.float32)
+    given = (x for x in (margins, soft_labels) if x is not None)
+    chosen, rejected, *_ = float32_rows(chosen_scores, rejected_scores, *given)
     difference, center = chosen - rejected, jnp.square(chosen + rejected)
     shifted = difference
     if margins is not None:

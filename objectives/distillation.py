@@ -18,11 +18,8 @@ from objectives.types import ObjectiveOutput, Scalar, require_choice
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 Tail = Literal["renormalize", "bucket"]
 
-MIN_LOGP = -1e4
-"""Nats. A token ruled out by a logit of -inf: its probability is still 0, but `0 * log 0` is 0, not NaN."""
-
-MIN_TAIL = 1e-7
-"""Smallest probability outside the top-k: about the spacing of float32 below 1."""
+MIN_LOGP = -1e4  # of a token ruled out by a logit of -inf: its probability is still 0, but `0 * log 0` is 0, not NaN
+MIN_TAIL = 1e-7  # smallest probability outside the top-k: about the spacing of float32 below 1
 
 
 def distillation_loss(

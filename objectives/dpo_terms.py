@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from objectives.numerics import bool_mask, guarded_expm1, masked, refuse_unused
+from objectives.pairs import float32_rows
 from objectives.reduce import example_mean
 from objectives.types import Scalar, WeightedSum, require_choice
 
@@ -104,9 +105,8 @@ def bco_delta_statistic(
     Rewards are the metrics of that name of `dpo_loss`, `[B]`, without gradient. Add the result, which counts (weighted)
     pairs, over micro-batches and devices, take `mean()`, and average that over steps: that is `bco_delta`.
     """
-    chex.assert_equal_shape([rewards_chosen, rewards_rejected])
-    midpoint = 0.5 * (rewards_chosen.astype(jnp.float32) + rewards_rejected.astype(jnp.float32))
-    return example_mean(jax.lax.stop_gradient(midpoint), weights)
+    chosen, rejected = float32_rows(rewards_chosen, rewards_rejected)
+    return example_mean(jax.lax.stop_gradient(0.5 * (chosen + rejected)), weights)
 
 
 def quantile_matched(

@@ -90,22 +90,15 @@ def gae(
 
 
 def whiten(
-    *,
-    values: Float[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    weights: Float[Array, " B"] | None = None,
-    shift_mean: bool = True,
+    *, values: Float[Array, "B T"], mask: Bool[Array, "B T"], weights: Float[Array, " B"] | None = None
 ) -> Float[Array, "B T"]:
     """Values at mean 0 and variance 1 over all unmasked tokens of the global batch.
 
-    `(x - mean) / sqrt(var + 1e-8)`, with `mean = sum_bt w_b m_bt x_bt / sum_bt w_b m_bt` and likewise `var`; plus
-    `mean` if it is not to be shifted.
+    `(x - mean) / sqrt(var + 1e-8)`, with `mean = sum_bt w_b m_bt x_bt / sum_bt w_b m_bt` and likewise `var`
 
     Source: Ziegler et al. 2019, Section 2.1 (rewards) and its released code (advantages).
 
-    Equal values, `[B, T]` of any unit, give exactly 0 (themselves, if the mean is not shifted). `shift_mean=False`
-    keeps the mean, as for rewards, whose sign means something. A row of weight 0 counts as masked.
-
+    Equal values, of any unit, give exactly 0. A row of weight 0 counts as masked.
     Differs from TRL: the variance divides by the count n, not by n - 1, so that weights keep their meaning and one
     token is no special case: ours is TRL's times sqrt(n / (n - 1)).
     """
@@ -124,8 +117,7 @@ def whiten(
     mean = (token_weights * shifted).sum() / count
     centered = jnp.where(mask, shifted - mean, 0.0)
     variance = (token_weights * jnp.square(centered)).sum() / count
-    whitened = centered * jax.lax.rsqrt(variance + 1e-8)
-    return whitened if shift_mean else jnp.where(mask, whitened + (mean + pivot), 0.0)
+    return centered * jax.lax.rsqrt(variance + 1e-8)
 
 
 def explained_variance(

@@ -102,8 +102,15 @@ def grpo_loss(
         sapo_temperature_pos=("sapo", sapo_temperature_pos),
         sapo_temperature_neg=("sapo", sapo_temperature_neg),
     )
+    require_choice("kl_correction", kl_correction, KLCorrection)
     _require_level(ratio_level, surrogate, advantages)
-    _require_correction(kl_correction, kl_estimator, ref_logps)
+    if kl_correction == "ratio" and ref_logps is None:
+        raise ValueError("kl_correction: given, but it would have no effect because ref_logps is None")
+    if kl_correction == "ratio" and kl_estimator != "k3":
+        raise ValueError(
+            f"kl_correction: got 'ratio' with kl_estimator {kl_estimator!r}, expected k3 because only a value "
+            "that is unbiased under the policy can be re-weighted into the gradient of the KL"
+        )
     require_above_clip("delta", delta, clip_eps_high)
 
     mask = bool_mask(completion_mask)
@@ -166,15 +173,4 @@ def _require_level(ratio_level: str, surrogate: str, advantages: Array) -> None:
         raise ValueError(
             "ratio_level: got 'sequence_token', expected 'sequence' because cispo passes no gradient through "
             "the ratio, so the two are the same"
-        )
-
-
-def _require_correction(kl_correction: str, kl_estimator: str, ref_logps: object) -> None:
-    require_choice("kl_correction", kl_correction, KLCorrection)
-    if kl_correction == "ratio" and ref_logps is None:
-        raise ValueError("kl_correction: given, but it would have no effect because ref_logps is None")
-    if kl_correction == "ratio" and kl_estimator != "k3":
-        raise ValueError(
-            f"kl_correction: got 'ratio' with kl_estimator {kl_estimator!r}, expected k3 because only a value "
-            "that is unbiased under the policy can be re-weighted into the gradient of the KL"
         )

@@ -9,8 +9,7 @@ from jaxtyping import Array, Float
 from objectives.pairs import mean_logps, pair_metrics
 from objectives.types import ObjectiveOutput, Scalar
 
-MIN_NLL = 1e-6
-"""Nats per token below which a sequence counts as certain: at 0 its log-odds would be infinite."""
+MIN_NLL = 1e-6  # nats per token, below which a sequence counts as certain: at 0 its log-odds would be infinite
 
 
 def orpo_loss(
