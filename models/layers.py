@@ -21,8 +21,7 @@ from models.groups import Group
 from models.kernels.attention import self_attention
 from models.kernels.products import computed_once, einsum
 
-Rope = tuple[Float[Array, "B T N/2"], Float[Array, "B T N/2"]]
-"""Sine and cosine of each position's rotation."""
+Rope = tuple[Float[Array, "B T N/2"], Float[Array, "B T N/2"]]  # sine and cosine of each position's rotation
 
 
 class AuxSums(flax.struct.PyTreeNode):

@@ -16,8 +16,7 @@ from models.decode.cache import KVCache, LayerCache
 from models.groups import Group, fold, groups_split, unfold
 from models.layers import AuxSums, Block, RMSNorm, rope_tables, scaled_normal
 
-Params = Any
-"""The tree under `params`: {embed, layers (stacked on a leading L), final_norm, unembed if untied}."""
+Params = Any  # the tree under `params`: {embed, layers (stacked on a leading L), final_norm, unembed if untied}
 
 _POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

@@ -11,15 +11,10 @@ from objectives.numerics import guarded_exp, is_literal_zero, refuse_unused
 from objectives.pairs import float32_rows, mean_logps, pair_metrics, require_lengths, smoothed_nll
 from objectives.types import ObjectiveOutput, Scalar, require_choice
 
+# Losses of `D` alone, of each log-ratio on its own side of something, and of values of equal rank in the batch.
 ContrastLoss = Literal["sigmoid", "sigmoid_norm", "hinge", "ipo", "ipo_unnormalized", "robust", "exo_pair", "discopop"]
-"""The losses of `D` alone."""
-
 TwoSidedLoss = Literal["nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down"]
-"""The losses that place the chosen and the rejected log-ratio each on its own side of something."""
-
 RankLoss = Literal["aot", "aot_unpaired"]
-"""The batch-coupled losses, which compare values of equal rank."""
-
 DPOLossType = Literal[ContrastLoss, TwoSidedLoss, RankLoss]
 
 READ_BY: dict[str, tuple[str, ...]] = {

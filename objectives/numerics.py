@@ -13,8 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from objectives.types import Scalar
 
-MAX_EXPONENT = 20.0
-"""Nats beyond which `exp` is continued by its tangent: a ratio of e^20 = 5e8 is far outside of any clip range."""
+MAX_EXPONENT = 20.0  # nats beyond which `exp` is continued by its tangent: e^20 = 5e8 is far outside any clip range
 
 
 def bool_mask(mask: Array) -> Bool[Array, "..."]:
