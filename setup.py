@@ -14,9 +14,7 @@ setup(
     name="temper",
     version="0.1.0",
     description="Post-training of language models in JAX, with the ablation experiment as the unit of work",
-    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8")
-    if (Path(__file__).parent / "README.md").exists()
-    else "",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["models*", "objectives*", "research*", "experiments*", "launch*"]),

@@ -37,3 +37,9 @@ def stage(objective: str) -> ConfigDict:
     """A stage with this objective."""
     sections = ("data", "roles", "reward", "optimizer", "rollout")
     return ConfigDict({"objective": {"name": objective}, **{name: {} for name in sections}})
+
+
+def decoder(layers: int, d_model: int, heads: int, d_ff: int, kv_heads: int = 0) -> dict[str, int]:
+    """The shape of a decoder; as many key and value heads as query heads, if not said otherwise."""
+    shape = {"num_layers": layers, "d_model": d_model, "num_heads": heads, "num_kv_heads": kv_heads or heads}
+    return {**shape, "head_dim": d_model // heads, "d_ff": d_ff}

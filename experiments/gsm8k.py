@@ -19,9 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = "gsm8k"
     config.question = "Does fine-tuning on real worked answers lower the loss on held-out ones?"
     config.stages = ("sft",)
-    config.model.update(
-        {"num_layers": 6, "d_model": 288, "num_heads": 6, "num_kv_heads": 6, "head_dim": 48, "d_ff": 768}
-    )
+    config.model.update(base.decoder(layers=6, d_model=288, heads=6, d_ff=768))
     config.data.problems.task = "jsonl"
     config.data.tokenizer.vocab_size = 4096
     config.sft.update({"steps": 200, "batch_size": 16, "length": 256, "eval_every": 50, "eval_problems": 8})

@@ -12,7 +12,7 @@ Result: arms that learn from the verifier or the teacher end far above the contr
 
 from ml_collections import ConfigDict
 
-from experiments import base
+from experiments import base, quickstart
 
 _TERSE = {"transform": "terse", "terse": {"fraction": 0.5}}
 _RM = "rl.roles.reward=reward"
@@ -61,13 +61,8 @@ def get_config(arg: str = "toy") -> ConfigDict:
     config.name = "objectives"
     config.question = "Which objective makes the most of one SFT checkpoint and the same number of samples?"
     config.stages = ("pretrain", "sft", "teacher_pretrain", "teacher_sft", "reward", "prm", "rl")
-    for name, objective in (
-        ("teacher_pretrain", "next_token"),
-        ("teacher_sft", "sft"),
-        ("reward", "reward_model"),
-        ("prm", "prm"),
-    ):
-        config[name] = base.stage(objective)
+    others = {"teacher_pretrain": "next_token", "teacher_sft": "sft", "reward": "reward_model", "prm": "prm"}
+    config.update({name: base.stage(objective) for name, objective in others.items()})
     for name in ("teacher_pretrain", "teacher_sft"):
         config[name].model = "teacher_model"
     config.ablation.control = "sft"
@@ -79,28 +74,18 @@ def get_config(arg: str = "toy") -> ConfigDict:
 
 def _toy(config: ConfigDict) -> None:
     """The quickstart's model and data; a teacher three times as large."""
-    config.model.update(
-        {"num_layers": 3, "d_model": 96, "num_heads": 3, "num_kv_heads": 3, "head_dim": 32, "d_ff": 256}
-    )
-    config.teacher_model.update(
-        {"num_layers": 4, "d_model": 128, "num_heads": 4, "num_kv_heads": 4, "head_dim": 32, "d_ff": 384}
-    )
-    config.data.text.max_bytes = 1_000_000
-    config.data.problems.arithmetic = {"operations": "+-", "min_steps": 2, "max_steps": 4}
+    quickstart.fine_tuned(config)
+    quickstart.reinforced(config)
+    config.rl.update({"length": 68, "eval_every": 8})
 
-    for name, steps, rate in (("pretrain", 1200, 3e-3), ("teacher_pretrain", 1000, 2e-3)):
-        stage = config[name]
-        stage.update({"steps": steps, "batch_size": 32, "length": 64, "log_every": 50})
-        stage.data.update({"text_weight": 0.2, "problems_weight": 0.8})
-        stage.optimizer.update({"learning_rate": rate, "warmup_steps": 50})
-
+    config.teacher_model.update(base.decoder(layers=4, d_model=128, heads=4, d_ff=384))
+    config.teacher_pretrain.update(config.pretrain)
+    config.teacher_pretrain.steps = 1000
+    config.teacher_pretrain.optimizer.learning_rate = 2e-3
     # Half of the student's demonstrations leave the steps out, as people's do; the teacher's never.
-    for name in ("sft", "teacher_sft"):
-        stage = config[name]
-        stage.update({"steps": 150, "batch_size": 32, "length": 64, "log_every": 25})
-        stage.data.limit = 2_000
-        stage.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 10})
-    config.sft.data.update(_TERSE)
+    config.teacher_sft.update({"steps": 150, "batch_size": 32, "length": 64, "log_every": 25})
+    config.teacher_sft.data.limit = 2_000
+    config.teacher_sft.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 10})
 
     for name in ("reward", "prm"):
         stage = config[name]
@@ -109,24 +94,11 @@ def _toy(config: ConfigDict) -> None:
         stage.data.update(_TERSE)  # scorers that never saw a bare answer take it for a safe one
     config.reward.objective.reward_model = {"center_coef": 0.01}
 
-    rl, lengths = config.rl, {"max_prompt_length": 24, "max_new_tokens": 44}
-    rl.update({"steps": 16, "batch_size": 128, "length": 68, "log_every": 4, "eval_every": 8})
-    rl.eval_problems = 64
-    rl.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 2})
-    rl.optimizer.update({"cosine": {"end_fraction": 0.5}, "adamw": {"weight_decay": 0.0}})
-    rl.rollout.update({"prompts_per_step": 32, "group_size": 8, **lengths})
-    rl.objective.grpo = {"aggregation": "token_mean"}
-    config.evaluation.update({"problems": 256, "samples": 4, "k": (1, 4), "batch_problems": 64, **lengths})
-
 
 def _pod(config: ConfigDict) -> None:
     """An 8B student and a 32B teacher on a file of problems; chains of thought of up to 2,048 tokens."""
-    config.model.update(
-        {"num_layers": 32, "d_model": 4096, "num_heads": 32, "num_kv_heads": 8, "head_dim": 128, "d_ff": 14336}
-    )
-    config.teacher_model.update(
-        {"num_layers": 64, "d_model": 5120, "num_heads": 40, "num_kv_heads": 8, "head_dim": 128, "d_ff": 27648}
-    )
+    config.model.update(base.decoder(layers=32, d_model=4096, heads=32, d_ff=14336, kv_heads=8))
+    config.teacher_model.update(base.decoder(layers=64, d_model=5120, heads=40, d_ff=27648, kv_heads=8))
     for model in (config.model, config.teacher_model):
         model.update({"scan_layers": True, "remat": "full", "compute_dtype": "bfloat16", "max_length": 4096})
         model.update({"tie_embeddings": False, "rope_theta": 500_000.0, "logprob_chunk": 256})

@@ -24,26 +24,16 @@ def get_config(arg: str = "") -> ConfigDict:
     config.stages = ("target", "draft")
     config.target, config.draft = base.stage("sft"), base.stage("sft")
     config.target.model = "teacher_model"
-    config.teacher_model.update(
-        {"num_layers": 6, "d_model": 288, "num_heads": 6, "num_kv_heads": 6, "head_dim": 48, "d_ff": 768}
-    )
-    config.model.update(
-        {"num_layers": 2, "d_model": 96, "num_heads": 4, "num_kv_heads": 4, "head_dim": 24, "d_ff": 288}
-    )
+    config.teacher_model.update(base.decoder(layers=6, d_model=288, heads=6, d_ff=768))
+    config.model.update(base.decoder(layers=2, d_model=96, heads=4, d_ff=288))
     config.data.tokenizer.vocab_size = 4096
     # Worked answers of up to 100 tokens; the short ones teach soonest how the next number is found.
-    config.data.problems.arithmetic = {
-        "operations": "+-",
-        "min_steps": 2,
-        "max_steps": 10,
-        "max_operand": 20,
-        "train": 50_000,
-    }
+    config.data.problems.arithmetic = {"operations": "+-", "min_steps": 2, "max_steps": 10}
+    config.data.problems.arithmetic.update({"max_operand": 20, "train": 50_000})
 
     for name, steps, rate in (("target", 800, 1e-3), ("draft", 3000, 3e-3)):
         stage = config[name]
-        stage.update({"start_from": "scratch", "steps": steps, "batch_size": 8, "length": 256})
-        stage.update({"log_every": 20})
+        stage.update({"start_from": "scratch", "steps": steps, "batch_size": 8, "length": 256, "log_every": 20})
         stage.optimizer.update({"learning_rate": rate, "warmup_steps": 50})
     config.evaluation.update({"problems": 128, "samples": 1, "k": (1,), "max_prompt_length": 48, "max_new_tokens": 112})
     return config

@@ -15,33 +15,18 @@ Result: accuracy of one sample 48%; of 64, majority 96.5% and pass@64 99.2%. Bes
 
 from ml_collections import ConfigDict
 
-from experiments import base
+from experiments import base, quickstart
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The quickstart's model and data; `arg` is not used."""
+    """The quickstart's policy and three scorers; `arg` is not used."""
     config = base.get_config(arg)
     config.name = "test_time_compute"
     config.question = "How far do more samples carry a policy, and which scorer picks best among them?"
     config.stages = ("pretrain", "sft", "reward", "orm", "prm")
     for name, objective in (("reward", "reward_model"), ("orm", "orm"), ("prm", "prm")):
         config[name] = base.stage(objective)
-
-    config.model.update(
-        {"num_layers": 3, "d_model": 96, "num_heads": 3, "num_kv_heads": 3, "head_dim": 32, "d_ff": 256}
-    )
-    config.data.text.max_bytes = 1_000_000
-    config.data.problems.arithmetic = {"operations": "+-", "min_steps": 2, "max_steps": 4}
-
-    config.pretrain.update({"steps": 1200, "batch_size": 32, "length": 64, "log_every": 50})
-    config.pretrain.data.update({"text_weight": 0.2, "problems_weight": 0.8})
-    config.pretrain.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 50})
-
-    # Half of the answers come without their steps, so samples differ in kind and are mostly wrong where bare.
-    config.sft.update({"steps": 150, "batch_size": 32, "length": 64, "log_every": 25})
-    config.sft.data.update({"limit": 2_000, "transform": "terse", "terse": {"fraction": 0.5}})
-    config.sft.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 10})
-
+    quickstart.fine_tuned(config)  # half of the answers come without their steps, so samples differ in kind
     for name in ("reward", "orm", "prm"):
         stage = config[name]
         stage.update({"steps": 300, "batch_size": 32, "length": 64, "log_every": 50, "eval_batches": 8})
@@ -50,7 +35,4 @@ def get_config(arg: str = "") -> ConfigDict:
     for name in ("orm", "prm"):
         config[name].data.update({"transform": "terse", "terse": {"fraction": 0.5}})
     config.reward.objective.reward_model = {"center_coef": 0.01}
-
-    lengths = {"max_prompt_length": 24, "max_new_tokens": 44}
-    config.evaluation.update({"problems": 256, "samples": 4, "k": (1, 4), "batch_problems": 64, **lengths})
     return config

@@ -18,11 +18,13 @@ from rich import get_console
 from rich.markdown import Markdown
 
 from launch import common
+from launch.common import refuse
 from research.comparisons.runner import TEMPER, run_workload, taking_part, write
 from research.comparisons.workers import System
 from research.comparisons.workloads import read_comparison
 from research.config.files import load_config
-from research.core.errors import ConfigError, TemperError
+from research.config.schema import expect
+from research.core.errors import TemperError
 from research.core.files import make_folder
 from research.core.progress import Progress
 
@@ -70,19 +72,14 @@ def own_system() -> System:
 
 
 def peer_systems(given: Sequence[str]) -> dict[str, System]:
-    """The peers of `name=path/to/python` items; each is a module in `experiments/comparisons/peers/`.
-
-    Raises:
-      ConfigError: an unknown name, or no such Python.
-    """
+    """The peers of `name=path/to/python` items, modules in `experiments/comparisons/peers/`; ConfigError if unknown."""
     known = sorted(path.stem for path in (COMPARISONS / "peers").glob("[a-z]*.py"))
     found = {}
     for item in given:
         name, _, python = item.partition("=")
-        if name not in known:
-            raise ConfigError(f"--peers: got {item!r}, expected NAME=PYTHON with one of {', '.join(known)}")
-        if not os.access(python, os.X_OK) or Path(python).is_dir():
-            raise ConfigError(f"--peers: {name}: {python or 'nothing'!r} is no program, expected a venv's bin/python")
+        expect(name in known, "--peers", item, f"NAME=PYTHON with one of {', '.join(known)}")
+        runs = os.access(python, os.X_OK) and not Path(python).is_dir()
+        refuse(not runs, f"--peers: {name}: {python or 'nothing'!r} is no program, expected a venv's bin/python")
         command = (str(Path(python).absolute()), str(COMPARISONS / "protocol.py"), f"peers.{name}")
         found[name] = System(name, command)
     return found

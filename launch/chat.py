@@ -29,9 +29,7 @@ from research.sampling.conversation import Conversation
 from research.sampling.streaming import TextDelta
 
 _SYSTEM = flags.DEFINE_string("system", "", "text of the system turn")
-_TRANSCRIPT = flags.DEFINE_string(
-    "transcript", None, "JSONL file to which conversations are appended, a record of messages each"
-)
+_TRANSCRIPT = flags.DEFINE_string("transcript", None, "JSONL file to which conversations are appended, one a line")
 flags.adopt_module_key_flags(generation)
 
 _HINT = "Ctrl-C ends an answer; /quit or Ctrl-D ends the conversation"
@@ -40,7 +38,8 @@ _HINT = "Ctrl-C ends an answer; /quit or Ctrl-D ends the conversation"
 def main() -> None:
     """Answers each line until /quit."""
     settings = generation.read_settings()
-    transcript = Transcript(Path(_TRANSCRIPT.value)) if _TRANSCRIPT.value else None
+    transcript = _TRANSCRIPT.value
+    earlier = _earlier(transcript) if transcript else ""
     policy = generation.load()
     with jax.set_mesh(policy.mesh):
         conversation = Conversation(generation.make_generator(policy, settings), _SYSTEM.value)
@@ -51,16 +50,15 @@ def main() -> None:
             if command == "/quit":
                 break
             if command == "/reset":
+                earlier += _line(conversation)
                 conversation.reset()
-                if transcript is not None:
-                    transcript.close()
             elif command.startswith("/"):
                 _say(f"{command.split()[0]}: is no command, expected /reset or /quit")
             elif command:
                 _answer(conversation, line, asked)
                 asked += 1
-                if transcript is not None and conversation.exchanges:
-                    transcript.write(conversation)
+                if transcript and conversation.exchanges:  # the last line is written anew after each answer
+                    write_text_atomic(transcript, earlier + _line(conversation))
 
 
 def _answer(conversation: Conversation, text: str, number: int) -> None:
@@ -106,35 +104,15 @@ def _interrupts() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-class Transcript:
-    """A JSONL file to which conversations are appended; the last one is written anew after each answer."""
+def _earlier(path: str) -> str:
+    """The lines of the transcript so far; ConfigError if it cannot be read, or its folder does not exist."""
+    text = common.read_text(path, "--transcript") if Path(path).exists() else ""
+    common.refuse(not Path(path).absolute().parent.is_dir(), f"--transcript: {path}: its folder does not exist")
+    return f"{text}\n" if text and not text.endswith("\n") else text
 
-    def __init__(self, path: Path) -> None:
-        """Reads what is there already.
 
-        Raises:
-          ConfigError: the file cannot be read, or its folder does not exist.
-        """
-        self.path, self.current = path, ""
-        try:
-            self.finished = path.read_text(encoding="utf-8") if path.exists() else ""
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"--transcript: {path}: is not UTF-8 text ({error.reason})") from error
-        except OSError as error:
-            raise ConfigError(f"--transcript: {path}: cannot be read ({error.strerror})") from error
-        if not path.absolute().parent.is_dir():
-            raise ConfigError(f"--transcript: {path}: its folder does not exist")
-        if self.finished and not self.finished.endswith("\n"):
-            self.finished += "\n"
-
-    def write(self, conversation: Conversation) -> None:
-        """The conversation so far as the last line."""
-        self.current = json.dumps(conversation.record(), ensure_ascii=False) + "\n"
-        write_text_atomic(self.path, self.finished + self.current)
-
-    def close(self) -> None:
-        """The next conversation gets a line of its own."""
-        self.finished, self.current = self.finished + self.current, ""
+def _line(conversation: Conversation) -> str:
+    return json.dumps(conversation.record(), ensure_ascii=False) + "\n" if conversation.exchanges else ""
 
 
 def _say(text: str) -> None:

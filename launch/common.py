@@ -39,14 +39,10 @@ def define_config() -> None:
 
 
 def config() -> ConfigDict:
-    """The experiment that the command line names.
-
-    Raises:
-      ConfigError: the file cannot be read or run, or makes no config.
-    """
+    """The experiment that the command line names; ConfigError if it cannot be read or trains nothing."""
     found = load_config(flags.FLAGS.config)
-    if "stages" not in found:
-        raise ConfigError(f"--config: {flags.FLAGS.config}: has no stages, so it trains nothing (is it a benchmark?)")
+    what = f"--config: {flags.FLAGS.config}: has no stages, so it trains nothing (is it a benchmark?)"
+    refuse("stages" not in found, what)
     return found
 
 
@@ -56,24 +52,47 @@ def overrides() -> tuple[str, ...]:
 
 
 def workdir() -> Path:
-    """The working directory that the command line names.
-
-    Raises:
-      ConfigError: it is empty, or an address that is no local folder.
-    """
-    given = flags.FLAGS.workdir
-    if not given.strip():
-        raise ConfigError("--workdir: got '', expected a folder")
-    if "://" in given:
-        raise ConfigError(f"--workdir: got {given!r}, expected a local folder; remote ones are not supported yet")
-    if "\0" in given:
-        raise ConfigError(f"--workdir: got {given!r}, expected a path without NUL")
-    return Path(given)
+    """The working directory that the command line names; ConfigError if it is no local folder."""
+    path: str = flags.FLAGS.workdir
+    refuse(not path.strip(), "--workdir: got '', expected a folder")
+    refuse("://" in path, f"--workdir: got {path!r}, expected a local folder; remote ones are not supported yet")
+    refuse("\0" in path, f"--workdir: got {path!r}, expected a path without NUL")
+    return Path(path)
 
 
 def sources_of(policy: Policy, folder: Path) -> Sources:
     """The data that the policy of a stage's folder was trained on."""
     return Sources.of(policy.experiment, folder.parent.parent / "data")
+
+
+def given(*names: str) -> str:
+    """The first of these flags that the command line sets, as --name; "" if none."""
+    return next((f"--{name}" for name in names if flags.FLAGS[name].present), "")
+
+
+def refuse(wrong: object, sentence: str) -> None:
+    """ConfigError with the sentence, if something is wrong."""
+    if wrong:
+        raise ConfigError(sentence)
+
+
+def read_text(path: Path | str, flag: str) -> str:
+    """The text of a file that a flag names; ConfigError if it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{flag}: {path}: is not UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise ConfigError(f"{flag}: {path}: cannot be read ({error.strerror})") from error
+
+
+def check_context(policy: Policy, prompt: int, completion: int) -> None:
+    """ConfigError if prompts and completions of so many tokens do not fit the model's context."""
+    if prompt + completion > policy.max_length:
+        raise ConfigError(
+            f"--max_new_tokens: got {completion} after prompts of up to {prompt} tokens, expected a sum of at most "
+            f"{policy.max_length}, the model's context"
+        )
 
 
 def numbers(name: str) -> list[float]:
@@ -83,17 +102,15 @@ def numbers(name: str) -> list[float]:
         found = [float(value) for value in values]
     except ValueError:
         found = []
-    if not found:
-        raise ConfigError(f"--{name}: got {','.join(values) or 'nothing'}, expected numbers such as 1,4,16")
+    refuse(not found, f"--{name}: got {','.join(values) or 'nothing'}, expected numbers such as 1,4,16")
     return found
 
 
 def integers(name: str, *, high: int, because: str = "") -> tuple[int, ...]:
     """The integers from 1 to `high` of a list flag; `because` says where the bound comes from."""
-    found = numbers(name)
-    if not all(value.is_integer() and 1 <= value <= high for value in found):
-        got = ",".join(flags.FLAGS[name].value or [])
-        raise ConfigError(f"--{name}: got {got}, expected integers from 1 to {because or high}")
+    found, given = numbers(name), ",".join(getattr(flags.FLAGS, name))
+    within = all(value.is_integer() and 1 <= value <= high for value in found)
+    refuse(not within, f"--{name}: got {given}, expected integers from 1 to {because or high}")
     return tuple(map(int, found))
 
 
@@ -111,8 +128,8 @@ def load_draft(name: str, policy: Policy, draft_tokens: int) -> Draft:
     if name == NGRAM:
         return Draft(None, SpeculativeSpec(NGramDraft(), draft_tokens))
     draft = load_policy(Path(name).resolve(), policy.mesh)
-    if draft.tokenizer.pieces != policy.tokenizer.pieces:
-        raise ConfigError(f"--draft: {name}: has another tokenizer, expected the policy's")
+    other = draft.tokenizer.pieces != policy.tokenizer.pieces
+    refuse(other, f"--draft: {name}: has another tokenizer, expected the policy's")
     return Draft(draft.params, SpeculativeSpec(draft.model, draft_tokens))
 
 
@@ -120,7 +137,6 @@ def run(main: Callable[[], None], *, arguments: bool = False, resumes: bool = Fa
     """Runs a command: `--help` shows the module's docstring; bad input is one sentence and exit status 1.
 
     Args:
-      main: the command.
       arguments: whether it takes some besides flags, which it reads from `sys.argv`.
       resumes: whether the same command goes on where it was interrupted; signals then end it at once, but for the
         stretches that `interrupts` defers.
@@ -139,7 +155,25 @@ def run(main: Callable[[], None], *, arguments: bool = False, resumes: bool = Fa
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _keep_programs()
     py_logging.getLogger("temper.kernels").propagate = False  # else absl says it, on standard error
-    app.run(_explained(main, arguments), flags_parser=_parse)
+
+    def explained(argv: list[str]) -> None:
+        if len(argv) > 1 and not arguments:
+            _fail(ConfigError(f"got the argument {argv[1]!r}, expected flags only; --help shows an example"))
+        try:
+            main()
+        except TemperError as error:
+            _fail(error)
+        except KeyboardInterrupt as stop:
+            end(stop.number if isinstance(stop, Interrupted) else signal.SIGINT, str(stop) or "interrupted")
+        except BrokenPipeError:  # whoever read the output has ended
+            os._exit(128 + signal.SIGPIPE)
+        except Exception as error:
+            reason = _disk_reason(error)
+            if reason is None:
+                raise
+            _fail(WorkdirError(reason))
+
+    app.run(explained, flags_parser=_parse)
 
 
 class _OnConsole(py_logging.Handler):
@@ -160,10 +194,8 @@ def _open_streams() -> None:
 
 
 def _keep_programs() -> None:
-    """Keeps compiled programs on disk, so that the same command starts without compiling again.
-
-    In `$XDG_CACHE_HOME/temper/xla` (`~/.cache/temper/xla`), unless `JAX_COMPILATION_CACHE_DIR` names another folder;
-    `JAX_ENABLE_COMPILATION_CACHE=false` keeps nothing. JAX stores programs that took over a second to compile.
+    """Keeps programs that took over a second to compile in `$XDG_CACHE_HOME/temper/xla` (`~/.cache/temper/xla`), unless
+    `JAX_COMPILATION_CACHE_DIR` names another folder; `JAX_ENABLE_COMPILATION_CACHE=false` keeps nothing.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -186,31 +218,8 @@ def _last_line(error: Exception) -> str:
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
 
 
-def _explained(main: Callable[[], None], arguments: bool) -> Callable[[list[str]], None]:
-    def wrapped(argv: list[str]) -> None:
-        if len(argv) > 1 and not arguments:
-            _fail(ConfigError(f"got the argument {argv[1]!r}, expected flags only; --help shows an example"))
-        try:
-            main()
-        except TemperError as error:
-            _fail(error)
-        except KeyboardInterrupt as stop:
-            end(stop.number if isinstance(stop, Interrupted) else signal.SIGINT, str(stop) or "interrupted")
-        except BrokenPipeError:  # whoever read the output has ended
-            os._exit(128 + signal.SIGPIPE)
-        except Exception as error:
-            reason = _disk_reason(error)
-            if reason is None:
-                raise
-            _fail(WorkdirError(reason))
-
-    return wrapped
-
-
-_DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-    *(errno.ENOTDIR, errno.ENAMETOOLONG),
-)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_DISK_ERRORS = (*_FULL, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def _disk_reason(error: BaseException | None) -> str | None:
@@ -218,7 +227,7 @@ def _disk_reason(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             return explain_os_error(error, error.filename or "a file")
-        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        for number in _FULL:
             if os.strerror(number) in str(error):
                 return _last_line(Exception(str(error).strip("; ")))
         error = error.__cause__ or error.__context__

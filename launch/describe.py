@@ -14,22 +14,16 @@ from rich.text import Text
 
 from launch import common
 from research.config.describe import describe
-from research.core.errors import ConfigError
 
 
 def main() -> None:
-    """Prints the keys at the paths that the command line names."""
+    """Prints the keys at the paths that the command line names, or without one all sections."""
     paths = [text for text in sys.argv[1:] if not text.startswith("-")]
     console = get_console()
-    if not paths:
-        keys = describe("")
-        sections = dict.fromkeys(each.path.rpartition(".")[0] for each in keys)
-        for section in sections:
-            console.print(Text(section))
-        return
+    for section in () if paths else dict.fromkeys(each.path.rpartition(".")[0] for each in describe("")):
+        console.print(Text(section))
     for path in paths:
-        if not path.strip("."):
-            raise ConfigError(f"{path!r}: expected a key or a section such as rl.optimizer")
+        common.refuse(not path.strip("."), f"{path!r}: expected a key or a section such as rl.optimizer")
         for each in describe(path):
             head, *rest = each.lines()
             console.print(Text(head, style="bold"))

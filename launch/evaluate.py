@@ -14,7 +14,7 @@ from rich import print as show
 
 from launch import common, policies
 from research.config.references import find
-from research.core.errors import ConfigError
+from research.config.schema import expect
 from research.core.files import check_writable, write_json_atomic
 from research.core.metrics import encode_numbers
 from research.evals.base import Need
@@ -24,9 +24,7 @@ from research.sampling.limits import check_temperature
 
 policies.define_flags(samples=4)
 _K = flags.DEFINE_list("k", ["1", "4"], "the k of pass@k and maj@k, each at most --samples")
-_EVALUATORS = flags.DEFINE_list(
-    "evaluators", ["accuracy"], "names, module:attribute or file.py:attribute; each with its default options"
-)
+_EVALUATORS = flags.DEFINE_list("evaluators", ["accuracy"], "names or references, each with its default options")
 _OUTPUT = flags.DEFINE_string("output", None, "write all metrics and completions to this JSON file")
 
 
@@ -35,8 +33,8 @@ def main() -> None:
     given = flags.FLAGS
     ks = common.integers("k", high=given.samples, because=f"--samples={given.samples}")
     check_temperature(given.temperature)
-    if given.temperature == 0 and given.samples > 1:
-        raise ConfigError(f"--samples: got {given.samples}, expected 1 at --temperature=0: greedy samples are equal")
+    several = given.temperature == 0 and given.samples > 1
+    expect(not several, "--samples", given.samples, "1 at --temperature=0: greedy samples are equal")
     evaluators = {}
     for reference in _EVALUATORS.value:
         component = find("evaluator", reference, "--evaluators")

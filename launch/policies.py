@@ -8,7 +8,6 @@ from rich import print as show
 
 from launch import common
 from research.config.sections import Evaluation
-from research.core.errors import ConfigError
 from research.core.mesh import check_rows
 from research.data.jsonl import read_records
 from research.data.pipelines import sft_batches
@@ -22,6 +21,9 @@ from research.tasks.base import Task
 from research.tasks.jsonl import Jsonl
 from research.train.setup import interaction_of
 from research.train.stored import load_policy
+
+_SAME = ("samples", "temperature", "seed", "max_prompt_length", "max_new_tokens", "batch_problems")
+"""Flags that are keys of `evaluation` too."""
 
 
 def define_flags(*, samples: int) -> None:
@@ -52,12 +54,7 @@ def load(ks: tuple[int, ...]) -> TrainedPolicy:
     given, folder = flags.FLAGS, stage_folder()
     loaded = load_policy(folder)
     check_rows(loaded.mesh, "--batch_problems", given.batch_problems)
-    length = given.max_prompt_length + given.max_new_tokens
-    if length > loaded.max_length:
-        raise ConfigError(
-            f"--max_new_tokens: got {given.max_new_tokens} after prompts of up to {given.max_prompt_length} tokens, "
-            f"expected a sum of at most {loaded.max_length}, the model's context"
-        )
+    common.check_context(loaded, given.max_prompt_length, given.max_new_tokens)
     if given.problems:
         found = [record for _, record in read_records(given.problems)]
         task: Task
@@ -75,16 +72,7 @@ def load(ks: tuple[int, ...]) -> TrainedPolicy:
         mesh=loaded.mesh,
         tokenizer=loaded.tokenizer,
         sampler=experiment.sampler,
-        settings=Evaluation(
-            problems=len(records),
-            samples=given.samples,
-            k=ks,
-            temperature=given.temperature,
-            seed=given.seed,
-            max_prompt_length=given.max_prompt_length,
-            max_new_tokens=given.max_new_tokens,
-            batch_problems=given.batch_problems,
-        ),
+        settings=Evaluation(problems=len(records), k=ks, **{name: getattr(given, name) for name in _SAME}),
         task=task,
         records=records,
         limits=Limits("error"),

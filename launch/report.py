@@ -15,15 +15,12 @@ from rich import get_console
 
 from launch import common
 from research.analysis.report import FORMATS, print_headline, rewrite_report
-from research.core.errors import ConfigError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "the ablation's folder, with results.json in it", required=True)
 _METRIC = flags.DEFINE_string("metric", None, "which final metric decides")
 _LOWER = flags.DEFINE_bool("lower_is_better", None, "which way is up; default: a loss is better lower")
 _CONTROL = flags.DEFINE_string("control", None, "the arm that the others are compared with")
-_PAIRS = flags.DEFINE_list(
-    "pairs", None, "arms to compare with each other too, each one:other; a name with a comma in quotes"
-)
+_PAIRS = flags.DEFINE_list("pairs", None, "further arms to compare, each one:other; a name with a comma in quotes")
 _FORMAT = flags.DEFINE_list("format", [], f"besides HTML, Markdown and PNG: some of {','.join(FORMATS)}")
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to; default: <workdir>/report")
 
@@ -31,8 +28,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "folder to write to; default: <wor
 def main() -> None:
     """Prints the main result and where the report is."""
     for name in _FORMAT.value:
-        if name not in FORMATS:
-            raise ConfigError(f"--format: got {name}, expected some of {','.join(FORMATS)}")
+        common.refuse(name not in FORMATS, f"--format: got {name}, expected some of {','.join(FORMATS)}")
     paths = rewrite_report(
         Path(_WORKDIR.value),
         metric=_METRIC.value,

@@ -23,8 +23,9 @@ import numpy as np
 from absl import flags
 
 from launch import common, generation
+from launch.common import given, refuse
 from objectives.prm import StepReduction
-from research.core.errors import ConfigError
+from research.config.schema import expect
 from research.evals.scorers import Scorer, make_scorers, score_samples
 from research.sampling.constraints import Constraint, choice, json_schema, regex
 from research.sampling.limits import SAMPLES
@@ -36,10 +37,10 @@ _PROMPT = flags.DEFINE_string("prompt", None, "what to ask; default: lines of st
 _RAW = flags.DEFINE_bool("raw", False, "continue the text as it is, without chat markup: for a base model")
 _N = flags.DEFINE_integer("n", 1, "samples shown for each prompt, drawn together", lower_bound=1)
 _BEST_OF = flags.DEFINE_integer(
-    "best_of", 0, "draw so many and show the --n that --scorer likes best", lower_bound=0, upper_bound=SAMPLES
+    "best_of", 0, "draws; --scorer's best --n are shown", lower_bound=0, upper_bound=SAMPLES
 )
 _SCORER = flags.DEFINE_string("scorer", None, "folder of a stage: a reward model, outcome or process scorer")
-_REDUCTION = flags.DEFINE_enum("prm_score", "min", get_args(StepReduction), "a process scorer's score from its steps'")
+flags.DEFINE_enum("prm_score", "min", get_args(StepReduction), "a process scorer's score from its steps'")
 _SLOTS = flags.DEFINE_integer("slots", 0, "samples decoded together; 0 is all of a prompt")
 _ECHO = flags.DEFINE_bool("echo", False, "log-probs, in nats, of the prompt's and the completion's tokens")
 _SCHEMA = flags.DEFINE_string("json_schema", None, "file of a JSON schema that completions must match")
@@ -90,13 +91,12 @@ def _prompts() -> Iterator[str]:
         return
     blank = answered = 0
     for line in generation.input_lines():
-        if line.strip() or _RAW.value:
-            answered += 1
-            yield line
-        else:
+        if not line.strip() and not _RAW.value:
             blank += 1
-    if not answered:
-        raise ConfigError("standard input: holds no prompt, expected one a line, or --prompt")
+            continue
+        answered += 1
+        yield line
+    refuse(not answered, "standard input: holds no prompt, expected one a line, or --prompt")
     if blank:
         print(f"standard input: {blank} blank lines were left out", file=sys.stderr)
 
@@ -117,8 +117,7 @@ def _print_best(generator: TextGenerator, scorer: Scorer, prompt: np.ndarray, de
     rows: dict[int, Row] = {}
     for delta in deltas:
         texts[delta.sample] += delta.text
-        if delta.ended:
-            rows[delta.sample] = delta.row
+        rows[delta.sample] = delta.row
     samples = [rows[sample] for sample in range(_BEST_OF.value)]
     scores = score_samples(
         scorer,
@@ -162,10 +161,10 @@ def _load_scorer(policy: Policy, longest: int) -> Scorer | None:
         tokenizer=policy.tokenizer,
         mesh=policy.mesh,
         length=longest,
-        reductions=[how for how in get_args(StepReduction) if how == _REDUCTION.value],
+        reductions=(flags.FLAGS.prm_score,),
     )
-    if scorer.kind != "process" and flags.FLAGS["prm_score"].present:
-        raise ConfigError(f"--prm_score: has no effect, expected a process scorer, got --scorer={folder}")
+    other = scorer.kind != "process" and given("prm_score")
+    refuse(other, f"--prm_score: has no effect, expected a process scorer, got --scorer={folder}")
     return scorer
 
 
@@ -174,49 +173,31 @@ def _constraint() -> Constraint | None:
         return choice(_CHOICE.value)
     if _REGEX.value is not None:
         return regex(_REGEX.value)
-    if _SCHEMA.value is None:
-        return None
-    try:
-        return json_schema(Path(_SCHEMA.value).read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--json_schema: {_SCHEMA.value}: is not UTF-8 text ({error.reason})") from error
-    except OSError as error:
-        raise ConfigError(f"--json_schema: {_SCHEMA.value}: cannot be read ({error.strerror})") from error
+    return None if _SCHEMA.value is None else json_schema(common.read_text(_SCHEMA.value, "--json_schema"))
 
 
 def _check_flags() -> None:
     """What does not fit together ends before anything is loaded."""
-    samples, greedy = _BEST_OF.value or _N.value, flags.FLAGS["temperature"].value == 0
-    tools, stop, draft = (flags.FLAGS[name].value for name in ("tools", "stop", "draft"))
-    constraints = generation.given("json_schema", "regex", "choice")
-    constraint = constraints[0] if constraints else ""
-    idle = [*constraints, *generation.given("slots")]
-    reduction = flags.FLAGS["prm_score"].present
-    generation.refuse(
-        (
-            (_PROMPT.value is not None and not _PROMPT.value.strip() and not _RAW.value,
-             "--prompt: got an empty text, expected a message, or --raw"),
-            (draft and idle, f"{''.join(idle[:1])}: does not go with --draft"),
-            (len(constraints) > 1, f"{''.join(constraints[-1:])}: got {constraint} too, expected one of them"),
-            (constraint and stop, f"--stop: would end a completion before it matches {constraint}"),
-            (constraint and tools, f"--tools: {constraint} leaves no room for a call, expected one of them"),
-            (tools and _RAW.value, "--tools: calls need chat turns, expected no --raw"),
-            (_BEST_OF.value and not _SCORER.value, "--best_of: needs a scorer, expected --scorer=<folder>"),
-            (_SCORER.value and not _BEST_OF.value, "--scorer: has no effect without --best_of"),
-            (_SCORER.value and _RAW.value, "--scorer: was trained on chat turns, expected no --raw"),
-            (reduction and not _SCORER.value, "--prm_score: has no effect without --scorer"),
-            (
-                _BEST_OF.value and _N.value > _BEST_OF.value,
-                f"--n: got {_N.value}, expected at most --best_of={_BEST_OF.value}",
-            ),
-            (
-                greedy and samples > 1,
-                f"--{'best_of' if _BEST_OF.value else 'n'}: got {samples}, expected 1 at --temperature=0: greedy "
-                "samples are equal",
-            ),
-            (_SLOTS.value > samples, f"--slots: got {_SLOTS.value}, expected at most the {samples} samples"),
-        )
-    )  # fmt: skip
+    best, scorer, n, greedy = _BEST_OF.value, _SCORER.value, _N.value, flags.FLAGS.temperature == 0
+    tools, samples, raw = flags.FLAGS.tools, best or n, _RAW.value
+    constraint = given("json_schema", "regex", "choice")
+    others = [flag for flag in (given("regex"), given("choice")) if flag not in ("", constraint)]
+    idle = constraint or given("slots")
+    nothing = _PROMPT.value is not None and not _PROMPT.value.strip() and not raw
+    refuse(nothing, "--prompt: got an empty text, expected a message, or --raw")
+    refuse(flags.FLAGS.draft and idle, f"{idle}: does not go with --draft")
+    refuse(others, f"{''.join(others[-1:])}: got {constraint} too, expected one of them")
+    refuse(constraint and flags.FLAGS.stop, f"--stop: would end a completion before it matches {constraint}")
+    refuse(constraint and tools, f"--tools: {constraint} leaves no room for a call, expected one of them")
+    refuse(tools and raw, "--tools: calls need chat turns, expected no --raw")
+    refuse(best and not scorer, "--best_of: needs a scorer, expected --scorer=<folder>")
+    refuse(scorer and not best, "--scorer: has no effect without --best_of")
+    refuse(scorer and raw, "--scorer: was trained on chat turns, expected no --raw")
+    refuse(given("prm_score") and not scorer, "--prm_score: has no effect without --scorer")
+    expect(not best or n <= best, "--n", n, f"at most --best_of={best}")
+    alone = "1 at --temperature=0: greedy samples are equal"
+    expect(not greedy or samples == 1, "--best_of" if best else "--n", samples, alone)
+    expect(_SLOTS.value <= samples, "--slots", _SLOTS.value, f"at most the {samples} samples")
 
 
 if __name__ == "__main__":

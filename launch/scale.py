@@ -20,13 +20,14 @@ from rich import print as show
 from rich.markdown import Markdown
 
 from launch import common, policies
+from launch.common import refuse
 from objectives.prm import StepReduction
-from research.core.errors import ConfigError
+from research.config.schema import expect
 from research.core.files import check_writable, make_folder, write_json_atomic, write_text_atomic
 from research.core.metrics import encode_numbers
 from research.evals.accuracy import judge
 from research.evals.results import completions
-from research.evals.scaling import BEST, STRATEGIES, WEIGHTED, powers_of_two, scaling_curves
+from research.evals.scaling import powers_of_two, scaling_curves
 from research.evals.scaling_plot import write_scaling_plot
 from research.evals.scaling_report import to_json, to_markdown
 from research.evals.scorers import make_scorers
@@ -36,14 +37,8 @@ from research.train.stored import load_stage
 policies.define_flags(samples=16)
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)
 _SCORERS = flags.DEFINE_list("scorers", [], "folders of stages of reward models, outcome and process scorers")
-_REDUCTIONS = flags.DEFINE_list(
-    "prm_score", ["min"], f"a process scorer's score from its steps': some of {', '.join(get_args(StepReduction))}"
-)
-_STRATEGIES = flags.DEFINE_list("strategies", [], f"of {', '.join(STRATEGIES)}; without it, all that the scorers allow")
+_REDUCTIONS = flags.DEFINE_list("prm_score", ["min"], f"of steps: some of {', '.join(get_args(StepReduction))}")
 _N = flags.DEFINE_list("n", [], "samples to answer from, each at most --samples; without it, powers of two")
-_TRIALS = flags.DEFINE_integer(
-    "trials", 400, "draws of N samples a problem, for votes and bands", lower_bound=2, upper_bound=10**6
-)
 
 
 def main() -> None:
@@ -69,10 +64,9 @@ def main() -> None:
     weights = {name: scorer.weights(scores[name]) for scorer in scorers for name in scorer.scores}
     lengths = np.array([[sample.length for sample in group] for group in groups])
     prompt_lengths = np.array([len(group[0].prompt) for group in groups])
-    for place, problem in enumerate(problems):
-        problem |= {"prompt_length": prompt_lengths[place], "lengths": lengths[place]}
-        problem |= {"answers": judged.votes[place]}
-        problem |= {"scores": {name: table[place] for name, table in scores.items()}}
+    for i, problem in enumerate(problems):
+        problem |= {"prompt_length": prompt_lengths[i], "lengths": lengths[i], "answers": judged.votes[i]}
+        problem |= {"scores": {name: table[i] for name, table in scores.items()}}
     write_json_atomic(output / "samples.json", encode_numbers(problems))
     scaling = scaling_curves(
         correct=judged.right,
@@ -82,8 +76,6 @@ def main() -> None:
         scores=scores,
         weights=weights,
         ns=ns,
-        strategies=_STRATEGIES.value,
-        trials=_TRIALS.value,
         seed=given.seed,
     )
     context = float(prompt_lengths.mean() + lengths.mean() / 2)
@@ -109,22 +101,14 @@ def main() -> None:
 
 def _check_flags() -> tuple[tuple[int, ...], tuple[StepReduction, ...]]:
     """The Ns and the reductions; what does not fit together ends before anything is loaded."""
-    samples = flags.FLAGS.samples
-    if samples < 2:
-        raise ConfigError(f"--samples: got {samples}, expected at least 2 to choose from")
+    samples, listed = flags.FLAGS.samples, get_args(StepReduction)
+    expect(samples >= 2, "--samples", samples, "at least 2 to choose from")
     ns = common.integers("n", high=samples, because=f"--samples={samples}") if _N.value else powers_of_two(samples)
-    if flags.FLAGS.temperature == 0:
-        raise ConfigError("--temperature: got 0, expected > 0: greedy samples are equal")
+    refuse(flags.FLAGS.temperature == 0, "--temperature: got 0, expected > 0: greedy samples are equal")
     check_temperature(flags.FLAGS.temperature)
-    for name in _STRATEGIES.value:
-        if name not in STRATEGIES:
-            raise ConfigError(f"--strategies: got {name}, expected some of {','.join(STRATEGIES)}")
-        if name in (BEST, WEIGHTED) and not _SCORERS.value:
-            raise ConfigError(f"--strategies: {name} needs a scorer, expected --scorers=<folder of a stage>[,...]")
     for name in _REDUCTIONS.value:
-        if name not in get_args(StepReduction):
-            raise ConfigError(f"--prm_score: got {name}, expected some of {','.join(get_args(StepReduction))}")
-    return ns, tuple(how for how in get_args(StepReduction) if how in _REDUCTIONS.value)
+        refuse(name not in listed, f"--prm_score: got {name}, expected some of {','.join(listed)}")
+    return ns, tuple(how for how in listed if how in _REDUCTIONS.value)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from rich.markdown import Markdown
 from launch import common
 from models.config import ModelConfig
 from research.comparisons.speculative import PLAIN, compare, problem_prompts, records, table
-from research.core.errors import ConfigError
 from research.core.files import make_folder, write_json_atomic, write_text_atomic
 from research.core.mesh import make_mesh
 from research.core.progress import Progress
@@ -33,12 +32,8 @@ from research.sampling.speculative import Draft
 from research.sampling.types import SamplerSpec, make_scalars
 from research.train.stored import load_policy
 
-_STAGE = flags.DEFINE_string(
-    "stage", None, "folder of the target's stage: <workdir>/stages/<name>-<hash>", required=True
-)
-_DRAFT = flags.DEFINE_list(
-    "draft", None, f"folders of smaller models' stages, and {common.NGRAM} for n-grams of the text", required=True
-)
+_STAGE = flags.DEFINE_string("stage", None, "the target's folder: <workdir>/stages/<name>-<hash>", required=True)
+_DRAFT = flags.DEFINE_list("draft", None, f"folders of smaller models' stages; {common.NGRAM}: n-grams", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to", required=True)
 _DRAFT_TOKENS = flags.DEFINE_list("draft_tokens", ["2", "3", "4"], "proposals a round, each tried")
 _TEMPERATURE = flags.DEFINE_list("temperature", ["0", "1"], "each tried; 0 is greedy")
@@ -51,14 +46,10 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the sampler", lower_bound=0, upper_b
 def main() -> None:
     """Prints the table; the rest is in --output."""
     counts = common.integers("draft_tokens", high=DRAFT_TOKENS)
-    scalars = [make_scalars(seed=_SEED.value, temperature=value) for value in common.numbers("temperature")]
+    scalars = {t: make_scalars(seed=_SEED.value, temperature=t) for t in common.numbers("temperature")}
     folder, output = Path(_STAGE.value).resolve(), make_folder(Path(_OUTPUT.value))
     policy = load_policy(folder, make_mesh(1, 1, 1, devices=jax.devices()[:1]))
-    if _PROMPT_TOKENS.value + _TOKENS.value > policy.max_length:
-        raise ConfigError(
-            f"--max_new_tokens: got {_TOKENS.value} after {_PROMPT_TOKENS.value} tokens of prompt, expected a sum "
-            f"of at most {policy.max_length}, the model's context"
-        )
+    common.check_context(policy, _PROMPT_TOKENS.value, _TOKENS.value)
     prompts = problem_prompts(
         common.sources_of(policy, folder).held_out,
         policy.tokenizer,
@@ -78,7 +69,7 @@ def main() -> None:
             drafts[f"{name}, {k}"] = draft._replace(spec=dataclasses.replace(draft.spec, draft_tokens=k))
     trials: list[dict[str, Any]] = []
     with jax.set_mesh(policy.mesh), Progress("speculate", total=len(scalars), unit="temperatures") as progress:
-        for temperature, draws in zip(common.numbers("temperature"), scalars, strict=True):
+        for temperature, draws in scalars.items():
             method = SamplingMethod(greedy=temperature == 0)
             spec = SamplerSpec(_TOKENS.value, 1, (), policy.tokenizer.pad_id, method)
             timings = compare(policy.params, prompts, drafts, draws, config=policy.model, spec=spec)

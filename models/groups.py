@@ -16,15 +16,10 @@ from models.axes import batch_ways
 
 
 class Group(NamedTuple):
-    """G rows whose first L slots are equal, padding included.
+    """G rows whose first L slots are equal, padding included."""
 
-    Attributes:
-      size: G.
-      prompt: L.
-    """
-
-    size: int
-    prompt: int
+    size: int  # G
+    prompt: int  # L
 
 
 def fold(rows: Shaped[Array, "B T ..."], group: Group) -> Shaped[Array, "P U ..."]:

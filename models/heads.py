@@ -4,7 +4,6 @@ Shapes: B batch, T time, D model, O outputs. A scorer's parameters are {"trunk",
 parameter tree.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,30 +11,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from models.auxiliary import AuxSums
 from models.config import ModelConfig
 from models.groups import Group
+from models.layers import AuxSums
 from models.transformer import Params, forward, init_params
 
-STEP_HEAD_STD = 0.02
-"""The usual standard deviation of a new classification head."""
-
-VALUE_HEAD_STD = 0.0
-"""Zero: all values are 0 at first, so the first advantages are the returns."""
+STEP_HEAD_STD = 0.02  # the usual standard deviation of a new classification head
+VALUE_HEAD_STD = 0.0  # all values are 0 at first, so the first advantages are the returns
 
 
 class ScoreHead(nn.Module):
-    """`h W` without a bias, which cancels in a preference and is redundant in a softmax.
+    """`h W` without a bias, which cancels in a preference and is redundant in a softmax."""
 
-    Attributes:
-      outputs: O, 1 for a reward or a value, 2 for the classes of a step.
-      std: standard deviation of the initial W.
-      param_dtype: dtype of the stored W.
-    """
-
-    outputs: int
-    std: float
-    param_dtype: str
+    outputs: int  # O, 1 for a reward or a value, 2 for the classes of a step
+    std: float  # of the initial W
+    param_dtype: str  # of the stored W
 
     @nn.compact
     def __call__(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T O"]:
@@ -57,38 +47,16 @@ def reward_head_std(config: ModelConfig) -> float:
 
 
 def init_head(config: ModelConfig, key: jax.Array, *, outputs: int, head_std: float) -> Params:
-    """A head's parameters, boxed with their logical axis names.
-
-    Args:
-      config: gives D and the stored dtype.
-      key: of the random draw.
-      outputs: 1 for a reward or a value, 2 for step classes.
-      head_std: `reward_head_std(config)`, `VALUE_HEAD_STD`, `STEP_HEAD_STD` or another.
-
-    Raises:
-      ValueError: `outputs` is below 1, or `head_std` is negative.
-    """
-    if outputs < 1:
-        raise ValueError(f"outputs: got {outputs}, expected at least 1")
-    if head_std < 0:
-        raise ValueError(f"head_std: got {head_std}, expected at least 0")
+    """A head's parameters, boxed with their logical axis names; see `ScoreHead`."""
     dummy = jnp.zeros((1, 1, config.d_model))
     return ScoreHead(outputs, head_std, config.param_dtype).init(key, dummy)["params"]
 
 
 def init_scorer(config: ModelConfig, key: jax.Array, *, outputs: int, head_std: float) -> Params:
-    """A fresh scorer {"trunk", "head"}, boxed; see `init_head` for the arguments."""
+    """A fresh scorer {"trunk", "head"}, boxed; see `ScoreHead`."""
     trunk_key, head_key = jax.random.split(key)
     head = init_head(config, head_key, outputs=outputs, head_std=head_std)
     return {"trunk": init_params(config, trunk_key), "head": head}
-
-
-def head_outputs(
-    head: Mapping[str, Any], config: ModelConfig, hidden_BTD: Float[Array, "B T D"]
-) -> Float[Array, "B T O"]:
-    """A head applied to hidden states after the final norm."""
-    out: Any = ScoreHead(head["w"].shape[1], 0.0, config.param_dtype).apply({"params": head}, hidden_BTD)
-    return out
 
 
 def scorer_outputs(
@@ -102,22 +70,18 @@ def scorer_outputs(
 ) -> tuple[Float[Array, "B T O"], AuxSums]:
     """Float32 outputs after reading each token, and auxiliary sums; `out[b, t]` knows `tokens[b, :t + 1]`.
 
-    Args:
-      params: {"trunk", "head"}, unboxed.
-      config: of the trunk.
-      tokens_BT, positions_BT, segment_ids_BT: as the transformer takes them.
-      group: groups of adjacent rows that share a prompt.
+    `params` are {"trunk", "head"}, unboxed; the rest is as `forward` takes it.
     """
     hidden_BTD, aux = forward(params["trunk"], config, tokens_BT, positions_BT, segment_ids_BT, group=group)
-    return head_outputs(params["head"], config, hidden_BTD), aux
+    head = ScoreHead(params["head"]["w"].shape[1], 0.0, config.param_dtype)
+    out: Any = head.apply({"params": params["head"]}, hidden_BTD)
+    return out, aux
 
 
 def last_token_scores(outputs_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"]) -> Float[Array, " B"]:
-    """The score of each row, read at its last token inside the mask; 0 for a row without one.
+    """The score of each row, read at its last token inside the bool mask; 0 for a row without one.
 
-    Args:
-      outputs_BT: one output of a scorer at each token.
-      mask_BT: bool, True at real tokens: `segment_ids > 0` of rows of one sequence, padded on any side.
+    The mask is `segment_ids > 0` of rows of one sequence, padded on any side.
 
     Source: Ouyang et al. 2022, Section 3.5 (a scalar for prompt and response); Huang et al. 2024 read it at the
     response's last token, never at padding.

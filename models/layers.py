@@ -1,32 +1,49 @@
 """RMSNorm, rotary embeddings, attention and SwiGLU, with logical axis names on every parameter.
 
-Shapes: B batch, T time, D model, H heads, K kv heads, G = H/K query heads a kv head, N head_dim, F feed-forward,
-C the two halves of SwiGLU.
+Shapes: B batch, T time, D model, H heads, K kv heads, G = H/K query heads a kv head, N head_dim, F feed-forward, C the
+two halves of SwiGLU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from models.auxiliary import AuxSums
 from models.axes import constrain
-from models.config import LayerConfig, ModelConfig
+from models.config import ModelConfig
 from models.decode.attention import cached_attention
 from models.decode.cache import LayerCache, Reach
 from models.groups import Group
 from models.kernels.attention import self_attention
 from models.kernels.products import computed_once, einsum
 
-Initializer = Callable[..., Any]
-Rope = tuple[Float[Array, "B T N/2"], Float[Array, "B T N/2"]]
-"""Sine and cosine of each position's rotation."""
+Rope = tuple[Float[Array, "B T N/2"], Float[Array, "B T N/2"]]  # sine and cosine of each position's rotation
 
 
-def scaled_normal(stddev: float, *names: str) -> Initializer:
+class AuxSums(flax.struct.PyTreeNode):
+    """Sums over a batch's real tokens and over layers, which the training step weighs and adds to its loss.
+
+    Sums and counts, so that micro-batches and devices add up before one division. Empty for a dense model: it then adds
+    nothing to a compiled program.
+
+    Attributes:
+      losses: name to (total, count) of a loss, such as a router's balance or z-loss.
+      loads: name to tokens that each expert got.
+    """
+
+    losses: Mapping[str, tuple[Float[Array, ""], Float[Array, ""]]] = flax.struct.field(default_factory=dict)
+    loads: Mapping[str, Float[Array, " E"]] = flax.struct.field(default_factory=dict)
+
+    def sum_layers(self) -> "AuxSums":
+        """Of sums stacked over layers, `[L, ...]`."""
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), self)
+
+
+def scaled_normal(stddev: float, *names: str) -> Callable[..., Any]:
     """A normal initialiser boxed with logical axis names."""
     return nn.with_logical_partitioning(nn.initializers.normal(stddev), names)
 
@@ -64,17 +81,10 @@ def apply_rope(
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention (Ainslie et al. 2023); with a cache, the new tokens are appended to it.
-
-    Attributes:
-      config: of the model.
-      layer: of this layer.
-      group: the rows are folded groups; not with a cache.
-    """
+    """Grouped-query self-attention (Ainslie et al. 2023); with a cache, the new tokens are appended to it."""
 
     config: ModelConfig
-    layer: LayerConfig
-    group: Group | None = None
+    group: Group | None = None  # of folded rows; not with a cache
 
     @nn.compact
     def __call__(
@@ -150,17 +160,10 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block.
-
-    Attributes:
-      config: of the model.
-      layer: of this layer.
-      group: the rows are folded groups; not with a cache.
-    """
+    """Pre-norm transformer block."""
 
     config: ModelConfig
-    layer: LayerConfig
-    group: Group | None = None
+    group: Group | None = None  # of folded rows; not with a cache
 
     @nn.compact
     def __call__(
@@ -173,7 +176,7 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "B T D"], tuple[AuxSums, LayerCache | None]]:
         """The residual stream after the block, and its auxiliary sums and updated cache."""
         h_BTD = RMSNorm(self.config, name="attention_norm")(x_BTD)
-        attention = Attention(self.config, self.layer, self.group, name="attention")
+        attention = Attention(self.config, self.group, name="attention")
         attended_BTD, cache = attention(h_BTD, rope, segment_ids_BT, cache, reach)
         x_BTD = x_BTD + attended_BTD
         h_BTD = RMSNorm(self.config, name="mlp_norm")(x_BTD)

@@ -11,18 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from models.auxiliary import AuxSums
 from models.axes import constrain
 from models.config import ModelConfig
 from models.groups import Group
+from models.layers import AuxSums
 from models.softmax import TokenLogps, compute_logits, score_chunk
 from models.transformer import Params, forward, unembedding
 
-_KEPT_BYTES = 2**28
-"""Up to this size the logits are kept for the backward pass, where all positions are one chunk."""
-
-_CHUNKS, _LEAST_CHUNK = 8, 64
-"""At most so many chunks of at least so many positions, where chunks without a needed one are skipped."""
+_KEPT_BYTES = 2**28  # up to this size logits are kept for the backward pass, where all positions are one chunk
+_CHUNKS, _LEAST_CHUNK = 8, 64  # at most so many chunks of at least so many positions, where some can be skipped
 
 
 def hidden_logps(
@@ -37,8 +34,7 @@ def hidden_logps(
     """Log-probs of `targets[b, t]` under the logits at hidden state `[b, t]` divided by `temperature`.
 
     Args:
-      hidden_BTD: states after the final norm.
-      unembed_DV: the LM head.
+      hidden_BTD, unembed_DV: states after the final norm, and the LM head.
       targets_BT: int32 token to score at each state.
       config: gives the chunk length and the compute dtype.
       temperature: divides the logits, exactly as it did when sampling; traced.
@@ -74,12 +70,13 @@ def hidden_logps(
 
 def _over_chunks(fn: Callable[..., Any], chunk: int, *arrays: Array, each: Array | None = None) -> Any:
     """`fn` of arrays `[B, T, ...]`, so many positions at a time, with its entry of `each` `[n]`: a tree of `[B, T]`."""
-    T = arrays[0].shape[1]
+    B, T = arrays[0].shape[:2]
     if chunk == T:
         return fn(*arrays)
     padded = [jnp.pad(x, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (x.ndim - 2)) for x in arrays]
-    parts = [_split(x, chunk) for x in padded] + ([] if each is None else [each])
-    return jax.tree.map(lambda x: _join(x, T), jax.lax.map(lambda part: fn(*part), parts))
+    parts = [x.reshape(B, -1, chunk, *x.shape[2:]).swapaxes(0, 1) for x in padded] + ([] if each is None else [each])
+    mapped = jax.lax.map(lambda part: fn(*part), parts)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, -1)[:, :T], mapped)
 
 
 def hidden_divergence(
@@ -94,21 +91,14 @@ def hidden_divergence(
     """`fn(student_logits, teacher_logits)` at every state, without `[B, T, V]` of either model.
 
     Args:
-      student_BTD: states after the final norm; carries the gradient.
-      student_unembed_DV: the LM head; carries the gradient.
+      student_BTD, student_unembed_DV: states after the final norm, and the LM head; they carry the gradient.
       student_config: gives the chunk length C and the student's compute dtype.
-      teacher_BTE: the teacher's states, slot t aligned with the student's slot t; another width is fine. No
-        gradient passes.
-      teacher_unembed_EV: the teacher's LM head. No gradient passes.
+      teacher_BTE, teacher_unembed_EV: the teacher's, slot t aligned with the student's slot t; another width is fine.
+        No gradient passes.
       teacher_config: gives the teacher's compute dtype.
-      fn: from the float32 logits of one chunk, `[B, C, V]` each, to a tree of `[B, C]`; must be finite on
-        logits of zeros, which fill the last chunk.
-
-    Returns:
-      The tree of `fn` with leaves `[B, T]`.
-
-    Raises:
-      ValueError: the two vocabularies differ.
+      fn: from the float32 logits of one chunk, `[B, C, V]` each, to a tree of `[B, C]`; must be finite on logits of
+        zeros, which fill the last chunk.
+    Returns the tree of `fn` with leaves `[B, T]`. Raises ValueError where the two vocabularies differ.
     """
     if student_config.vocab_size != teacher_config.vocab_size:
         raise ValueError(
@@ -127,16 +117,6 @@ def hidden_divergence(
     return _over_chunks(compare, chunk, student_BTD, teacher_BTE)
 
 
-def _split(x: Array, chunk: int) -> Array:
-    """`[B, n * chunk, ...]` to `[n, B, chunk, ...]`."""
-    return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
-
-
-def _join(x: Array, length: int) -> Array:
-    """`[n, B, chunk]` back to `[B, length]`."""
-    return x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :length]
-
-
 def token_logps(
     params: Params,
     config: ModelConfig,
@@ -152,11 +132,9 @@ def token_logps(
     """Teacher-forced log-probs of every token from slot `first` on, aligned with the tokens; and auxiliary sums.
 
     Args:
-      params, config, tokens_BT, positions_BT, segment_ids_BT: as `forward` takes them.
-      temperature: divides the logits; traced.
+      params, config, tokens_BT, positions_BT, segment_ids_BT, group: as `forward` takes them.
+      temperature, needed_BT: as `hidden_logps` takes them.
       first: static; slots before it hold 0 and cost no logits. Nothing predicts slot 0.
-      needed_BT: slots where it is False hold 0.
-      group: groups of adjacent rows that share a prompt, which is then computed once for all of them.
     """
     hidden, aux = forward(params, config, tokens_BT, positions_BT, segment_ids_BT, group=group)
     first = max(first, 1)

@@ -19,19 +19,14 @@ from models.kernels.products import einsum, sum_last
 class TokenLogps(NamedTuple):
     """Per-token quantities, float32, nats; `x[b, t]` is about `tokens[b, t]` given the tokens before it.
 
-    Attributes:
-      logps: `[B, T]` log-probability of the token; 0 at t = 0, which nothing predicts.
-      entropy: `[B, T]` entropy of the distribution that the token was predicted from; 0 at t = 0.
-      logsumexp: `[B, T]` log-normaliser (for the z-loss).
-      mean_logps: `[B, T]` mean over the vocabulary of the log-probs (for label smoothing).
-      log_collision: `[B, T]` `log sum_v p_v^2`, the log-probability that two samples are equal (for WPO).
+    All but the first are of the distribution that the token was predicted from. 0 at t = 0, which nothing predicts.
     """
 
-    logps: Float[Array, "B T"]
+    logps: Float[Array, "B T"]  # log-probability of the token
     entropy: Float[Array, "B T"]
-    logsumexp: Float[Array, "B T"]
-    mean_logps: Float[Array, "B T"]
-    log_collision: Float[Array, "B T"]
+    logsumexp: Float[Array, "B T"]  # log-normaliser (for the z-loss)
+    mean_logps: Float[Array, "B T"]  # mean over the vocabulary of the log-probs (for label smoothing)
+    log_collision: Float[Array, "B T"]  # `log sum_v p_v^2`, the log-probability that two samples are equal (for WPO)
 
 
 def compute_logits(
@@ -45,8 +40,8 @@ def compute_logits(
 def likeliest_token(logits: Float[Array, "*batch V"]) -> Int[Array, "*batch"]:
     """The first of the most likely tokens, int32; 0 in a row of -inf, the last token in one with a NaN.
 
-    `jnp.argmax` reduces pairs, which XLA's CPU backend does one entry at a time; it vectorises these two
-    reductions, and the first of them is one that `logsumexp` needs as well.
+    `jnp.argmax` reduces pairs, which XLA's CPU backend does one entry at a time; it vectorises these two reductions,
+    and the first of them is one that `logsumexp` needs as well.
     """
     last = logits.shape[-1] - 1
     ids = jnp.arange(last + 1, dtype=jnp.int32)
@@ -65,14 +60,8 @@ def score_chunk(
 ) -> TokenLogps:
     """`TokenLogps` of one chunk; the backward pass is one pass over the logits, its products in the compute dtype.
 
-    Args:
-      hidden_BCD: states after the final norm.
-      unembed_DV: the LM head.
-      targets_BC: int32.
-      temperature: divides the logits.
-      used: where False nothing is computed, and all quantities and gradients are 0. None is True.
-      config: gives the compute dtype.
-      keep: whether the logits are kept for the backward pass, or computed again.
+    Where `used` is False (None is True) nothing is computed, and all quantities and gradients are 0. The logits are
+    kept for the backward pass if `keep`, else computed again.
     """
     return _forward(hidden_BCD, unembed_DV, targets_BC, temperature, used, config, keep)[0]
 

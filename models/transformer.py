@@ -10,15 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from models.auxiliary import AuxSums
 from models.axes import constrain
 from models.config import ModelConfig
 from models.decode.cache import KVCache, LayerCache
 from models.groups import Group, fold, groups_split, unfold
-from models.layers import Block, RMSNorm, rope_tables, scaled_normal
+from models.layers import AuxSums, Block, RMSNorm, rope_tables, scaled_normal
 
-Params = Any
-"""The tree under `params`: {embed, layers (stacked on a leading L), final_norm, unembed if untied}."""
+Params = Any  # the tree under `params`: {embed, layers (stacked on a leading L), final_norm, unembed if untied}
 
 _POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -27,15 +25,10 @@ _POLICIES = {
 
 
 class Transformer(nn.Module):
-    """Embedding, L pre-norm blocks with parameters stacked on a leading axis, final norm.
-
-    Attributes:
-      config: of the model.
-      group: each row is a folded group (`models.groups`), and B counts groups.
-    """
+    """Embedding, L pre-norm blocks with parameters stacked on a leading axis, final norm."""
 
     config: ModelConfig
-    group: Group | None = None
+    group: Group | None = None  # each row is a folded group, and B counts groups
 
     @nn.compact
     def __call__(
@@ -56,24 +49,19 @@ class Transformer(nn.Module):
             init = scaled_normal(c.d_model**-0.5, "embed", "vocab")
             self.param("unembed", init, (c.d_model, c.vocab_size), stored)
         x_BTD = embed(embed_VD, tokens_BT, c)
-        layer = c.layers[0]  # one scanned module is all layers, so their options are equal
+        remat = {} if c.remat == "none" else {"policy": _POLICIES[c.remat], "prevent_cse": not c.scan_layers}
         layers = nn.scan(
-            Block if c.remat == "none" else _remat(c),
+            nn.remat(Block, **remat) if remat else Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast),
             length=c.num_layers,
             unroll=1 if c.scan_layers else c.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, layer, self.group, name="layers")
-        rope = rope_tables(positions_BT, layer.rope_theta, c.head_dim)
+        )(c, self.group, name="layers")
+        rope = rope_tables(positions_BT, c.rope_theta, c.head_dim)
         x_BTD, (aux, _) = layers(x_BTD, rope, segment_ids_BT)
         return RMSNorm(c, name="final_norm")(x_BTD), aux.sum_layers()
-
-
-def _remat(c: ModelConfig) -> Any:
-    """Block with a backward pass that recomputes what the config says."""
-    return nn.remat(Block, policy=_POLICIES[c.remat], prevent_cse=not c.scan_layers)
 
 
 def embed(embed_VD: Float[Array, "V D"], tokens_BT: Int[Array, "B T"], config: ModelConfig) -> Float[Array, "B T D"]:
@@ -103,22 +91,20 @@ def forward(
 
     Args:
       params, config: of the model; layers stacked, or laid out for sampling.
-      tokens_BT, positions_BT, segment_ids_BT: as `Transformer` takes them.
+      tokens_BT, positions_BT, segment_ids_BT: int32, as `Transformer` takes them.
       group: groups of adjacent rows that share a prompt, which is then computed once for all of them.
     """
-    rows = (tokens_BT, positions_BT, segment_ids_BT)
-    if group is None or not groups_split(len(tokens_BT), group.size):
-        return _forward(params, config, None, *rows)
-    hidden_BTD, aux = _forward(params, config, group, *(fold(x, group) for x in rows))
-    return unfold(hidden_BTD, group), aux
-
-
-def _forward(params: Params, config: ModelConfig, group: Group | None, *rows: Array) -> tuple[Array, AuxSums]:
+    rows: tuple[Array, ...] = (tokens_BT, positions_BT, segment_ids_BT)
+    if group is not None and not groups_split(len(tokens_BT), group.size):
+        group = None
+    if group is not None:
+        rows = tuple(fold(x, group) for x in rows)
     if isinstance(params["layers"], tuple):
         hidden_BTD, aux, _ = _apply_blocks(params, config, *rows, group=group)
-        return hidden_BTD, aux
-    out: Any = Transformer(config, group).apply({"params": params}, *rows)
-    return out
+    else:
+        out: Any = Transformer(config, group).apply({"params": params}, *rows)
+        hidden_BTD, aux = out
+    return hidden_BTD if group is None else unfold(hidden_BTD, group), aux
 
 
 def forward_cached(
@@ -129,13 +115,9 @@ def forward_cached(
     segment_ids_BT: Int[Array, "B T"],
     cache: KVCache,
 ) -> tuple[Float[Array, "B T D"], KVCache]:
-    """Appends T tokens to the cache; they attend to all that it holds.
+    """Appends T tokens to the cache, which has room for them; they attend to all that it holds.
 
-    Args:
-      params, config: of the model; layers stacked, or laid out for sampling. They are unrolled, so that each layer's
-        cache is updated in place.
-      tokens_BT, positions_BT, segment_ids_BT: as `Transformer` takes them.
-      cache: with room for T more.
+    The rest is as `forward` takes it. Layers are unrolled, so that each one's cache is updated in place.
     """
     hidden_BTD, _, written = _apply_blocks(params, config, tokens_BT, positions_BT, segment_ids_BT, cache=cache)
     return hidden_BTD, written
@@ -150,14 +132,11 @@ def unstack_layers(params: Params, config: ModelConfig) -> Params:
     """The same parameters with `layers` as a tuple of L trees: done once before a decode loop."""
     if isinstance(params["layers"], tuple):
         return params
-    return {**params, "layers": _unstack(params["layers"], config.num_layers)}
-
-
-def _unstack(stacked: Params, num_layers: int) -> tuple[Params, ...]:
-    """Splits the leading axis; `lax.split` transposes to one concatenation, L slices would to L pads."""
-    leaves, treedef = jax.tree.flatten(stacked)
-    rows = [jax.lax.split(leaf, (1,) * num_layers, axis=0) for leaf in leaves]
-    return tuple(jax.tree.unflatten(treedef, [row[i][0] for row in rows]) for i in range(num_layers))
+    L = config.num_layers
+    leaves, treedef = jax.tree.flatten(params["layers"])
+    # `lax.split` transposes to one concatenation, L slices would to L pads.
+    rows = [jax.lax.split(leaf, (1,) * L, axis=0) for leaf in leaves]
+    return {**params, "layers": tuple(jax.tree.unflatten(treedef, [row[i][0] for row in rows]) for i in range(L))}
 
 
 def _apply_blocks(
@@ -172,8 +151,7 @@ def _apply_blocks(
 ) -> tuple[Array, AuxSums, Any]:
     """The same model layer by layer, with parameters of each layer apart and, if there is one, a cache."""
     x_BTD = embed(params["embed"], tokens_BT, c)
-    thetas = {layer.rope_theta for layer in c.layers}
-    ropes = {theta: rope_tables(positions_BT, theta, c.head_dim) for theta in thetas}
+    rope = rope_tables(positions_BT, c.rope_theta, c.head_dim)
     caches: tuple[LayerCache | None, ...] = (None,) * c.num_layers
     reach = None
     if cache is not None:
@@ -181,10 +159,8 @@ def _apply_blocks(
         caches = cache.layers
     sums: list[AuxSums] = []
     written: list[LayerCache | None] = []
-    each = zip(unstack_layers(params, c)["layers"], c.layers, caches, strict=True)
-    for weights, layer, layer_cache in each:
-        rope = ropes[layer.rope_theta]
-        out: Any = Block(c, layer, group).apply({"params": weights}, x_BTD, rope, segment_ids_BT, layer_cache, reach)
+    for weights, layer_cache in zip(unstack_layers(params, c)["layers"], caches, strict=True):
+        out: Any = Block(c, group).apply({"params": weights}, x_BTD, rope, segment_ids_BT, layer_cache, reach)
         x_BTD, (aux, layer_cache) = out
         sums.append(aux)
         written.append(layer_cache)

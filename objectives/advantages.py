@@ -1,7 +1,8 @@
 """Critic-free advantages: GRPO, Dr. GRPO, RLOO, REINFORCE++ and GRPO with process supervision.
 
-Layout: N = P * G rewards, P prompts with G completions each, `[p1, p1, ..., p2, p2, ...]`. Call on the
-global batch: a group must not straddle micro-batches.
+Layout: N = P * G rewards `[N]`, P prompts with `group_size` G >= 2 (static) completions each, `[p1, p1, ..., p2, ...]`;
+a ValueError where it does not divide N. Call on the global batch: a group must not straddle micro-batches. No gradient
+passes.
 """
 
 from typing import Literal
@@ -34,28 +35,18 @@ def group_advantages(
       mean: `b_i = mean_j r_j`; leave_one_out: `b_i = mean_{j != i} r_j`
       group: `std = std_{j in group} r_j`; batch: `std = std_j r_j` over all N; none: `A_i = r_i - b_i`
 
-    Source: GRPO, Shao et al. 2024 (DeepSeekMath), Section 4.1.2 (mean, group). Dr. GRPO, Liu et al. 2025,
-    Section 3.2 (mean, none). RLOO, Ahmadian et al. 2024, after Kool et al. 2019 (leave_one_out, none).
+    Source: GRPO, Shao et al. 2024 (DeepSeekMath), Section 4.1.2 (mean, group). Dr. GRPO, Liu et al. 2025, Section 3.2
+    (mean, none). RLOO, Ahmadian et al. 2024, after Kool et al. 2019 (leave_one_out, none).
 
-    Equal rewards in a group give exactly 0: rewards are taken relative to the group's first one before
-    averaging, so the mean of G equal floats has no rounding error that a small std could blow up.
+    Equal rewards in a group give exactly 0: rewards are taken relative to the group's first one before averaging, so
+    the mean of G equal floats has no rounding error that a small std could blow up.
 
     Args:
-      rewards: `[N]`, any float dtype, in reward units. No gradient passes.
-      group_size: G, static, >= 2.
       baseline: what is subtracted.
-      normalization: `group` divides by the std of the group's rewards, `batch` by that of all N, `none` by
-        nothing.
-      ddof: delta degrees of freedom of the std, static; 1 (sample std) as TRL, 0 (population std).
+      normalization: `group` divides by the std of the group's rewards, `batch` by that of all N, `none` by nothing.
+      ddof: delta degrees of freedom of the std, static, in [0, G); 1 (sample std) as TRL, 0 (population std).
       eps: added to the std.
-
-    Returns:
-      `[N]`, float32.
-
-    Raises:
-      ValueError: group_size below 2 or not dividing N, ddof outside [0, G), unknown baseline or
-        normalization.
-
+    Returns `[N]`. Raises ValueError on a bad group size or ddof, or an unknown literal.
     Differs from the paper: the paper adds no eps and does not state its ddof.
     """
     grouped = _grouped(rewards, group_size)
@@ -66,14 +57,12 @@ def group_advantages(
 
     require_choice("baseline", baseline, Baseline)
     require_choice("normalization", normalization, Normalization)
+    advantages = centered
     if baseline == "leave_one_out":  # r_i - mean_{j != i} r_j = (r_i - mean) * G / (G - 1)
         advantages = centered * (group_size / (group_size - 1))
-    else:
-        advantages = centered
-
     if normalization == "none":
         return advantages.reshape(-1)
-    elif normalization == "group":
+    if normalization == "group":
         std = shifted.std(axis=1, keepdims=True, ddof=ddof)
     else:
         std = (grouped - grouped[0, 0]).std(keepdims=True, ddof=ddof)
@@ -97,20 +86,11 @@ def reinforce_pp_advantages(
 
     Args:
       rewards: `[N]`, reward units, paid on the last completion token.
-      completion_mask: `[N, T]`, True on the completion, its EOS included.
       kl_penalty: `[N, T]`, nats, an estimate of KL(policy || ref) per token, k1 as published.
-      kl_coef: reward units per nat.
+      kl_coef: reward units per nat. Raises ValueError where it lacks its `kl_penalty`.
       gamma: discount per completion token; 1 as published.
-      weights: `[N]`, non-negative; None means 1. Rows of weight 0 do not enter mean and std.
-
-    Returns:
-      `[N, T]`, float32, 0 where masked and in rows of weight 0. Equal returns give exactly 0. No gradient
-      passes.
-
-    Raises:
-      ValueError: `kl_coef` without `kl_penalty`.
-
-    Differs from the paper: gamma; std as in `whiten`.
+      weights: `[N]`; rows of weight 0 do not enter mean and std, and get 0.
+    Returns `[N, T]`; equal returns give exactly 0. Differs from the paper: gamma; std as in `whiten`.
     """
     paid = token_rewards(scores=rewards, completion_mask=completion_mask, kl_penalty=kl_penalty, kl_coef=kl_coef)
     to_go, _ = gae(
@@ -132,19 +112,9 @@ def reinforce_pp_baseline_advantages(
 
     Source: Hu et al. 2025 (REINFORCE++), Section 3.3, REINFORCE++ w/ baseline; its KL is a k2 loss.
 
-    Args:
-      rewards: `[N]`, reward units, groups contiguous.
-      group_size: G, static, >= 2.
-      completion_mask: `[N, T]`, True on the completion, its EOS included.
-      weights: `[N]`, non-negative; None means 1. Rows of weight 0 do not enter mean and std, but do enter
-        their group's mean.
-
-    Returns:
-      `[N, T]`, float32, 0 where masked, exactly 0 if each group's rewards are equal. A group of equal rewards
-      beside others gets minus the batch's mean, which is 0 only up to the lengths. No gradient passes.
-
-    Raises:
-      ValueError: group_size below 2 or not dividing N.
+    Rows of weight 0 get 0 and do not enter mean and std, but do enter their group's mean. Returns `[N, T]`, exactly 0
+    if each group's rewards are equal; a group of equal rewards beside others gets minus the batch's mean, which is 0
+    only up to the lengths.
 
     Differs from the paper: mean and std are per token, as in its released code, not per completion.
     """
@@ -170,21 +140,12 @@ def process_advantages(
     Source: Shao et al. 2024 (DeepSeekMath), Section 4.1.3.
 
     Args:
-      step_rewards: `[N, T]`, reward units, in the slot of each step's last token; see
-        `prm.step_reward_tokens`. No gradient passes.
+      step_rewards: `[N, T]`, reward units, in the slot of each step's last token, as in `token_rewards`.
       step_mask: `[N, T]`, True on each step's last token; ends outside `completion_mask` are ignored.
-      completion_mask: `[N, T]`, True on the completion, its EOS included.
-      group_size: G, static, >= 2; groups contiguous.
-      ddof: delta degrees of freedom of the std, static, 0 or 1.
+      ddof: delta degrees of freedom of the std, static, 0 or 1, else a ValueError.
       eps: added to the std.
-
-    Returns:
-      `[N, T]`, float32, 0 where masked and on tokens after the last step's end. Exactly 0 in a group whose
-      step rewards are all equal, or that has one step only.
-
-    Raises:
-      ValueError: group_size below 2 or not dividing N, ddof other than 0 or 1.
-
+    Returns `[N, T]`, 0 on tokens after the last step's end; exactly 0 in a group whose step rewards are all equal, or
+    that has one step only.
     Differs from the paper: the paper adds no eps and does not state its ddof.
     """
     if ddof not in (0, 1):
@@ -206,37 +167,10 @@ def process_advantages(
     return jnp.where(completions, to_go, 0.0)
 
 
-def zero_std_groups(rewards: Float[Array, " N"], group_size: int) -> Bool[Array, " P"]:
-    """True for each prompt whose G rewards are all equal: it teaches nothing; dynamic sampling replaces it.
-
-    Args:
-      rewards: `[N]`, any float dtype.
-      group_size: G, static, >= 2.
-
-    Returns:
-      `[P]` with P = N / G.
-
-    Raises:
-      ValueError: group_size below 2 or not dividing N.
-    """
-    grouped = _grouped(rewards, group_size)
-    return (grouped == grouped[:, :1]).all(axis=1)
-
-
 def frac_reward_zero_std(rewards: Float[Array, " N"], group_size: int) -> Float[Array, ""]:
-    """Fraction of groups whose rewards are all equal; see `zero_std_groups`.
-
-    Args:
-      rewards: `[N]`, any float dtype.
-      group_size: G, static, >= 2.
-
-    Returns:
-      float32 scalar in [0, 1].
-
-    Raises:
-      ValueError: group_size below 2 or not dividing N.
-    """
-    return zero_std_groups(rewards, group_size).astype(jnp.float32).mean()
+    """Fraction of prompts whose G rewards are all equal: they teach nothing."""
+    grouped = _grouped(rewards, group_size)
+    return (grouped == grouped[:, :1]).all(axis=1).astype(jnp.float32).mean()
 
 
 def _grouped(rewards: Array, group_size: int) -> Array:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from objectives.numerics import bool_mask, masked
+from objectives.numerics import bool_mask, is_literal_zero, masked, refuse_unused
+from objectives.pairs import float32_rows
 from objectives.types import ObjectiveOutput, Scalar, Subset, require_choice
 
 EnsembleReduction = Literal["mean", "min", "mean_minus_variance"]
@@ -25,30 +26,22 @@ def bradley_terry_loss(
 
     `d = r_c - r_r - margin`; `loss = -p log sigmoid(d) - (1 - p) log sigmoid(-d) + c (r_c + r_r)^2`
 
-    Source: Ouyang et al. 2022, Eq. 1 with K = 2; margin, Touvron et al. 2023 (Llama 2), Eq. 2; centering,
-    Eisenstein et al. 2023, "Helping or Herding?".
+    Source: Ouyang et al. 2022, Eq. 1 with K = 2; margin, Touvron et al. 2023 (Llama 2), Eq. 2; centering, Eisenstein
+    et al. 2023, "Helping or Herding?".
 
     Args:
-      chosen_scores: `r_c`, `[B]`, read at the last unmasked token; unitless. Carries the gradient.
-      rejected_scores: `r_r`, `[B]`, likewise.
-      margins: `[B]`, >= 0, how much better the chosen one is, in units of the score; None means 0. No
-        gradient passes.
-      soft_labels: `p`, `[B]`, in [0, 1], the probability that "chosen" is the better one; None means 1. No
-        gradient passes.
+      chosen_scores, rejected_scores: `r_c`, `r_r`, `[B]`, read at the last unmasked token; unitless, carry the
+        gradient.
+      margins: `[B]`, >= 0, how much better the chosen one is, in units of the score; None means 0.
+      soft_labels: `p`, `[B]`, in [0, 1], the probability that "chosen" is the better one; None means 1.
       center_coef: c >= 0; the scores are identified only up to a constant, and this pulls their mean to 0.
-
-    Returns:
-      losses `[B]`, one per pair, log 2 at equal scores without a margin. Metrics, all `[B]`:
-      `rewards_chosen`, `rewards_rejected`, `reward_margin` (`r_c - r_r`), `reward_accuracy` (1 where that is
-      positive; a tie is 0), `center` (`(r_c + r_r)^2`).
-
-    Differs from the paper: Llama 2 has no soft labels, with which the margin keeps its side, `-d` for the
-    flipped pair.
+    Returns losses `[B]`, one per pair, log 2 at equal scores without a margin. Metrics, all `[B]`: `rewards_chosen`,
+    `rewards_rejected`, `reward_margin` (`r_c - r_r`), `reward_accuracy` (1 where that is positive; a tie is 0),
+    `center` (`(r_c + r_r)^2`).
+    Differs from the paper: Llama 2 has no soft labels, with which the margin keeps its side, `-d` for the flipped pair.
     """
-    rows = [chosen_scores, rejected_scores, *(x for x in (margins, soft_labels) if x is not None)]
-    chex.assert_rank(rows, 1)
-    chex.assert_equal_shape(rows)
-    chosen, rejected = chosen_scores.astype(jnp.float32), rejected_scores.astype(jnp.float32)
+    given = (x for x in (margins, soft_labels) if x is not None)
+    chosen, rejected, *_ = float32_rows(chosen_scores, rejected_scores, *given)
     difference, center = chosen - rejected, jnp.square(chosen + rejected)
     shifted = difference
     if margins is not None:
@@ -82,12 +75,9 @@ def ranking_loss(
       ranks: `[P, K]`, lower is better; equal ranks form no pair.
       mask: `[P, K]`, True on real completions.
       center_coef: c >= 0, as in `bradley_terry_loss`.
-
-    Returns:
-      losses `[P]`, 0 for a prompt without a pair. Metrics `[P]`: `pairs`, how many; `no_pair`, 1 where there
-      is none (give that prompt weight 0, or it dilutes the mean); and over the prompts that have a pair,
-      the means over their pairs `reward_margin` (`r_i - r_j`) and `reward_accuracy`, as `Subset`s.
-
+    Returns losses `[P]`, 0 for a prompt without a pair. Metrics `[P]`: `pairs`, how many; `no_pair`, 1 where there is
+    none (give that prompt weight 0, or it dilutes the mean); and over the prompts that have a pair, the means over
+    their pairs `reward_margin` (`r_i - r_j`) and `reward_accuracy`, as `Subset`s.
     Differs from the paper: ties, missing completions and centering; with K = 2 it is `bradley_terry_loss`.
     """
     chex.assert_rank([scores, ranks, mask], 2)
@@ -121,25 +111,16 @@ def ensemble_score(
     `R = mean_e r_e` (mean), `R = min_e r_e` (min) or `R = mean_e r_e - c * mean_e (r_e - mean r)^2`
     (mean_minus_variance)
 
-    Source: Coste et al. 2023, "Reward model ensembles help mitigate overoptimization" (mean,
-    worst-case and uncertainty-weighted optimisation, in this order).
+    Source: Coste et al. 2023, "Reward model ensembles help mitigate overoptimization" (mean, worst-case and
+    uncertainty-weighted optimisation, in this order).
 
-    Args:
-      scores: `[E, B]`, of E models for each sequence, on a common scale. No gradient passes: it is a reward.
-      reduction: mean, min or mean_minus_variance.
-      variance_coef: c >= 0, per unit of score; only for mean_minus_variance.
-
-    Returns:
-      `[B]`, float32.
-
-    Raises:
-      ValueError: unknown reduction, or `variance_coef` with a reduction that ignores it.
+    Scores are `[E, B]`, of E models for each sequence, on a common scale, without gradient: it is a reward. c is the
+    `variance_coef` >= 0, per unit of score. Raises ValueError on another reduction, or a coefficient that it ignores.
     """
     require_choice("reduction", reduction, EnsembleReduction)
     chex.assert_rank(scores, 2)
     scores = jax.lax.stop_gradient(scores.astype(jnp.float32))
     if reduction == "mean_minus_variance":
         return scores.mean(0) - variance_coef * scores.var(0)
-    if not (isinstance(variance_coef, int | float) and variance_coef == 0):
-        raise ValueError(f"variance_coef: given, but it would have no effect with reduction {reduction!r}")
+    refuse_unused({"variance_coef": not is_literal_zero(variance_coef)}, (), f"reduction {reduction!r}")
     return scores.mean(0) if reduction == "mean" else scores.min(0)

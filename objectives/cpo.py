@@ -6,15 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from objectives.pairs import (
-    float32_rows,
-    is_literal_zero,
-    mean_logps,
-    pair_metrics,
-    refuse_unused,
-    require_lengths,
-    smoothed_nll,
-)
+from objectives.numerics import is_literal_zero, refuse_unused
+from objectives.pairs import float32_rows, mean_logps, pair_metrics, require_lengths, smoothed_nll
 from objectives.types import ObjectiveOutput, Scalar, require_choice
 
 CPOLossType = Literal["sigmoid", "hinge", "ipo"]
@@ -41,66 +34,43 @@ def cpo_loss(
     Source: Xu et al. 2024 (CPO), Eq. 3, plus its behaviour-cloning term; hinge and ipo as in `dpo_loss`.
 
     Args:
-      policy_chosen_logps: `l_c`, `[B]`, nats, *summed* over the completion.
-      policy_rejected_logps: `l_r`, `[B]`, nats, likewise.
+      policy_chosen_logps, policy_rejected_logps: `l_c`, `l_r`, `[B]`.
       beta: b > 0; 0.1 is common.
       nll_coef: weight of the likelihood, >= 0; 1 as published (TRL's `cpo_alpha`).
       chosen_lengths: `|c|`, `[B]`, tokens; with `nll_coef` and ipo.
       rejected_lengths: `|r|`, `[B]`, tokens; with ipo.
       label_smoothing: e in [0, 0.5); with sigmoid.
-      loss_type: sigmoid, hinge or ipo.
-
-    Returns:
-      losses `[B]`, one per pair. Metrics as `dpo_loss`, with the reward `beta l` (ipo: `beta l / |y|`), and
-      `nll_chosen` (`-l_c / |c|`) if `nll_coef` is given.
-
-    Raises:
-      ValueError: unknown loss_type, an option that would have no effect, or missing lengths.
-
-    Differs from the paper: its NLL is the sum over the sequence, `-mean_b l_c`; TRL's is one mean over the
-    chosen tokens of the batch, `-sum_b l_c / sum_b |c|`; ours is `-mean_b (l_c / |c|)`, so that a pair counts
-    the same whatever its length.
+    Returns losses `[B]`, one per pair. Metrics as `dpo_loss`, with the reward `beta l` (ipo: `beta l / |y|`), and
+    `nll_chosen` (`-l_c / |c|`) if `nll_coef` is given.
+    Raises ValueError on an unknown loss_type, an option that would have no effect, or missing lengths.
+    Differs from the paper: its NLL is the sum over the sequence, `-mean_b l_c`; TRL's is one mean over the chosen
+    tokens of the batch, `-sum_b l_c / sum_b |c|`; ours is `-mean_b (l_c / |c|)`, so that a pair counts the same
+    whatever its length.
     """
     require_choice("loss_type", loss_type, CPOLossType)
     has_nll, is_ipo = not is_literal_zero(nll_coef), loss_type == "ipo"
-    given = {
-        "chosen_lengths": chosen_lengths is not None,
-        "rejected_lengths": rejected_lengths is not None,
-        "label_smoothing": not is_literal_zero(label_smoothing),
-    }
-    used = {
-        *(["chosen_lengths"] if has_nll or is_ipo else []),
-        *(["rejected_lengths"] if is_ipo else []),
-        *(["label_smoothing"] if loss_type == "sigmoid" else []),
-    }
-    refuse_unused(given, used, f"loss_type {loss_type!r}" + ("" if has_nll else " and nll_coef 0"))
     lengths = {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
+    given = {name: array is not None for name, array in lengths.items()}
+    given["label_smoothing"] = not is_literal_zero(label_smoothing)
+    reads = {"chosen_lengths": has_nll or is_ipo, "rejected_lengths": is_ipo, "label_smoothing": loss_type == "sigmoid"}
+    used = [name for name, is_read in reads.items() if is_read]
+    refuse_unused(given, used, f"loss_type {loss_type!r}" + ("" if has_nll else " and nll_coef 0"))
     require_lengths(lengths, used, "'ipo'" if is_ipo else "nll_coef")
 
-    logps_chosen, logps_rejected = float32_rows(policy_chosen_logps, policy_rejected_logps)
-    chosen, rejected = logps_chosen, logps_rejected
+    sums = float32_rows(policy_chosen_logps, policy_rejected_logps)
+    chosen, rejected = sums
     if is_ipo:
         assert chosen_lengths is not None and rejected_lengths is not None
         chosen, rejected = mean_logps(chosen, chosen_lengths), mean_logps(rejected, rejected_lengths)
-    margin = beta * (chosen - rejected)
-    losses = _contrast(loss_type, chosen - rejected, margin, beta, label_smoothing)
-    metrics = pair_metrics(
-        rewards_chosen=beta * chosen,
-        rewards_rejected=beta * rejected,
-        margin=margin,
-        logps_chosen=logps_chosen,
-        logps_rejected=logps_rejected,
-    )
+    metrics = pair_metrics(beta, chosen, rejected, *sums)
+    if is_ipo:
+        losses = jnp.square(chosen - rejected - 0.5 / beta)
+    elif loss_type == "hinge":
+        losses = jax.nn.relu(1.0 - metrics["reward_margin"])
+    else:
+        losses = smoothed_nll(metrics["reward_margin"], label_smoothing)
     if has_nll:
         assert chosen_lengths is not None
-        metrics["nll_chosen"] = -mean_logps(logps_chosen, chosen_lengths)
+        metrics["nll_chosen"] = -mean_logps(sums[0], chosen_lengths)
         losses = losses + nll_coef * metrics["nll_chosen"]
     return ObjectiveOutput(losses, jax.lax.stop_gradient(metrics))
-
-
-def _contrast(loss_type: CPOLossType, difference: Array, margin: Array, beta: Scalar, label_smoothing: Scalar) -> Array:
-    if loss_type == "ipo":
-        return jnp.square(difference - 0.5 / beta)
-    if loss_type == "hinge":
-        return jax.nn.relu(1.0 - margin)
-    return smoothed_nll(margin, label_smoothing)

@@ -1,8 +1,8 @@
 """Distillation: a divergence between the teacher's and the student's next-token distributions.
 
-On-policy, off-policy and context distillation differ only in whose tokens the two were computed on and in
-what the teacher saw before them; positions are aligned by the caller. K is the number of the teacher's most
-likely tokens that were kept.
+On-policy, off-policy and context distillation differ only in whose tokens the two were computed on and in what the
+teacher saw before them; the caller aligns positions. K is the number of the teacher's most likely tokens that were
+kept. The student carries the gradient, the teacher none.
 """
 
 from typing import Literal
@@ -18,11 +18,8 @@ from objectives.types import ObjectiveOutput, Scalar, require_choice
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 Tail = Literal["renormalize", "bucket"]
 
-MIN_LOGP = -1e4
-"""Nats. A token ruled out by a logit of -inf: its probability is still 0, but `0 * log 0` is 0, not NaN."""
-
-MIN_TAIL = 1e-7
-"""Smallest probability outside the top-k: about the spacing of float32 below 1."""
+MIN_LOGP = -1e4  # of a token ruled out by a logit of -inf: its probability is still 0, but `0 * log 0` is 0, not NaN
+MIN_TAIL = 1e-7  # smallest probability outside the top-k: about the spacing of float32 below 1
 
 
 def distillation_loss(
@@ -36,35 +33,27 @@ def distillation_loss(
 ) -> ObjectiveOutput:
     """Divergence between teacher and student over the whole vocabulary, per token.
 
-    `T = softmax(teacher / tau)`, `S = softmax(student / tau)`; forward_kl `KL(T || S)`, reverse_kl
-    `KL(S || T)`, jsd `b KL(T || M) + (1 - b) KL(S || M)` with `M = b T + (1 - b) S`
+    `T = softmax(teacher / tau)`, `S = softmax(student / tau)`; forward_kl `KL(T || S)`, reverse_kl `KL(S || T)`, jsd
+    `b KL(T || M) + (1 - b) KL(S || M)` with `M = b T + (1 - b) S`
 
-    Source: Hinton et al. 2015, Section 2 (forward); Gu et al. 2024 (MiniLLM), Eq. 1 (reverse); Agarwal et al.
-    2024 (GKD), Eq. 1 (jsd: their D_JSD(beta)(P || Q) with P = T and Q = S, so b is the teacher's weight).
+    Source: Hinton et al. 2015, Section 2 (forward); Gu et al. 2024 (MiniLLM), Eq. 1 (reverse); Agarwal et al. 2024
+    (GKD), Eq. 1 (jsd: their D_JSD(beta)(P || Q) with P = T and Q = S, so b is the teacher's weight).
 
     Args:
-      student_logits: any float dtype; carries the gradient.
-      teacher_logits: any float dtype, aligned with the student's. No gradient passes.
-      mask: True on the tokens that count.
+      student_logits, teacher_logits: `[B, T, V]`, any float dtype.
       divergence: forward_kl covers the teacher's modes, reverse_kl seeks one.
       jsd_beta: b in (0, 1), read by jsd only. At the ends the jsd is 0; `jsd / b -> KL(T || S)` as b -> 0 and
         `jsd / (1 - b) -> KL(S || T)` as b -> 1.
       temperature: tau > 0, divides both logits.
-
-    Returns:
-      losses `[B, T]`, nats, 0 where masked. Metrics, all `[B, T]`, at the same temperature: `forward_kl`,
-      `reverse_kl`, `student_entropy`, `teacher_entropy` (nats), `top1_agreement`.
-
-    Raises:
-      ValueError: unknown divergence.
-
-    Differs from the paper: no factor tau^2 (Hinton et al.); multiply by it to keep the scale of gradients over
-      a sweep of tau. Differs from TRL, whose `beta` of 0 *is* KL(T || S) and 1 KL(S || T), the scaled limits;
-      between them its beta is our b.
+    Returns losses `[B, T]` and metrics `[B, T]`, nats, at the same temperature: `forward_kl`, `reverse_kl`,
+    `student_entropy`, `teacher_entropy`, and `top1_agreement`. Raises ValueError on an unknown divergence.
+    Differs from the paper: no factor tau^2 (Hinton et al.); multiply by it to keep the scale of gradients over a sweep
+    of tau. Differs from TRL, whose `beta` of 0 *is* KL(T || S) and 1 KL(S || T), the scaled limits; between them its
+    beta is our b.
     """
     mask = bool_mask(mask)
-    losses = token_divergence(student_logits, teacher_logits, mask, divergence, jsd_beta, temperature)
     student, teacher = _log_probs(student_logits, teacher_logits, mask, temperature)
+    losses = jnp.where(mask, _divergence(student, teacher, divergence, jsd_beta), 0.0)
     metrics = {
         "forward_kl": _kl(teacher, student),
         "reverse_kl": _kl(student, teacher),
@@ -73,29 +62,6 @@ def distillation_loss(
         "top1_agreement": (student.argmax(axis=-1) == teacher.argmax(axis=-1)).astype(jnp.float32),
     }
     return ObjectiveOutput(losses, jax.lax.stop_gradient(metrics))
-
-
-def token_divergence(
-    student_logits: Float[Array, "B T V"],
-    teacher_logits: Float[Array, "B T V"],
-    mask: Bool[Array, "B T"],
-    divergence: Divergence,
-    jsd_beta: Scalar = 0.5,
-    temperature: Scalar = 1.0,
-) -> Float[Array, "B T"]:
-    """The losses of `distillation_loss` without its metrics, for a caller that holds one chunk of time.
-
-    See `distillation_loss` for equation, source and arguments.
-
-    Returns:
-      `[B, T]`, float32, nats, 0 where masked; T is the chunk's.
-
-    Raises:
-      ValueError: unknown divergence.
-    """
-    mask = bool_mask(mask)
-    student, teacher = _log_probs(student_logits, teacher_logits, mask, temperature)
-    return jnp.where(mask, _divergence(student, teacher, divergence, jsd_beta), 0.0)
 
 
 def topk_distillation_loss(
@@ -113,26 +79,18 @@ def topk_distillation_loss(
       renormalize: `T'_k = T_k / sum_j T_j`, K outcomes
       bucket: `T' = (T_1, ..., T_K, 1 - sum_k T_k)`, K + 1 outcomes, the last one being all other tokens
 
-    Source: as `distillation_loss`; merging outcomes only lowers an f-divergence (data processing
-    inequality), so `bucket` is a lower bound of the full one. `renormalize` says nothing about how much the
-    student puts outside of the K tokens: it is not a bound, and a student of little mass there costs nothing.
+    Source: as `distillation_loss`; merging outcomes only lowers an f-divergence (data processing inequality), so
+    `bucket` is a lower bound of the full one. `renormalize` says nothing about how much the student puts outside of the
+    K tokens: it is not a bound, and a student of little mass there costs nothing.
 
     Args:
-      student_topk_logps: log-probs under the full softmax, nats, of the teacher's top-k tokens; carries the
-        gradient. Where the teacher gave fewer than K they are not read.
-      teacher_topk_logps: log-probs under the full softmax, nats, of the same tokens; -inf where the teacher
-        gave fewer than K. No gradient passes.
-      mask: True on the tokens that count.
-      divergence: as in `distillation_loss`.
+      student_topk_logps: `[B, T, K]`, under the full softmax, of the teacher's top-k tokens.
+      teacher_topk_logps: `[B, T, K]`, likewise; -inf where the teacher gave fewer than K: there the student is not
+        read.
+      divergence, jsd_beta: as in `distillation_loss`.
       tail: what becomes of the other tokens.
-      jsd_beta: b in (0, 1), read by jsd only.
-
-    Returns:
-      losses `[B, T]`, nats, 0 where masked. Metrics, all `[B, T]`: `teacher_topk_mass`, `student_topk_mass`,
-      the probability of the K tokens.
-
-    Raises:
-      ValueError: unknown divergence or tail.
+    Returns losses `[B, T]`, nats, and the metrics `teacher_topk_mass`, `student_topk_mass`, `[B, T]`, the probability
+    of the K tokens. Raises ValueError on an unknown literal.
     """
     require_choice("tail", tail, Tail)
     mask = bool_mask(mask)

@@ -1,61 +1,32 @@
 """Direct preference optimisation on pairs of sequence log-probs: one contrast, many losses of it."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from objectives.dpo_terms import FDivergence, f_divergence_score, quantile_matched
-from objectives.numerics import guarded_exp
-from objectives.pairs import (
-    float32_rows,
-    is_literal_zero,
-    mean_logps,
-    pair_metrics,
-    refuse_unused,
-    require_lengths,
-    smoothed_nll,
-)
+from objectives.numerics import guarded_exp, is_literal_zero, refuse_unused
+from objectives.pairs import float32_rows, mean_logps, pair_metrics, require_lengths, smoothed_nll
 from objectives.types import ObjectiveOutput, Scalar, require_choice
 
-DPOLossType = Literal[
-    "sigmoid",
-    "sigmoid_norm",
-    "hinge",
-    "ipo",
-    "ipo_unnormalized",
-    "robust",
-    "exo_pair",
-    "nca_pair",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-]
+# Losses of `D` alone, of each log-ratio on its own side of something, and of values of equal rank in the batch.
+ContrastLoss = Literal["sigmoid", "sigmoid_norm", "hinge", "ipo", "ipo_unnormalized", "robust", "exo_pair", "discopop"]
+TwoSidedLoss = Literal["nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down"]
+RankLoss = Literal["aot", "aot_unpaired"]
+DPOLossType = Literal[ContrastLoss, TwoSidedLoss, RankLoss]
 
-_LENGTHS = frozenset({"chosen_lengths", "rejected_lengths"})
-OPTIONS: dict[DPOLossType, frozenset[str]] = {
-    "sigmoid": frozenset({"f_divergence", "label_smoothing"}),
-    "sigmoid_norm": frozenset({"f_divergence", "label_smoothing"}) | _LENGTHS,
-    "hinge": frozenset({"f_divergence"}),
-    "ipo": frozenset({"f_divergence"}) | _LENGTHS,
-    "ipo_unnormalized": frozenset({"f_divergence"}),
-    "robust": frozenset({"f_divergence", "label_smoothing"}),
-    "exo_pair": frozenset({"f_divergence", "label_smoothing"}),
-    "nca_pair": frozenset(),
-    "bco_pair": frozenset({"bco_delta"}),
-    "sppo_hard": frozenset(),
-    "aot": frozenset({"label_smoothing", "weights"}),
-    "aot_unpaired": frozenset({"label_smoothing", "weights"}),
-    "apo_zero": frozenset(),
-    "apo_down": frozenset(),
-    "discopop": frozenset({"f_divergence", "discopop_tau"}),
+READ_BY: dict[str, tuple[str, ...]] = {
+    "f_divergence": get_args(ContrastLoss),
+    "label_smoothing": ("sigmoid", "sigmoid_norm", "robust", "exo_pair", *get_args(RankLoss)),
+    "chosen_lengths": ("sigmoid_norm", "ipo"),
+    "rejected_lengths": ("sigmoid_norm", "ipo"),
+    "weights": get_args(RankLoss),
+    "bco_delta": ("bco_pair",),
+    "discopop_tau": ("discopop",),
 }
-"""The options each loss reads; giving it another one is refused. `rpo_alpha` and `pair_weights` go with all."""
+"""The losses that read each option; given to another it is refused. `rpo_alpha` and `pair_weights` go with all."""
 
 
 def dpo_loss(
@@ -97,69 +68,56 @@ def dpo_loss(
     and then `loss * pair_weight + rpo_alpha * (-l_c / |c|)`.
 
     Source: sigmoid, Rafailov et al. 2023, Eq. 7; label smoothing, Mitchell 2023, "A note on DPO with noisy
-    preferences"; sigmoid_norm, Lambert et al. 2024 (Tulu 3); hinge, Liu et al. 2023 (RSO), Zhao et al. 2023
-    (SLiC-HF); ipo_unnormalized, Azar et al. 2023, Eq. 17, and ipo the same per token, as TRL; robust, Chowdhury
-    et al. 2024 (rDPO); exo_pair, Ji et al. 2024, Eq. 16; nca_pair, Chen et al. 2024 (NCA), with K = 2, weights
-    1 and 0; bco_pair, Jung et al. 2024; sppo_hard, Wu et al. 2024, Eq. 4.7 with P = 1 and 0; aot, Melnyk et al.
-    2024; apo, D'Oosterlinck et al. 2024, Eq. 7 and 8; discopop, Lu et al. 2024, Eq. 5; f_divergence, Wang et
-    al. 2023; rpo, Pang et al. 2024, Eq. 1; pair weights, Zhou et al. 2024 (WPO), Eq. 2.
+    preferences"; sigmoid_norm, Lambert et al. 2024 (Tulu 3); hinge, Liu et al. 2023 (RSO), Zhao et al. 2023 (SLiC-HF);
+    ipo_unnormalized, Azar et al. 2023, Eq. 17, and ipo the same per token, as TRL; robust, Chowdhury et al. 2024
+    (rDPO); exo_pair, Ji et al. 2024, Eq. 16; nca_pair, Chen et al. 2024 (NCA), with K = 2, weights 1 and 0; bco_pair,
+    Jung et al. 2024; sppo_hard, Wu et al. 2024, Eq. 4.7 with P = 1 and 0; aot, Melnyk et al. 2024; apo, D'Oosterlinck
+    et al. 2024, Eq. 7 and 8; discopop, Lu et al. 2024, Eq. 5; f_divergence, Wang et al. 2023; rpo, Pang et al. 2024,
+    Eq. 1; pair weights, Zhou et al. 2024 (WPO), Eq. 2.
 
-    aot and aot_unpaired are *batch-coupled*: a row's loss depends on the other rows, so micro-batches are not
-    one batch, and rows that only pad must be named in `weights`.
+    aot and aot_unpaired are *batch-coupled*: a row's loss depends on the other rows, so micro-batches are not one
+    batch, and rows that only pad must be named in `weights`.
 
     Args:
-      policy_chosen_logps: `[B]`, nats, *summed* over the completion (a mean would change the effective beta).
-      policy_rejected_logps: `[B]`, nats, likewise.
-      ref_chosen_logps: `[B]`, nats, under the frozen reference. No gradient passes.
-      ref_rejected_logps: `[B]`, nats, likewise.
-      beta: b, inverse temperature, > 0; 0.1 is common (the `tau` of IPO, `1 / eta` of SPPO; per token and so
-        larger in sigmoid_norm).
+      policy_chosen_logps, policy_rejected_logps: `l_c`, `l_r`, `[B]` (means in place of sums would change the effective
+        beta).
+      ref_chosen_logps, ref_rejected_logps: `l_ref_c`, `l_ref_r`, `[B]`.
+      beta: b, inverse temperature, > 0; 0.1 is common (the `tau` of IPO, `1 / eta` of SPPO; per token and so larger in
+        sigmoid_norm).
       label_smoothing: e in [0, 0.5), the assumed probability that a label is flipped; in exo_pair in (0, 1).
-      loss_type: see above; `OPTIONS[loss_type]` names the options it reads.
+      loss_type: see above; `READ_BY` names the options that it reads.
       f_divergence: see `f_divergence_score`; anything but reverse_kl only with a loss of D that is not aot.
       alpha_divergence_coef: a; with f_divergence alpha.
       chosen_lengths: `|c|`, `[B]`, tokens; with sigmoid_norm, ipo and `rpo_alpha`.
       rejected_lengths: `|r|`, `[B]`, tokens; with sigmoid_norm and ipo.
       rpo_alpha: coefficient of the auxiliary negative log-likelihood of the chosen, per token of each pair.
       pair_weights: `[B]`, factor of each pair's contrast (not of its NLL), as from `wpo_weights`. No gradient.
-      weights: `[B]`, the row weights of the reduction; with aot and aot_unpaired, where rows of weight 0 take
-        no rank. The losses are not multiplied by them.
+      weights: `[B]`, the row weights of the reduction; with aot and aot_unpaired, where rows of weight 0 take no rank.
+        The losses are not multiplied by them.
       bco_delta: delta, nats, a mean of `bco_delta_statistic` over pairs; None means 0. With bco_pair.
       discopop_tau: temperature of the blend, > 0; None means 0.05. With discopop.
-
-    Returns:
-      losses `[B]`, one per pair (aot: at the row whose u has the rank); sigmoid is log 2 at policy =
-      reference. Metrics, all `[B]` and the same for every loss: `rewards_chosen`, `rewards_rejected`
-      (`beta (l - l_ref)`, whatever the divergence, so arms compare), `reward_margin`, `reward_accuracy` (1
-      where the margin is positive; a tie is 0, so the first step reads 0), `logps_chosen`, `logps_rejected`
-      (DPO may lower both).
-
-    Raises:
-      ValueError: unknown variant, an option that would have no effect (a traced scalar counts as given),
-        missing lengths, or a label smoothing outside the range of robust or exo_pair.
-
-    Differs from the paper: ipo is length-normalised as TRL does it and as its authors confirmed, the published
-    form is ipo_unnormalized; aot of unequally weighted rows still gives every row one rank; exponentials are
-    continued by their tangent above 20 nats. As published, discopop with a small tau is not monotone: its
-    blend turns so fast that at a tie the loss *grows* with D. TRL's auxiliary NLL is one mean over the batch's
-    chosen tokens, `-sum_b l_c / sum_b |c|`; the paper's and ours is `-mean_b (l_c / |c|)`; they agree at equal
-    lengths.
+    Returns losses `[B]`, one per pair (aot: at the row whose u has the rank); sigmoid is log 2 at policy = reference.
+    Metrics, all `[B]` and the same for every loss: `rewards_chosen`, `rewards_rejected` (`beta (l - l_ref)`, whatever
+    the divergence, so arms compare), `reward_margin`, `reward_accuracy` (1 where the margin is positive; a tie is 0, so
+    the first step reads 0), `logps_chosen`, `logps_rejected` (DPO may lower both).
+    Raises ValueError on an unknown variant, an option that would have no effect (a traced scalar counts as given),
+    missing lengths, or a label smoothing outside the range of robust or exo_pair.
+    Differs from the paper: ipo is length-normalised as TRL does it and as its authors confirmed, the published form is
+    ipo_unnormalized; aot of unequally weighted rows still gives every row one rank; exponentials are continued by their
+    tangent above 20 nats. As published, discopop with a small tau is not monotone: its blend turns so fast that at a
+    tie the loss *grows* with D. TRL's auxiliary NLL is one mean over the batch's chosen tokens,
+    `-sum_b l_c / sum_b |c|`; the paper's and ours is `-mean_b (l_c / |c|)`; they agree at equal lengths.
     """
     require_choice("loss_type", loss_type, DPOLossType)
-    given = {
-        "label_smoothing": not is_literal_zero(label_smoothing),
-        "f_divergence": f_divergence != "reverse_kl",
-        "chosen_lengths": chosen_lengths is not None,
-        "rejected_lengths": rejected_lengths is not None,
-        "weights": weights is not None,
-        "bco_delta": bco_delta is not None,
-        "discopop_tau": discopop_tau is not None,
-    }
-    has_nll = not is_literal_zero(rpo_alpha)
-    used = OPTIONS[loss_type] | ({"chosen_lengths"} if has_nll else set())
-    refuse_unused(given, used, f"loss_type {loss_type!r}")
     lengths = {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
-    require_lengths(lengths, used, "rpo_alpha" if "chosen_lengths" not in OPTIONS[loss_type] else f"{loss_type!r}")
+    arrays = {**lengths, "weights": weights, "bco_delta": bco_delta, "discopop_tau": discopop_tau}
+    given = {name: value is not None for name, value in arrays.items()}
+    given |= {"label_smoothing": not is_literal_zero(label_smoothing), "f_divergence": f_divergence != "reverse_kl"}
+    own = {option for option, losses in READ_BY.items() if loss_type in losses}
+    has_nll = not is_literal_zero(rpo_alpha)
+    used = own | ({"chosen_lengths"} if has_nll else set())
+    refuse_unused(given, used, f"loss_type {loss_type!r}")
+    require_lengths(lengths, used, f"{loss_type!r}" if "chosen_lengths" in own else "rpo_alpha")
     _check_label_smoothing(loss_type, label_smoothing)
 
     policy_chosen, policy_rejected, ref_chosen, ref_rejected = float32_rows(
@@ -168,13 +126,17 @@ def dpo_loss(
     ref_chosen, ref_rejected = jax.lax.stop_gradient((ref_chosen, ref_rejected))
     log_ratio_chosen, log_ratio_rejected = policy_chosen - ref_chosen, policy_rejected - ref_rejected
 
-    if loss_type == "aot":
-        values, targets = policy_chosen - policy_rejected, ref_chosen - ref_rejected
-        losses = smoothed_nll(beta * _rank_contrast(values, targets, weights), label_smoothing)
-    elif loss_type == "aot_unpaired":
-        contrast = _rank_contrast(log_ratio_chosen, log_ratio_rejected, weights)
+    if loss_type in get_args(RankLoss):
+        values, targets = log_ratio_chosen, log_ratio_rejected
+        if loss_type == "aot":
+            values, targets = policy_chosen - policy_rejected, ref_chosen - ref_rejected
+        contrast = values - quantile_matched(values, targets, weights)
+        if weights is not None:
+            contrast = jnp.where(weights > 0, contrast, 0.0)
         losses = smoothed_nll(beta * contrast, label_smoothing)
-    elif "f_divergence" in OPTIONS[loss_type]:
+    elif loss_type in get_args(TwoSidedLoss):
+        losses = _two_sided_loss(loss_type, log_ratio_chosen, log_ratio_rejected, beta, bco_delta)
+    else:
         scores_chosen = f_divergence_score(log_ratio_chosen, f_divergence, alpha_divergence_coef)
         scores_rejected = f_divergence_score(log_ratio_rejected, f_divergence, alpha_divergence_coef)
         if chosen_lengths is not None and rejected_lengths is not None:
@@ -182,28 +144,19 @@ def dpo_loss(
             scores_rejected = mean_logps(scores_rejected, rejected_lengths)
         # beta after the difference: XLA fuses `beta * c - beta * r` into a multiply-add, and a tie would not be 0
         losses = _contrast_loss(loss_type, scores_chosen - scores_rejected, beta, label_smoothing, discopop_tau)
-    else:
-        losses = _two_sided_loss(loss_type, log_ratio_chosen, log_ratio_rejected, beta, bco_delta)
 
     if pair_weights is not None:
         losses = losses * jax.lax.stop_gradient(float32_rows(pair_weights, losses)[0])
     if has_nll:
         assert chosen_lengths is not None
         losses = losses - rpo_alpha * mean_logps(policy_chosen, chosen_lengths)
-    metrics = pair_metrics(
-        rewards_chosen=beta * log_ratio_chosen,
-        rewards_rejected=beta * log_ratio_rejected,
-        margin=beta * (log_ratio_chosen - log_ratio_rejected),
-        logps_chosen=policy_chosen,
-        logps_rejected=policy_rejected,
-    )
+    metrics = pair_metrics(beta, log_ratio_chosen, log_ratio_rejected, policy_chosen, policy_rejected)
     return ObjectiveOutput(losses, jax.lax.stop_gradient(metrics))
 
 
 def _contrast_loss(
     loss_type: DPOLossType, contrast: Array, beta: Scalar, label_smoothing: Scalar, tau: Scalar | None
 ) -> Array:
-    """The losses of `D` alone."""
     margin = beta * contrast
     if loss_type in ("ipo", "ipo_unnormalized"):
         return jnp.square(contrast - 0.5 / beta)
@@ -225,7 +178,6 @@ def _contrast_loss(
 def _two_sided_loss(
     loss_type: DPOLossType, chosen: Array, rejected: Array, beta: Scalar, bco_delta: Scalar | None
 ) -> Array:
-    """The losses that place the chosen and the rejected log-ratio each on its own side of something."""
     reward_chosen, reward_rejected = beta * chosen, beta * rejected
     if loss_type == "nca_pair":
         away = jax.nn.log_sigmoid(-reward_chosen) + jax.nn.log_sigmoid(-reward_rejected)
@@ -238,11 +190,6 @@ def _two_sided_loss(
     if loss_type == "apo_zero":
         return jax.nn.sigmoid(-reward_chosen) + jax.nn.sigmoid(reward_rejected)
     return jax.nn.sigmoid(reward_chosen) + jax.nn.sigmoid(-beta * (chosen - rejected))  # apo_down
-
-
-def _rank_contrast(values: Array, targets: Array, weights: Array | None) -> Array:
-    matched = quantile_matched(values, targets, weights)
-    return values - matched if weights is None else jnp.where(weights > 0, values - matched, 0.0)
 
 
 def _check_label_smoothing(loss_type: DPOLossType, label_smoothing: Scalar) -> None:

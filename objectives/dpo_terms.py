@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from objectives.numerics import bool_mask, guarded_expm1, masked
+from objectives.numerics import bool_mask, guarded_expm1, masked, refuse_unused
+from objectives.pairs import float32_rows
 from objectives.reduce import example_mean
 from objectives.types import Scalar, WeightedSum, require_choice
 
@@ -28,15 +29,9 @@ def f_divergence_score(
 
     Args:
       log_ratio: `x`, `[B]`, nats, float32.
-      f_divergence: reverse_kl, forward_kl, js or alpha.
       alpha_divergence_coef: a; for alpha and only there.
-
-    Returns:
-      `[B]`, 0 at x = 0.
-
-    Raises:
-      ValueError: unknown divergence, alpha without its coefficient, or the coefficient without alpha.
-
+    Returns `[B]`, 0 at x = 0. Raises ValueError on an unknown divergence, or where alpha and its coefficient do not
+    come together.
     Differs from the paper: exponentials are continued by their tangent above 20 nats.
     """
     require_choice("f_divergence", f_divergence, FDivergence)
@@ -47,11 +42,8 @@ def f_divergence_score(
         is_limit = jnp.abs(order) < 1e-6
         safe_order = jnp.where(is_limit, 1.0, order)
         return jnp.where(is_limit, log_ratio, guarded_expm1(safe_order * log_ratio) / safe_order)
-    if alpha_divergence_coef is not None:
-        raise ValueError(
-            "alpha_divergence_coef: given, but it would have no effect with "
-            f"f_divergence {f_divergence!r}; only 'alpha' reads it"
-        )
+    given = {"alpha_divergence_coef": alpha_divergence_coef is not None}
+    refuse_unused(given, (), f"f_divergence {f_divergence!r}; only 'alpha' reads it")
     if f_divergence == "forward_kl":
         return -guarded_expm1(-log_ratio)
     if f_divergence == "js":
@@ -66,17 +58,10 @@ def length_desensitized_logps(
 
     `sum_{t <= l_p} l_t + a * sum_{t > l_p} l_t`, t counting unmasked tokens, `l_p = min(|y_c|, |y_r|)`
 
-    Source: Liu et al. 2024, "Length Desensitization in DPO" (LD-DPO). Pass the result to `dpo_loss`, of policy
-    and reference alike.
+    Source: Liu et al. 2024, "Length Desensitization in DPO" (LD-DPO). Pass the result to `dpo_loss`, of policy and
+    reference alike.
 
-    Args:
-      token_logps: `[B, T]`, nats. Carries the gradient.
-      mask: `[B, T]`, True on the completion.
-      public_lengths: `l_p`, `[B]`, tokens.
-      ld_alpha: a in [0, 1]; 1 is the plain sum.
-
-    Returns:
-      `[B]`, float32, nats.
+    `token_logps` is `[B, T]`, `public_lengths` `l_p`, `[B]`, tokens, `ld_alpha` a in [0, 1], where 1 is the plain sum.
     """
     chex.assert_shape(public_lengths, (token_logps.shape[0],))
     mask = bool_mask(mask)
@@ -93,17 +78,11 @@ def wpo_weights(
 
     `w = exp(mean_t [l_t - log sum_v p(v | x, y_<t)^2])`
 
-    Source: Zhou et al. 2024 (WPO), Eq. 2, aligned: relative to the policy's own expected probability, so that
-    an on-policy sequence weighs about 1.
+    Source: Zhou et al. 2024 (WPO), Eq. 2, aligned: relative to the policy's own expected probability, so that an
+    on-policy sequence weighs about 1.
 
-    Args:
-      token_logps: `[B, T]`, nats, under the policy.
-      log_collision: `[B, T]`, `log sum_v p_v^2`, nats, under the policy.
-      mask: `[B, T]`, True on the completion.
-
-    Returns:
-      `[B]`, float32, without gradient; 1 for an empty row. For `pair_weights`:
-      `wpo_weights(chosen) * wpo_weights(rejected)`.
+    `log_collision` is `log sum_v p_v^2`, `[B, T]`, nats, under the policy. Returns `[B]`, without gradient; 1 for an
+    empty row. For `pair_weights`: `wpo_weights(chosen) * wpo_weights(rejected)`.
 
     Differs from the paper: not capped at 1.
     """
@@ -123,18 +102,11 @@ def bco_delta_statistic(
 
     Source: Jung et al. 2024, "Binary Classifier Optimization", reward shift.
 
-    Args:
-      rewards_chosen: `[B]`, nats, the metric of that name of `dpo_loss`. No gradient passes.
-      rewards_rejected: `[B]`, nats, likewise.
-      weights: `[B]`, non-negative; None means 1.
-
-    Returns:
-      total in nats and count in (weighted) pairs: add over micro-batches and devices, take `mean()`, and
-      average that over steps; the result is `bco_delta`.
+    Rewards are the metrics of that name of `dpo_loss`, `[B]`, without gradient. Add the result, which counts (weighted)
+    pairs, over micro-batches and devices, take `mean()`, and average that over steps: that is `bco_delta`.
     """
-    chex.assert_equal_shape([rewards_chosen, rewards_rejected])
-    midpoint = 0.5 * (rewards_chosen.astype(jnp.float32) + rewards_rejected.astype(jnp.float32))
-    return example_mean(jax.lax.stop_gradient(midpoint), weights)
+    chosen, rejected = float32_rows(rewards_chosen, rewards_rejected)
+    return example_mean(jax.lax.stop_gradient(0.5 * (chosen + rejected)), weights)
 
 
 def quantile_matched(
@@ -146,16 +118,10 @@ def quantile_matched(
 
     Source: Melnyk et al. 2024 (AOT): the plan sorts both sides.
 
-    Args:
-      values: `[B]`; only its order is used, without gradient.
-      targets: `[B]`; carries the gradient.
-      weights: `[B]`; rows of weight 0 take no rank and change no other row. Other weights do not move ranks.
-
-    Returns:
-      `[B]`, float32; 0 on rows of weight 0.
+    Of `values` `[B]` only the order is used; `targets` `[B]` carry the gradient. Rows of weight 0 take no rank, change
+    no other row, and get 0; other weights do not move ranks.
     """
     is_real = jnp.ones(values.shape, bool) if weights is None else weights > 0
-    last = jnp.float32(jnp.inf)
-    rank = jnp.argsort(jnp.argsort(jax.lax.stop_gradient(jnp.where(is_real, values, last))))
-    order = jnp.argsort(jax.lax.stop_gradient(jnp.where(is_real, targets, last)))
+    rank = jnp.argsort(jnp.argsort(jax.lax.stop_gradient(jnp.where(is_real, values, jnp.inf))))
+    order = jnp.argsort(jax.lax.stop_gradient(jnp.where(is_real, targets, jnp.inf)))
     return jnp.where(is_real, jnp.where(is_real, targets, 0.0)[order][rank], 0.0)

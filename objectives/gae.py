@@ -1,8 +1,8 @@
 """Token rewards, generalised advantage estimation and whitening: what PPO computes once per rollout.
 
-Shapes: B completions, T slots. The completion may start at any slot and may have holes (tool output): masked
-slots are skipped, as if the completion's tokens lay side by side. Call on the global batch, before it is
-split into micro-batches: whitening is global.
+Shapes: B completions, T slots. The completion may start at any slot and may have holes (tool output): masked slots are
+skipped, as if its tokens lay side by side. Whitening is global, so call on the batch before it is split. No gradient
+passes.
 """
 
 import chex
@@ -29,19 +29,13 @@ def token_rewards(
     Source: Ouyang et al. 2022 (InstructGPT), Eq. 2 and Appendix C.4; Ziegler et al. 2019, Eq. 2.
 
     Args:
-      scores: `[B]`, reward units, one per completion.
-      completion_mask: `[B, T]`, True on the completion, its EOS included: the score is paid on the EOS (on
-        the last token of a truncated completion), never on a PAD. A row without a token is paid nothing.
-      kl_penalty: `[B, T]`, nats, an estimate of KL(policy || ref) per token; `kl_estimate(..., "k1")` as
-        published, for in a reward k1 is unbiased.
-      kl_coef: reward units per nat.
-      step_rewards: `[B, T]`, reward units, dense rewards; see `prm.step_reward_tokens`.
-
-    Returns:
-      `[B, T]`, float32, 0 where masked. No gradient passes.
-
-    Raises:
-      ValueError: `kl_coef` without `kl_penalty`.
+      scores: `[B]`, reward units, paid on the EOS (on the last token of a truncated completion), never on a PAD. A row
+        without a token is paid nothing.
+      kl_penalty: `[B, T]`, nats, an estimate of KL(policy || ref) per token; `kl_estimate(..., "k1")` as published, for
+        in a reward k1 is unbiased.
+      kl_coef: reward units per nat. Raises ValueError where it lacks its `kl_penalty`.
+      step_rewards: `[B, T]`, reward units, dense rewards, such as `q_t` of `prm_loss` at each step's last token (Wang
+        et al. 2023, Math-Shepherd, Section 3.5).
     """
     require_array("kl_penalty", kl_penalty, "kl_coef", kl_coef)
     mask = bool_mask(completion_mask)
@@ -64,24 +58,19 @@ def gae(
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
     """Generalised advantages, and the returns the value function is trained on.
 
-    `delta_t = r_t + gamma V_{t+1} - V_t`; `A_t = delta_t + gamma lambda A_{t+1}`; `R_t = A_t + V_t`, where
-    `t + 1` is the next completion token and V and A after the last one are 0.
+    `delta_t = r_t + gamma V_{t+1} - V_t`; `A_t = delta_t + gamma lambda A_{t+1}`; `R_t = A_t + V_t`, where `t + 1` is
+    the next completion token and V and A after the last one are 0.
 
     Source: Schulman et al. 2016 (GAE), Eq. 12 and 16; the returns are Schulman et al. 2017, Section 5.
 
     Args:
-      rewards: `[B, T]`, reward units; see `token_rewards`. Those in masked slots are dropped.
+      rewards: `[B, T]`, reward units; see `token_rewards`.
       values: `[B, T]`, reward units; the slot of token y_t holds V of the state in which y_t was chosen.
-      completion_mask: `[B, T]`, True on the completion, its EOS included.
       gamma: discount per token, in [0, 1].
       gae_lambda: in [0, 1]; 0 is the one-step error, 1 the discounted return minus the value.
-
-    Returns:
-      Advantages (not whitened; see `whiten`) and returns, both `[B, T]`, float32, 0 where masked. No
-      gradient passes.
-
-    Differs from the paper: the horizon is the completion, so a truncated one is not bootstrapped: its last
-    token is followed by value 0, like an EOS. Mask it out, or put the bootstrap in its reward.
+    Returns advantages (not whitened; see `whiten`) and returns, both `[B, T]`.
+    Differs from the paper: the horizon is the completion, so a truncated one is not bootstrapped: its last token is
+    followed by value 0, like an EOS. Mask it out, or put the bootstrap in its reward.
     """
     mask = bool_mask(completion_mask)
     rewards = jax.lax.stop_gradient(masked(rewards, mask))
@@ -101,32 +90,17 @@ def gae(
 
 
 def whiten(
-    *,
-    values: Float[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    weights: Float[Array, " B"] | None = None,
-    shift_mean: bool = True,
+    *, values: Float[Array, "B T"], mask: Bool[Array, "B T"], weights: Float[Array, " B"] | None = None
 ) -> Float[Array, "B T"]:
     """Values at mean 0 and variance 1 over all unmasked tokens of the global batch.
 
-    `(x - mean) / sqrt(var + 1e-8)`, with `mean = sum_bt w_b m_bt x_bt / sum_bt w_b m_bt` and likewise `var`;
-    plus `mean` if it is not to be shifted.
+    `(x - mean) / sqrt(var + 1e-8)`, with `mean = sum_bt w_b m_bt x_bt / sum_bt w_b m_bt` and likewise `var`
 
     Source: Ziegler et al. 2019, Section 2.1 (rewards) and its released code (advantages).
 
-    Equal values give exactly 0 (exactly themselves, if the mean is not shifted).
-
-    Args:
-      values: `[B, T]`, any unit. No gradient passes.
-      mask: `[B, T]`, True on the tokens that count.
-      weights: `[B]`, non-negative; None means 1. A row of weight 0 counts as masked, and may hold NaN.
-      shift_mean: False keeps the mean, as for rewards, whose sign means something.
-
-    Returns:
-      `[B, T]`, float32, 0 where masked and in rows of weight 0.
-
-    Differs from TRL: the variance divides by the count n, not by n - 1, so that weights keep their meaning
-    and one token is no special case: ours is TRL's times sqrt(n / (n - 1)).
+    Equal values, of any unit, give exactly 0. A row of weight 0 counts as masked.
+    Differs from TRL: the variance divides by the count n, not by n - 1, so that weights keep their meaning and one
+    token is no special case: ours is TRL's times sqrt(n / (n - 1)).
     """
     mask = bool_mask(mask)
     token_weights = mask.astype(jnp.float32)
@@ -143,8 +117,7 @@ def whiten(
     mean = (token_weights * shifted).sum() / count
     centered = jnp.where(mask, shifted - mean, 0.0)
     variance = (token_weights * jnp.square(centered)).sum() / count
-    whitened = centered * jax.lax.rsqrt(variance + 1e-8)
-    return whitened if shift_mean else jnp.where(mask, whitened + (mean + pivot), 0.0)
+    return centered * jax.lax.rsqrt(variance + 1e-8)
 
 
 def explained_variance(
@@ -152,18 +125,9 @@ def explained_variance(
 ) -> Float[Array, ""]:
     """How much of the returns' variance the value function explains: `1 - Var(R - V) / Var(R)`.
 
-    Takes the means of the four metrics of that name of `ppo_value_loss`, which add up over micro-batches and
-    devices as a mean of explained variances would not.
-
-    Args:
-      returns: mean of R, reward units.
-      returns_squared: mean of `R^2`.
-      value_error: mean of `R - V`.
-      value_error_squared: mean of `(R - V)^2`.
-
-    Returns:
-      float32 scalar, at most 1: 1 is perfect, 0 no better than a constant, below 0 worse. 0 where the
-      returns do not vary.
+    Takes the means of the four metrics of that name of `ppo_value_loss`, which add up over micro-batches and devices as
+    a mean of explained variances would not. The scalar is at most 1: 1 is perfect, 0 no better than a constant, below 0
+    worse; 0 where the returns do not vary.
     """
     variance = jnp.asarray(returns_squared, jnp.float32) - jnp.square(jnp.asarray(returns, jnp.float32))
     unexplained = jnp.asarray(value_error_squared, jnp.float32) - jnp.square(value_error)

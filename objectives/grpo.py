@@ -11,7 +11,6 @@ from objectives.kl import LossKLEstimator, kl_estimate, require_loss_estimator
 from objectives.numerics import bool_mask, guarded_exp, masked, require_array
 from objectives.surrogate import (
     RatioLevel,
-    Surrogate,
     cispo_surrogate,
     clipped_surrogate,
     log_ratio_at,
@@ -19,16 +18,6 @@ from objectives.surrogate import (
     sapo_surrogate,
 )
 from objectives.types import ObjectiveOutput, Scalar, require_choice
-
-__all__ = [
-    "KLCorrection",
-    "LossKLEstimator",
-    "RatioLevel",
-    "Surrogate",
-    "SurrogateName",
-    "clipped_surrogate",
-    "grpo_loss",
-]
 
 SurrogateName = Literal["clip", "cispo", "sapo"]
 KLCorrection = Literal["none", "ratio"]
@@ -66,63 +55,62 @@ def grpo_loss(
       Dr. GRPO: `group_advantages(normalization="none")`, reduced by `constant`, beta 0.
       DAPO: `clip_eps_high=0.28`, reduced by `token_mean`, beta 0; its sampling and penalty are elsewhere.
       Clipped RLOO: `group_advantages(baseline="leave_one_out", normalization="none")`, reduced by `constant`.
-      GSPO (Zheng et al. 2025, Eq. 5 and 7): `ratio_level="sequence"`, `ratio = exp(mean_t (l_t - l_old_t))`,
-        clip 3e-4 / 4e-4, `sequence_mean`, beta 0. With advantages per token, GSPO-token (Eq. 13 and 14):
+      GSPO (Zheng et al. 2025, Eq. 5 and 7): `ratio_level="sequence"`, `ratio = exp(mean_t (l_t - l_old_t))`, clip 3e-4
+        / 4e-4, `sequence_mean`, beta 0. With advantages per token, GSPO-token (Eq. 13 and 14):
         `ratio_level="sequence_token"`, same value, each token the gradient of its own log-prob.
-      CISPO (Chen et al. 2025, Eq. 4 and 5): `surrogate="cispo"`, `-sg(min(ratio, cispo_clip)) A l`,
-        `token_mean`.
-      SAPO (Gao et al. 2025, Eq. 5 and 6): `surrogate="sapo"`, `-(4 / tau) sigmoid(tau (ratio - 1)) A`,
-        `sequence_mean`.
+      CISPO (Chen et al. 2025, Eq. 4 and 5): `surrogate="cispo"`, `-sg(min(ratio, cispo_clip)) A l`, `token_mean`.
+      SAPO (Gao et al. 2025, Eq. 5 and 6): `surrogate="sapo"`, `-(4 / tau) sigmoid(tau (ratio - 1)) A`, `sequence_mean`.
       REINFORCE++ (Hu et al. 2025): `reinforce_pp_advantages`, `token_mean`.
       Process supervision: `process_advantages`, `sequence_mean`.
 
     Args:
-      policy_logps: `l`, nats, log-probs of the sampled tokens under the policy being trained.
-      old_logps: `l_old`, nats, under the policy that sampled. No gradient passes.
-      advantages: one per sequence or one per token. No gradient passes.
-      completion_mask: True on the completion, its EOS included.
-      clip_eps_low: lower clip distance, >= 0; read by the surrogate `clip` only.
-      clip_eps_high: upper clip distance, >= 0; larger than the lower one is "clip-higher". As above.
-      ref_logps: `l_ref`, nats, under the frozen reference. No gradient passes. None: no KL term.
+      policy_logps, old_logps: `l`, `l_old`, `[B, T]`, of the sampled tokens.
+      advantages: one per sequence or one per token.
+      clip_eps_low, clip_eps_high: clip distances, >= 0; a larger upper one is "clip-higher". `clip` only.
+      ref_logps: `l_ref`, `[B, T]`. None: no KL term.
       beta: KL coefficient; 0 with `ref_logps` only measures the KL.
       kl_estimator: k3 as published, or k2, whose gradient is that of KL(policy || ref); see `kl_estimate`.
       ratio_level: where the ratio is taken; see `surrogate.log_ratio_at`.
       surrogate: see `clipped_surrogate`, `cispo_surrogate`, `sapo_surrogate`.
-      delta: two-sided clip, the bound of the ratio where A < 0, > 1 + clip_eps_high (INTELLECT-2; the dual
-        clip of Ye et al. 2020). None: no bound. `clip` only.
+      delta: two-sided clip, the bound of the ratio where A < 0, > 1 + clip_eps_high (INTELLECT-2; the dual clip of Ye
+        et al. 2020). None: no bound. `clip` only.
       cispo_clip: largest importance weight, `1 + eps_high` of the paper. `cispo` only.
-      sapo_temperature_pos: tau where A > 0; the paper's is 1.0. `sapo` only.
-      sapo_temperature_neg: tau elsewhere; the paper's is 1.05. `sapo` only.
-      kl_correction: `ratio` multiplies k3 by the token's `exp(l - l_old)`, gradient included: the gradient is
-        then that of KL(policy || ref) for tokens sampled from the old policy (DeepSeek-AI 2025,
-        DeepSeek-V3.2, Eq. 7).
-      importance_weights: `w`, one per sequence or per token, multiplies the surrogate, not the KL term; see
-        `importance.importance_weights`. No gradient passes. None: 1.
-
-    Returns:
-      losses `[B, T]`, 0 where masked. Metrics, all `[B, T]`: `log_ratio` (per token, before clipping);
-      `ratio` (at the ratio level); `approx_kl` (k3 of KL(old || policy)); with the surrogate `clip`
-      `clip_fraction_low`, `clip_fraction_high`, with delta `clip_fraction_dual`, and `clip_fraction`, 1 where
-      a clip removed the gradient; with `cispo` `cispo_clip_fraction`, 1 where the weight is capped; with
-      `sapo` `sapo_gate`, the factor left of the gradient; `importance_weight` if given; `kl_ref` (k3 of
-      KL(policy || ref) whichever estimator is in the loss, so arms compare), if `ref_logps` is given. The
-      first on-policy step has losses that sum to about 0 with a gradient that is not: log the gradient norm.
-
-    Raises:
-      ValueError: `kl_estimator` other than k2 or k3; `beta` or `kl_correction` without `ref_logps`;
-        `kl_correction` with k2; an unknown literal; an argument that the surrogate does not read, or one that
-        it needs and is None; `delta` within the clip range; advantages per token with one gradient per
-        sequence (`ratio_level` "sequence", except with `cispo`), which would only see their mean;
-        "sequence_token" with `cispo`, which is "sequence".
-
-    Differs from the paper: two clip bounds (the paper's one epsilon is both); ratio and k3 continue linearly
-      beyond 20 nats; the corrected KL takes the token's ratio at every ratio level.
+      sapo_temperature_pos, sapo_temperature_neg: tau where A > 0 and elsewhere; the paper's are 1.0 and 1.05. `sapo`
+        only.
+      kl_correction: `ratio` multiplies k3 by the token's `exp(l - l_old)`, gradient included: the gradient is then that
+        of KL(policy || ref) for tokens sampled from the old policy (DeepSeek-AI 2025, DeepSeek-V3.2, Eq. 7).
+      importance_weights: `w`, one per sequence or per token, without gradient, multiplies the surrogate, not the KL
+        term; see `importance.importance_weights`. None: 1.
+    Returns losses `[B, T]` and metrics `[B, T]`: `log_ratio` (per token, before clipping), `ratio` (at the ratio
+    level), `approx_kl` (k3 of KL(old || policy)), those of the surrogate, `importance_weight` if given, and with
+    `ref_logps` `kl_ref` (k3 of KL(policy || ref) whichever estimator is in the loss, so arms compare). The first
+    on-policy step has losses that sum to about 0 with a gradient that is not: log the gradient norm.
+    Raises ValueError on `kl_estimator` other than k2 or k3; `beta` or `kl_correction` without `ref_logps`;
+    `kl_correction` with k2; an unknown literal; an argument that the surrogate does not read, or one that it needs and
+    is None; `delta` within the clip range; advantages per token with one gradient per sequence (`ratio_level`
+    "sequence", except with `cispo`), which would only see their mean; "sequence_token" with `cispo`, which is
+    "sequence".
+    Differs from the paper: two clip bounds (the paper's one epsilon is both); ratio and k3 continue linearly beyond 20
+    nats; the corrected KL takes the token's ratio at every ratio level.
     """
     require_loss_estimator(kl_estimator)
     require_array("ref_logps", ref_logps, "beta", beta)
-    _require_family(surrogate, delta, cispo_clip, sapo_temperature_pos, sapo_temperature_neg)
+    _require_family(
+        surrogate,
+        delta=("clip", delta),
+        cispo_clip=("cispo", cispo_clip),
+        sapo_temperature_pos=("sapo", sapo_temperature_pos),
+        sapo_temperature_neg=("sapo", sapo_temperature_neg),
+    )
+    require_choice("kl_correction", kl_correction, KLCorrection)
     _require_level(ratio_level, surrogate, advantages)
-    _require_correction(kl_correction, kl_estimator, ref_logps)
+    if kl_correction == "ratio" and ref_logps is None:
+        raise ValueError("kl_correction: given, but it would have no effect because ref_logps is None")
+    if kl_correction == "ratio" and kl_estimator != "k3":
+        raise ValueError(
+            f"kl_correction: got 'ratio' with kl_estimator {kl_estimator!r}, expected k3 because only a value "
+            "that is unbiased under the policy can be re-weighted into the gradient of the KL"
+        )
     require_above_clip("delta", delta, clip_eps_high)
 
     mask = bool_mask(completion_mask)
@@ -131,28 +119,18 @@ def grpo_loss(
     advantages = jax.lax.stop_gradient(_per_token("advantages", advantages, mask))
     log_ratio = policy_logps - old_logps
     ratio = guarded_exp(log_ratio_at(policy_logps=policy_logps, old_logps=old_logps, mask=mask, level=ratio_level))
-    metrics = {"log_ratio": log_ratio, "ratio": ratio, "approx_kl": kl_estimate(old_logps, policy_logps, "k3")}
     if surrogate == "clip":
-        clip = clipped_surrogate(
+        losses, metrics = clipped_surrogate(
             ratio=ratio, advantages=advantages, clip_eps_low=clip_eps_low, clip_eps_high=clip_eps_high, dual_clip=delta
         )
-        losses = clip.losses
-        metrics["clip_fraction_low"], metrics["clip_fraction_high"] = clip.clipped_low, clip.clipped_high
-        metrics["clip_fraction"] = clip.clipped_low + clip.clipped_high + clip.clipped_dual
-        if delta is not None:
-            metrics["clip_fraction_dual"] = clip.clipped_dual
     elif surrogate == "cispo":
         assert cispo_clip is not None
-        losses = cispo_surrogate(ratio=ratio, advantages=advantages, policy_logps=policy_logps, cap=cispo_clip)
-        metrics["cispo_clip_fraction"] = (mask & (ratio > cispo_clip)).astype(jnp.float32)
+        losses, metrics = cispo_surrogate(ratio=ratio, advantages=advantages, policy_logps=policy_logps, cap=cispo_clip)
     else:
         assert sapo_temperature_pos is not None and sapo_temperature_neg is not None
-        losses, metrics["sapo_gate"] = sapo_surrogate(
-            ratio=ratio,
-            advantages=advantages,
-            temperature_pos=sapo_temperature_pos,
-            temperature_neg=sapo_temperature_neg,
-        )
+        temperatures = {"temperature_pos": sapo_temperature_pos, "temperature_neg": sapo_temperature_neg}
+        losses, metrics = sapo_surrogate(ratio=ratio, advantages=advantages, **temperatures)
+    metrics |= {"log_ratio": log_ratio, "ratio": ratio, "approx_kl": kl_estimate(old_logps, policy_logps, "k3")}
     if importance_weights is not None:
         metrics["importance_weight"] = _per_token("importance_weights", importance_weights, mask)
         losses = losses * jax.lax.stop_gradient(metrics["importance_weight"])
@@ -173,16 +151,10 @@ def _per_token(name: str, values: Array, mask: Array) -> Array:
     return masked(values, mask)
 
 
-def _require_family(surrogate: str, delta: object, cap: object, pos: object, neg: object) -> None:
-    """Every None-able argument goes with one surrogate: refused with another, needed with its own."""
+def _require_family(surrogate: str, **owned: tuple[str, Scalar | None]) -> None:
+    """Every None-able argument goes with one surrogate: refused with another, needed (but delta) with its own."""
     require_choice("surrogate", surrogate, SurrogateName)
-    owners = {
-        "delta": ("clip", delta),
-        "cispo_clip": ("cispo", cap),
-        "sapo_temperature_pos": ("sapo", pos),
-        "sapo_temperature_neg": ("sapo", neg),
-    }
-    for name, (owner, value) in owners.items():
+    for name, (owner, value) in owned.items():
         if value is not None and owner != surrogate:
             raise ValueError(
                 f"{name}: given, but it would have no effect because surrogate is {surrogate!r}, not {owner!r}"
@@ -201,15 +173,4 @@ def _require_level(ratio_level: str, surrogate: str, advantages: Array) -> None:
         raise ValueError(
             "ratio_level: got 'sequence_token', expected 'sequence' because cispo passes no gradient through "
             "the ratio, so the two are the same"
-        )
-
-
-def _require_correction(kl_correction: str, kl_estimator: str, ref_logps: object) -> None:
-    require_choice("kl_correction", kl_correction, KLCorrection)
-    if kl_correction == "ratio" and ref_logps is None:
-        raise ValueError("kl_correction: given, but it would have no effect because ref_logps is None")
-    if kl_correction == "ratio" and kl_estimator != "k3":
-        raise ValueError(
-            f"kl_correction: got 'ratio' with kl_estimator {kl_estimator!r}, expected k3 because only a value "
-            "that is unbiased under the policy can be re-weighted into the gradient of the KL"
         )

@@ -28,28 +28,20 @@ def importance_weights(
     `w_t = exp(l_old_t - l_sampler_t)` (token) or `w_t = exp(sum_u (l_old_u - l_sampler_u))` (sequence); then
     `min(max(w, floor), cap)` (truncate) or `w [floor <= w <= cap]` (mask).
 
-    The two differ although the parameters are the same: other kernels, other precision, a sampler with top-k
-    or top-p. `grpo_loss` multiplies its surrogate by these weights, while its ratio stays `pi / pi_old`.
+    The two differ although the parameters are the same: other kernels, other precision, a sampler with top-k or top-p.
+    `grpo_loss` multiplies its surrogate by these weights, while its ratio stays `pi / pi_old`.
 
-    Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training" (token,
-    truncate); Ionides 2008 for the truncation; masked on both sides, Ling Team 2025 (IcePop).
+    Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training" (token, truncate);
+    Ionides 2008 for the truncation; masked on both sides, Ling Team 2025 (IcePop).
 
     Args:
-      old_logps: `l_old`, nats, by the trainer, before the first update on this batch.
-      sampler_logps: `l_sampler`, nats, of the distribution really sampled from.
-      completion_mask: True on the completion, its EOS included.
+      old_logps: `l_old`, `[B, T]`, by the trainer, before the first update on this batch.
+      sampler_logps: `l_sampler`, `[B, T]`, of the distribution really sampled from.
       level: `sequence` multiplies a completion's ratios: unbiased, with a variance that grows with length.
       mode: `truncate` keeps every token at a bounded weight, `mask` drops those outside.
       cap: largest weight, > 1; 2 is common at token level.
       floor: smallest weight, in [0, 1); 0 is no lower bound.
-
-    Returns:
-      `[B, T]`, float32, equal along a row at sequence level, 0 where `completion_mask` is False. No gradient
-      passes.
-
-    Raises:
-      ValueError: unknown level or mode.
-
+    Returns `[B, T]`, equal along a row at sequence level, without gradient. Raises ValueError on an unknown literal.
     Differs from the paper: the lower bound; weights continue linearly beyond e^20.
     """
     require_choice("level", level, ImportanceLevel)

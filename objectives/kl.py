@@ -14,11 +14,7 @@ LossKLEstimator = Literal["k2", "k3"]
 
 
 def require_loss_estimator(kl_estimator: str) -> None:
-    """Refuse an estimator that teaches nothing as a loss; see `kl_estimate`.
-
-    Raises:
-      ValueError: anything but k2 and k3; k1 with the reason.
-    """
+    """Raises ValueError on an estimator that teaches nothing as a loss; see `kl_estimate`."""
     if kl_estimator not in get_args(LossKLEstimator):
         raise ValueError(
             f"kl_estimator: got {kl_estimator!r}, expected k2 or k3 because k1 belongs in the reward: as a "
@@ -33,25 +29,16 @@ def kl_estimate(
 
     With `d = l - l_ref`: `k1 = d`, `k2 = d^2 / 2`, `k3 = exp(-d) - 1 + d`.
 
-    Source: Schulman 2020, "Approximating KL Divergence" (joschu.net/blog/kl-approx.html); k3 is Eq. 4 of
-    Shao et al. 2024 (DeepSeekMath).
+    Source: Schulman 2020, "Approximating KL Divergence" (joschu.net/blog/kl-approx.html); k3 is Eq. 4 of Shao
+    et al. 2024 (DeepSeekMath).
 
-    What each is good for, when tokens are sampled from the policy (tests/objectives/test_kl.py proves each
-    line):
+    What each is good for, when tokens are sampled from the policy (tests/objectives/test_kl.py proves each line):
       k1: unbiased value, may be negative. `E[grad k1] = 0`: use it in a reward, never as a loss.
       k2: biased value, `E[grad k2] = grad KL(policy || ref)`: the loss that descends the reverse KL.
       k3: unbiased value, never negative. `E[grad k3] = grad KL(ref || policy)`, the *forward* KL.
 
-    Args:
-      policy_logps: any shape, any float dtype, nats. Carries the gradient. Mask padding before the call.
-      ref_logps: same shape, nats. No gradient passes.
-      estimator: k1, k2 or k3.
-
-    Returns:
-      float32, nats, same shape.
-
-    Raises:
-      ValueError: unknown estimator.
+    Log-probs and result, nats, have any one shape; mask padding before the call. Raises ValueError on another
+    estimator.
 
     Differs from the paper: the exponential is continued by its tangent above 20 nats, so k3 stays finite.
     """

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from objectives.numerics import bool_mask
+from objectives.numerics import bool_mask, is_literal_zero, refuse_unused
 from objectives.pairs import float32_rows
 from objectives.reduce import example_mean
 from objectives.types import ObjectiveOutput, Scalar, Subset, require_choice
@@ -25,13 +25,10 @@ def kto_reference_point(
     Source: Ethayarajh et al. 2024 (KTO).
 
     Args:
-      policy_kl_logps: `[B]`, nats, summed over the mismatched completion. No gradient passes.
-      ref_kl_logps: `[B]`, nats, likewise under the reference.
-      weights: `[B]`, non-negative; None means 1. Rows of weight 0 may hold NaN.
-
-    Returns:
-      z, float32 scalar, nats, >= 0, without gradient; 0 where nothing counts. Give it the *global* batch:
-      the mean is inside the loss, so micro-batches share one z or they are not one batch.
+      policy_kl_logps, ref_kl_logps: `[B]`, summed over the mismatched completion. No gradient passes.
+      weights: `[B]`, of the rows.
+    Returns z, scalar, nats, >= 0; 0 where nothing counts. Give it the *global* batch: the mean is inside the loss, so
+    micro-batches share one z or they are not one batch.
     """
     policy, ref = float32_rows(policy_kl_logps, ref_kl_logps)
     return jax.lax.stop_gradient(jax.nn.relu(example_mean(policy - ref, weights).mean()))
@@ -56,31 +53,22 @@ def kto_loss(
     Source: Ethayarajh et al. 2024 (KTO), Eq. 7; apo_zero_unpaired, D'Oosterlinck et al. 2024, Eq. 7.
 
     Args:
-      policy_logps: `l`, `[B]`, nats, summed over the completion.
-      ref_logps: `l_ref`, `[B]`, nats, under the frozen reference. No gradient passes.
+      policy_logps, ref_logps: `l`, `l_ref`, `[B]`, summed over the completion.
       desirable: `[B]`, bool.
-      reference_point: z, nats, from `kto_reference_point`, scalar or `[B]`. No gradient passes. With
-        apo_zero_unpaired a literal 0.
+      reference_point: z, nats, from `kto_reference_point`, scalar or `[B]`, without gradient; with apo_zero_unpaired a
+        literal 0.
       beta: b > 0, inverse temperature; 0.1 is common.
-      desirable_weight: lD > 0.
-      undesirable_weight: lU > 0; the paper balances `lD * #desirable` against `lU * #undesirable`.
-      loss_type: kto or apo_zero_unpaired.
-
-    Returns:
-      losses `[B]`, half the weight at x = z. Metrics: `rewards` (`beta x`), `logps` and `kl` (z), `[B]`; over
-      the rows of each label, as `Subset`s, `rewards_desirable`, `rewards_undesirable`, `logps_desirable`,
-      `logps_undesirable`, `accuracy_desirable` and `accuracy_undesirable` (1 where x is on the right side of
-      z). There is no pair, so the margin is the difference of the two reduced rewards.
-
-    Raises:
-      ValueError: unknown loss_type, or a reference point given to apo_zero_unpaired.
-
+      desirable_weight, undesirable_weight: lD, lU > 0; the paper balances `lD * #desirable` against
+        `lU * #undesirable`.
+    Returns losses `[B]`, half the weight at x = z. Metrics: `rewards` (`beta x`), `logps` and `kl` (z), `[B]`; over the
+    rows of each label, as `Subset`s, `rewards_`, `logps_` and `accuracy_` (1 where x is on the right side of z) with
+    `desirable` and `undesirable`. There is no pair, so the margin is the difference of the two reduced rewards.
+    Raises ValueError on an unknown loss_type, or a reference point given to apo_zero_unpaired.
     Differs from the paper: apo_zero_unpaired. The weights enter the losses, not the denominator (as TRL).
     """
     require_choice("loss_type", loss_type, KTOLossType)
-    is_zero = isinstance(reference_point, int | float) and reference_point == 0
-    if loss_type == "apo_zero_unpaired" and not is_zero:
-        raise ValueError(f"reference_point: given, but it would have no effect with loss_type {loss_type!r}; pass 0")
+    if loss_type == "apo_zero_unpaired":
+        refuse_unused({"reference_point": not is_literal_zero(reference_point)}, (), f"loss_type {loss_type!r}; pass 0")
     policy, ref = float32_rows(policy_logps, ref_logps)
     chex.assert_equal_shape([policy, desirable])
     desirable = bool_mask(desirable)
@@ -91,17 +79,8 @@ def kto_loss(
     weight = jnp.where(desirable, desirable_weight, undesirable_weight).astype(jnp.float32)
     losses = weight * jax.nn.sigmoid(-beta * gain)
 
-    rewards, is_right = beta * log_ratio, (gain > 0).astype(jnp.float32)
-    good = desirable.astype(jnp.float32)
-    metrics = {
-        "rewards": rewards,
-        "logps": policy,
-        "kl": point,
-        "rewards_desirable": Subset(rewards, good),
-        "rewards_undesirable": Subset(rewards, 1.0 - good),
-        "logps_desirable": Subset(policy, good),
-        "logps_undesirable": Subset(policy, 1.0 - good),
-        "accuracy_desirable": Subset(is_right, good),
-        "accuracy_undesirable": Subset(is_right, 1.0 - good),
-    }
+    rows = {"rewards": beta * log_ratio, "logps": policy, "accuracy": (gain > 0).astype(jnp.float32)}
+    labels = {"desirable": desirable.astype(jnp.float32), "undesirable": 1.0 - desirable.astype(jnp.float32)}
+    metrics: dict[str, Array | Subset] = {"rewards": rows["rewards"], "logps": policy, "kl": point}
+    metrics |= {f"{name}_{label}": Subset(x, where) for name, x in rows.items() for label, where in labels.items()}
     return ObjectiveOutput(losses, jax.lax.stop_gradient(metrics))

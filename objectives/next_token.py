@@ -22,25 +22,20 @@ def next_token_loss(
 
     `loss_t = (1 - e) * -l_t + e * -mean_v log p_t(v) + c * (logsumexp_v z_t(v))^2`
 
-    Source: label smoothing, Szegedy et al. 2016, Section 7 (uniform prior over the vocabulary); z-loss,
-    Chowdhery et al. 2022 (PaLM), Section 5 (there c = 1e-4). Reduce with `token_mean`; per-sequence weights
-    belong to the reduction.
+    Source: label smoothing, Szegedy et al. 2016, Section 7 (uniform prior over the vocabulary); z-loss, Chowdhery
+    et al. 2022 (PaLM), Section 5 (there c = 1e-4). Reduce with `token_mean`; per-sequence weights belong to the
+    reduction.
 
     Args:
-      token_logps: `l_t`, log-probs of the targets, nats.
+      token_logps: `l_t`, `[B, T]`, log-probs of the targets.
       mask: True on the tokens that are learned; None means all.
-      mean_logps: mean over the vocabulary of the log-probs, nats; needed by label smoothing.
+      mean_logps: `[B, T]`, mean over the vocabulary of the log-probs; needed by label smoothing.
       label_smoothing: e in [0, 1).
-      logsumexp: log-normaliser of the logits, nats; needed by the z-loss.
+      logsumexp: `[B, T]`, log-normaliser of the logits, nats; needed by the z-loss.
       z_loss_coef: c >= 0.
-
-    Returns:
-      losses `[B, T]`, 0 where masked. Metrics: `nll` `[B, T]`, the unsmoothed loss; `z_loss` `[B, T]` (if
-      `logsumexp` is given), the term as it enters the loss; `frac_empty_rows` `[B]`, 1 for a row without a
-      single target (its response was truncated away), which contributes nothing.
-
-    Raises:
-      ValueError: a coefficient without the array it needs.
+    Returns losses `[B, T]` and the metrics `nll` `[B, T]`, the unsmoothed loss; `z_loss` `[B, T]` (if `logsumexp` is
+    given), the term as it enters the loss; `frac_empty_rows` `[B]`, 1 for a row without a single target (its response
+    was truncated away), which contributes nothing. Raises ValueError on a coefficient without the array it needs.
     """
     require_array("mean_logps", mean_logps, "label_smoothing", label_smoothing)
     require_array("logsumexp", logsumexp, "z_loss_coef", z_loss_coef)

@@ -9,8 +9,7 @@ from jaxtyping import Array, Float
 from objectives.pairs import mean_logps, pair_metrics
 from objectives.types import ObjectiveOutput, Scalar
 
-MIN_NLL = 1e-6
-"""Nats per token below which a sequence counts as certain: at 0 its log-odds would be infinite."""
+MIN_NLL = 1e-6  # nats per token, below which a sequence counts as certain: at 0 its log-odds would be infinite
 
 
 def orpo_loss(
@@ -29,19 +28,13 @@ def orpo_loss(
     Source: Hong et al. 2024 (ORPO), Eq. 4, 6 and 7.
 
     Args:
-      policy_chosen_logps: `[B]`, nats, *summed* over the completion; divided by the length here.
-      policy_rejected_logps: `[B]`, nats, likewise.
-      chosen_lengths: `|c|`, `[B]`, tokens.
-      rejected_lengths: `|r|`, `[B]`, tokens.
+      policy_chosen_logps, policy_rejected_logps: `[B]`, sums; divided by the length here.
+      chosen_lengths, rejected_lengths: `|c|`, `|r|`, `[B]`, tokens.
       lambda_coef: weight of the contrast, >= 0; 0.1 is common (TRL calls it beta).
-
-    Returns:
-      losses `[B]`, one per pair, `-a_c + lambda log 2` at equal means. Metrics, all `[B]`: `nll_chosen`
-      (`-a_c`), `log_odds_ratio`, `odds_ratio_loss` (before lambda), and those of `dpo_loss`, where the reward
-      is `lambda a`.
-
-    Differs from the paper: a mean log-prob above -1e-6 nats counts as -1e-6 in the odds, without gradient.
-    TRL's NLL is one mean over the chosen tokens of the batch, those of the *prompt* included,
+    Returns losses `[B]`, one per pair, `-a_c + lambda log 2` at equal means. Metrics, all `[B]`: `nll_chosen` (`-a_c`),
+    `log_odds_ratio`, `odds_ratio_loss` (before lambda), and those of `dpo_loss`, where the reward is `lambda a`.
+    Differs from the paper: a mean log-prob above -1e-6 nats counts as -1e-6 in the odds, without gradient. TRL's NLL is
+    one mean over the chosen tokens of the batch, those of the *prompt* included,
     `-sum_b (l_prompt + l_c) / sum_b (|prompt| + |c|)`; the paper's and ours is `-mean_b (l_c / |c|)`.
     """
     chosen = mean_logps(policy_chosen_logps, chosen_lengths)
@@ -49,13 +42,7 @@ def orpo_loss(
     log_odds_ratio = _log_odds(chosen) - _log_odds(rejected)
     contrast = -jax.nn.log_sigmoid(log_odds_ratio)
     losses = -chosen + lambda_coef * contrast
-    metrics = pair_metrics(
-        rewards_chosen=lambda_coef * chosen,
-        rewards_rejected=lambda_coef * rejected,
-        margin=lambda_coef * (chosen - rejected),
-        logps_chosen=policy_chosen_logps.astype(jnp.float32),
-        logps_rejected=policy_rejected_logps.astype(jnp.float32),
-    )
+    metrics = pair_metrics(lambda_coef, chosen, rejected, policy_chosen_logps, policy_rejected_logps)
     metrics |= {"nll_chosen": -chosen, "log_odds_ratio": log_odds_ratio, "odds_ratio_loss": contrast}
     return ObjectiveOutput(losses, jax.lax.stop_gradient(metrics))
 

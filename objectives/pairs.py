@@ -1,7 +1,4 @@
-"""What the objectives on (chosen, rejected) pairs share.
-
-Shapes: B pairs. A sequence log-prob is the *sum* over its completion, in nats; a length is its token count.
-"""
+"""What the objectives on (chosen, rejected) pairs share. Shapes: B pairs."""
 
 from collections.abc import Collection, Mapping
 
@@ -33,12 +30,17 @@ def smoothed_nll(margin: Float[Array, " B"], label_smoothing: Scalar) -> Float[A
 
 
 def pair_metrics(
-    *, rewards_chosen: Array, rewards_rejected: Array, margin: Array, logps_chosen: Array, logps_rejected: Array
+    scale: Scalar, chosen: Array, rejected: Array, logps_chosen: Array, logps_rejected: Array
 ) -> dict[str, Array]:
-    """The metrics every objective on pairs logs; `margin` is passed because only it rounds a tie to 0."""
+    """The metrics every objective on pairs logs, `[B]`; the reward is `scale` times what each side is judged by.
+
+    `reward_accuracy` is 1 where the margin is positive: a tie is 0. The log-probs are the sums of the two sides.
+    """
+    margin = scale * (chosen - rejected)  # the difference first: a tie then rounds to 0 however XLA fuses it
+    logps_chosen, logps_rejected = float32_rows(logps_chosen, logps_rejected)
     return {
-        "rewards_chosen": rewards_chosen,
-        "rewards_rejected": rewards_rejected,
+        "rewards_chosen": scale * chosen,
+        "rewards_rejected": scale * rejected,
         "reward_margin": margin,
         "reward_accuracy": (margin > 0).astype(jnp.float32),
         "logps_chosen": logps_chosen,
@@ -46,33 +48,8 @@ def pair_metrics(
     }
 
 
-def is_literal_zero(scalar: Scalar) -> bool:
-    """Whether a coefficient is off for certain; a traced one never is."""
-    return isinstance(scalar, int | float) and scalar == 0
-
-
-def refuse_unused(given: Mapping[str, bool], used: Collection[str], variant: str) -> None:
-    """Refuse an option that the chosen variant would silently ignore.
-
-    Args:
-      given: by option name, whether the caller set it (a traced scalar counts as set).
-      used: the names that have an effect.
-      variant: what was chosen, for the message.
-
-    Raises:
-      ValueError: an option is given but not used.
-    """
-    for name, is_given in given.items():
-        if is_given and name not in used:
-            raise ValueError(f"{name}: given, but it would have no effect with {variant}")
-
-
 def require_lengths(lengths: Mapping[str, Array | None], needed: Collection[str], reason: str) -> None:
-    """Refuse missing token counts.
-
-    Raises:
-      ValueError: an array that `needed` names is None.
-    """
+    """Raises ValueError where token counts that `needed` names are None."""
     for name, array in lengths.items():
         if array is None and name in needed:
             raise ValueError(f"{name}: got None, expected token counts [B] because {reason} divides by them")

@@ -30,36 +30,26 @@ def ppo_policy_loss(
     `loss_t = -min(ratio_t A_t, clip(ratio_t, 1 - eps_low, 1 + eps_high) A_t) - c_H H_t + c_kl k_t`,
     `ratio_t = exp(l_t - l_old_t)`
 
-    Source: Schulman et al. 2017, Eq. 7 and 9; dual clip, Ye et al. 2020, Eq. 5 (see `clipped_surrogate`);
-    on language, Ouyang et al. 2022, Eq. 2.
+    Source: Schulman et al. 2017, Eq. 7 and 9; dual clip, Ye et al. 2020, Eq. 5 (see `clipped_surrogate`); on language,
+    Ouyang et al. 2022, Eq. 2.
 
     Args:
-      policy_logps: `l`, nats, log-probs of the sampled tokens under the policy being trained.
-      old_logps: `l_old`, nats, under the policy that sampled. No gradient passes.
-      advantages: one per token, whitened over the global batch (`gae`, `whiten`). No gradient passes.
-      completion_mask: True on the completion, its EOS included.
-      clip_eps_low: lower clip distance, >= 0.
-      clip_eps_high: upper clip distance, >= 0.
-      dual_clip: bound of the ratio where the advantage is negative, > 1 + clip_eps_high; 3 is common. None:
-        no bound.
-      entropy: `H`, nats, of the policy's distribution at each token; carries the gradient. None: no bonus.
+      policy_logps, old_logps: `l`, `l_old`, `[B, T]`, of the sampled tokens.
+      advantages: `[B, T]`, whitened over the global batch (`gae`, `whiten`).
+      clip_eps_low, clip_eps_high: clip distances, >= 0.
+      dual_clip: bound of the ratio where the advantage is negative, > 1 + clip_eps_high; 3 is common. None: no bound.
+      entropy: `H`, `[B, T]`, nats, of the policy's distribution at each token; carries the gradient. None: no bonus.
       entropy_coef: `c_H` >= 0; 0 with `entropy` only measures it.
-      ref_logps: `l_ref`, nats, under the frozen reference. No gradient passes. None: no KL in the loss.
+      ref_logps: `l_ref`, `[B, T]`. None: no KL in the loss.
       kl_coef: `c_kl` >= 0; 0 with `ref_logps` only measures the KL, as when it is paid in the reward.
       kl_estimator: k3, or k2, whose gradient is that of KL(policy || ref); see `kl_estimate`.
-
-    Returns:
-      losses `[B, T]`, 0 where masked. Metrics, all `[B, T]`: `log_ratio` (before clipping), `ratio`;
-      `approx_kl` (k3 of KL(old || policy)); `clip_fraction_low`, `clip_fraction_high`, with a dual clip
-      `clip_fraction_dual`, and `clip_fraction`, 1 where any clip removed the gradient; `entropy` and
-      `kl_ref` (k3 of KL(policy || ref)) where their arrays are given.
-
-    Raises:
-      ValueError: `kl_estimator` other than k2 or k3, `kl_coef` without `ref_logps`, `entropy_coef` without
-        `entropy`, or `dual_clip` within the clip range.
-
-    Differs from the paper: the value loss is separate (`ppo_value_loss`); ratio and k3 continue linearly
-    beyond 20 nats.
+    Returns losses `[B, T]` and metrics `[B, T]`: `log_ratio` (before clipping), `ratio`, `approx_kl` (k3 of KL(old ||
+    policy)), those of `clipped_surrogate`, `entropy` and `kl_ref` (k3 of KL(policy || ref)) where their arrays are
+    given.
+    Raises ValueError on `kl_estimator` other than k2 or k3, `kl_coef` without `ref_logps`, `entropy_coef` without
+    `entropy`, or `dual_clip` within the clip range.
+    Differs from the paper: the value loss is separate (`ppo_value_loss`); ratio and k3 continue linearly beyond 20
+    nats.
     """
     require_loss_estimator(kl_estimator)
     require_array("ref_logps", ref_logps, "kl_coef", kl_coef)
@@ -70,24 +60,14 @@ def ppo_policy_loss(
     old_logps = jax.lax.stop_gradient(masked(old_logps, mask))
     log_ratio = policy_logps - old_logps
     ratio = guarded_exp(log_ratio)
-    surrogate = clipped_surrogate(
+    losses, metrics = clipped_surrogate(
         ratio=ratio,
         advantages=masked(advantages, mask),
         clip_eps_low=clip_eps_low,
         clip_eps_high=clip_eps_high,
         dual_clip=dual_clip,
     )
-    losses = surrogate.losses
-    metrics = {
-        "log_ratio": log_ratio,
-        "ratio": ratio,
-        "approx_kl": kl_estimate(old_logps, policy_logps, "k3"),
-        "clip_fraction_low": surrogate.clipped_low,
-        "clip_fraction_high": surrogate.clipped_high,
-        "clip_fraction": surrogate.clipped_low + surrogate.clipped_high + surrogate.clipped_dual,
-    }
-    if dual_clip is not None:
-        metrics["clip_fraction_dual"] = surrogate.clipped_dual
+    metrics |= {"log_ratio": log_ratio, "ratio": ratio, "approx_kl": kl_estimate(old_logps, policy_logps, "k3")}
     if entropy is not None:
         metrics["entropy"] = masked(entropy, mask)
         losses = losses - entropy_coef * metrics["entropy"]
@@ -110,23 +90,17 @@ def ppo_value_loss(
 
     `loss_t = 0.5 max((V_t - R_t)^2, (clip(V_t, V_old_t - eps_v, V_old_t + eps_v) - R_t)^2)`
 
-    Source: the released code of Schulman et al. 2017 (openai/baselines, ppo2); unclipped it is half of `L^VF`
-    of their Eq. 9.
+    Source: the released code of Schulman et al. 2017 (openai/baselines, ppo2); unclipped it is half of `L^VF` of their
+    Eq. 9.
 
-    Args:
-      values: `V`, reward units; carries the gradient.
-      returns: `R`, reward units, from `gae`, never whitened. No gradient passes.
-      completion_mask: True on the completion, its EOS included.
-      old_values: `V_old`, reward units, the values that `gae` saw. No gradient passes. None: no clip.
-      clip_eps_value: eps_v > 0, reward units: its meaning depends on the scale of the rewards. None: no clip.
-
-    Returns:
-      losses `[B, T]`, squared reward units, 0 where masked. Metrics, all `[B, T]`: `value_clip_fraction`, 1
-      where the clip removed the gradient; `values`; `returns`, `returns_squared`, `value_error` (`R - V`)
-      and `value_error_squared`, whose means `explained_variance` takes.
-
-    Raises:
-      ValueError: one of `old_values` and `clip_eps_value` without the other.
+    Args (`[B, T]`, reward units):
+      values: `V`; carries the gradient.
+      returns: `R`, from `gae`, never whitened.
+      old_values: `V_old`, the values that `gae` saw. None: no clip.
+      clip_eps_value: eps_v > 0: its meaning depends on the scale of the rewards. None: no clip.
+    Returns losses `[B, T]`, squared reward units, and metrics `[B, T]`: `value_clip_fraction`, 1 where the clip removed
+    the gradient; `values`; `returns`, `returns_squared`, `value_error` (`R - V`) and `value_error_squared`, whose means
+    `explained_variance` takes. Raises ValueError on one of `old_values` and `clip_eps_value` without the other.
     """
     if (old_values is None) != (clip_eps_value is None):
         given, missing = ("clip_eps_value", "old_values") if old_values is None else ("old_values", "clip_eps_value")
@@ -166,14 +140,9 @@ def adaptive_kl_coef(
 
     Args:
       kl_coef: the coefficient in force, reward units per nat, > 0.
-      observed_kl: nats per completion, the mean over the batch of `sum_t kl_t`.
-      target_kl: nats per completion, > 0.
+      observed_kl, target_kl: nats per completion; the mean over the batch of `sum_t kl_t`, and a number > 0.
       horizon: completions over which the largest error that counts, 20%, multiplies the coefficient by e^0.2.
       batch_size: completions in the batch.
-
-    Returns:
-      float32 scalar, to be kept in the checkpoint.
-
     Differs from the paper: its gain K_beta = 0.1 is `batch_size / horizon`, as in its released code.
     """
     observed, target = jnp.asarray(observed_kl, jnp.float32), jnp.asarray(target_kl, jnp.float32)

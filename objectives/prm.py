@@ -1,7 +1,7 @@
 """Process reward models: a two-class verdict at the last token of each step.
 
-Shapes: B solutions, T tokens, S steps. Class 1 is "correct". An outcome reward model is the same with one
-label, at the solution's last token.
+Shapes: B solutions, T tokens, S steps. Class 1 is "correct". An outcome reward model is the same with one label, at the
+solution's last token.
 """
 
 from typing import Literal
@@ -28,15 +28,11 @@ def prm_loss(
     (Math-Shepherd), Eq. 2 and 4; one label at the end, Cobbe et al. 2021.
 
     Args:
-      step_logits: `z`, any float dtype, of "incorrect" (0) and "correct" (1) at each token.
-      labels: `p` in [0, 1]: 0 or 1, or the fraction of completions from this step that were right. No
-        gradient passes.
-      label_mask: True on each labelled step's last token; all else is unlabelled.
-
-    Returns:
-      losses `[B, T]`, nats, log 2 at equal logits, 0 where unlabelled; reduced by `token_mean` each step
-      counts once. Metrics, all `[B, T]`: `accuracy` (`q > 1/2` agrees with `p > 1/2`), `step_prob` (q),
-      `label`.
+      step_logits: `z`, `[B, T, 2]`, any float dtype, of "incorrect" (0) and "correct" (1) at each token.
+      labels: `p`, `[B, T]`, in [0, 1]: 0 or 1, or the fraction of completions from this step that were right.
+      label_mask: `[B, T]`, True on each labelled step's last token; all else is unlabelled.
+    Returns losses `[B, T]`, log 2 at equal logits; reduced by `token_mean` each step counts once. Metrics, all
+    `[B, T]`: `accuracy` (`q > 1/2` agrees with `p > 1/2`), `step_prob` (q), `label`.
     """
     mask = bool_mask(label_mask)
     chex.assert_shape(step_logits, (*mask.shape, 2))
@@ -59,20 +55,14 @@ def solution_scores(
 
     `min_s q_s` (min), `prod_s q_s` (prod), `q_S` (last) or `mean_s q_s` (mean)
 
-    Source: Lightman et al. 2023, Section 2.6 (prod, min); Wang et al. 2023 (Math-Shepherd), Section 3.4
-    (min); Snell et al. 2024, Section 5.1 (last); Uesato et al. 2022.
+    Source: Lightman et al. 2023, Section 2.6 (prod, min); Wang et al. 2023 (Math-Shepherd), Section 3.4 (min); Snell
+    et al. 2024, Section 5.1 (last); Uesato et al. 2022.
 
     Args:
       step_probs: q, in [0, 1]; one per step or, with the mask on the steps' last tokens, one per token.
       step_mask: True on the steps.
-      reduction: a product favours short solutions, a mean long ones; `last` is the choice for an outcome
-        model.
-
-    Returns:
-      `[B]`, float32, in [0, 1]; 0 for a solution without a step. No gradient passes.
-
-    Raises:
-      ValueError: unknown reduction.
+      reduction: a product favours short solutions, a mean long ones; `last` is the choice for an outcome model.
+    Returns `[B]`, in [0, 1], without gradient; 0 for a solution without a step. Raises ValueError on another reduction.
     """
     require_choice("reduction", reduction, StepReduction)
     mask = bool_mask(step_mask)
@@ -87,21 +77,3 @@ def solution_scores(
     else:
         scores = probs.sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1).astype(jnp.float32)
     return jnp.where(mask.any(axis=1), scores, 0.0)
-
-
-def step_reward_tokens(*, step_probs: Float[Array, "B T"], label_mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-    """The step scores as a dense reward, each paid at its step's last token.
-
-    `r_t = [t ends a step] * q_t`
-
-    Source: Wang et al. 2023 (Math-Shepherd), Section 3.5 (step-by-step PPO).
-
-    Args:
-      step_probs: q at each token.
-      label_mask: True on each step's last token.
-
-    Returns:
-      `[B, T]`, float32, 0 elsewhere; for `gae.token_rewards` and `advantages.process_advantages`. No gradient
-      passes.
-    """
-    return jax.lax.stop_gradient(masked(step_probs, label_mask))

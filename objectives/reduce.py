@@ -1,15 +1,12 @@
 """The only place where `[B, T]` becomes a number.
 
-Every function returns `WeightedSum(total, count)`. The step adds totals and counts over micro-batches and
+Every function returns `WeightedSum(total, count)`, float32, totals in nats. The step adds both over micro-batches and
 devices and divides once, so gradient accumulation, packing and mesh shape never change a loss.
 
-Shapes: B sequences, T tokens. Losses are in nats. Totals and counts are float32. Masked slots and rows of
-weight 0 may hold NaN or infinity without reaching value or gradient.
-
-Weights: every function takes optional non-negative per-sequence `weights` `[B]` (mixtures, rejection
-sampling, 0 for a row that only pads the batch). They enter total *and* count, so doubling all of them
-changes nothing. To make a sequence matter more without renormalising (difficulty weighting in RL), scale its
-advantage instead.
+Losses `[B, T]`, of any float dtype, go with a mask `[B, T]`. Masked slots and rows of weight 0 may hold NaN or infinity
+without reaching value or gradient. The optional per-sequence `weights` `[B]` (mixtures, rejection sampling, 0 for a row
+that only pads the batch) enter total *and* count, so doubling all of them changes nothing. To make a sequence matter
+more without renormalising (difficulty weighting in RL), scale its advantage instead.
 """
 
 from collections.abc import Mapping
@@ -29,19 +26,11 @@ Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 def token_mean(
     losses: Float[Array, "B T"], mask: Bool[Array, "B T"], *, weights: Float[Array, " B"] | None = None
 ) -> WeightedSum:
-    """Mean over all unmasked tokens of the global batch.
+    """Mean over all unmasked tokens of the global batch; counts (weighted) tokens.
 
     `sum_b w_b sum_t m_bt loss_bt / sum_b w_b sum_t m_bt`
 
     Source: DAPO, Yu et al. 2025, Eq. 8; also plain next-token cross-entropy.
-
-    Args:
-      losses: `[B, T]`, any float dtype, nats.
-      mask: `[B, T]`, bool, True on the tokens that count.
-      weights: `[B]`, non-negative; None means 1.
-
-    Returns:
-      total in nats, count in (weighted) tokens.
     """
     return _weighted_sum(sequence_sum(losses, mask), _lengths(mask), weights)
 
@@ -49,22 +38,14 @@ def token_mean(
 def sequence_mean(
     losses: Float[Array, "B T"], mask: Bool[Array, "B T"], *, weights: Float[Array, " B"] | None = None
 ) -> WeightedSum:
-    """Mean over sequences of the mean over their tokens.
+    """Mean over sequences of the mean over their tokens; counts (weighted) sequences.
 
     `sum_b w_b (sum_t m_bt loss_bt / |y_b|) / sum_b w_b`, over sequences with `|y_b| = sum_t m_bt >= 1`.
 
     Source: GRPO, Shao et al. 2024 (DeepSeekMath), Eq. 3.
 
-    Args:
-      losses: `[B, T]`, any float dtype, nats.
-      mask: `[B, T]`, bool, True on the tokens that count.
-      weights: `[B]`, non-negative; None means 1.
-
-    Returns:
-      total in nats per token, count in (weighted) sequences.
-
-    Differs from the paper: a sequence without an unmasked token is left out of the count too. TRL counts it,
-    so that its loss is ours times the share of sequences with a token.
+    Differs from the paper: a sequence without an unmasked token is left out of the count too. TRL counts it, so that
+    its loss is ours times the share of sequences with a token.
     """
     lengths = _lengths(mask)
     means = sequence_sum(losses, mask) / jnp.maximum(lengths, 1.0)
@@ -78,21 +59,14 @@ def constant(
     *,
     weights: Float[Array, " B"] | None = None,
 ) -> WeightedSum:
-    """Sum over tokens, divided by a length that no completion can influence.
+    """Sum over tokens, divided by a length that no completion can influence; counts (weighted) rows times `L_max`.
 
     `sum_b w_b sum_t m_bt loss_bt / (sum_b w_b * L_max)`
 
     Source: Dr. GRPO, Liu et al. 2025, Section 3.2 and Listing 1 (there `MAX_TOKENS`).
 
-    Args:
-      losses: `[B, T]`, any float dtype, nats.
-      mask: `[B, T]`, bool, True on the tokens that count.
-      max_length: `L_max`, tokens: the configured completion limit, *not* the T this batch was padded to.
-      weights: `[B]`, non-negative; None means 1. Every row of weight 1 counts, also one that is fully masked,
-        such as a truncated completion; a row that only fills the batch needs weight 0.
-
-    Returns:
-      total in nats, count in (weighted) rows times `L_max`.
+    `max_length` is `L_max`, tokens: the configured completion limit, *not* the T this batch was padded to. Every row of
+    weight 1 counts, also a fully masked one, such as a truncated completion; one that only fills the batch needs 0.
     """
     totals = sequence_sum(losses, mask)
     return _weighted_sum(totals, jnp.full_like(totals, max_length), weights)
@@ -106,20 +80,9 @@ def reduce(
     max_length: Scalar | None = None,
     weights: Float[Array, " B"] | None = None,
 ) -> WeightedSum:
-    """Dispatch to `token_mean`, `sequence_mean` or `constant`: the aggregation axis of an ablation.
+    """`token_mean`, `sequence_mean` or `constant`, by name: the aggregation axis of an ablation.
 
-    Args:
-      losses: `[B, T]`, any float dtype, nats.
-      mask: `[B, T]`, bool, True on the tokens that count.
-      aggregation: name of the reduction.
-      max_length: tokens; needed by `constant`, unused by the others.
-      weights: `[B]`, non-negative; None means 1.
-
-    Returns:
-      The reduction's `WeightedSum`.
-
-    Raises:
-      ValueError: unknown aggregation, or `constant` without `max_length`.
+    Raises ValueError on another name, or on `constant` without `max_length` (tokens), which the others do not read.
     """
     require_choice("aggregation", aggregation, Aggregation)
     if aggregation == "token_mean":
@@ -132,15 +95,7 @@ def reduce(
 
 
 def example_mean(losses: Float[Array, " B"], weights: Float[Array, " B"] | None = None) -> WeightedSum:
-    """Mean over examples (pairs, sequences): `sum_b w_b loss_b / sum_b w_b`.
-
-    Args:
-      losses: `[B]`, any float dtype, nats.
-      weights: `[B]`, non-negative; None means 1. Rows that only pad the batch need weight 0.
-
-    Returns:
-      total in nats, count in (weighted) examples.
-    """
+    """Mean over examples (pairs, sequences), which it counts: `sum_b w_b loss_b / sum_b w_b`; losses are `[B]`."""
     chex.assert_rank(losses, 1)
     losses = losses.astype(jnp.float32)
     return _weighted_sum(losses, jnp.ones_like(losses), weights)
@@ -154,18 +109,8 @@ def reduce_metrics(
 ) -> dict[str, WeightedSum]:
     """Reduce `ObjectiveOutput.metrics`: `[B, T]` by `token_mean`, `[B]` by `example_mean`.
 
-    A `Subset` is the `example_mean` of its rows; where it has none, total and count are 0.
-
-    Args:
-      metrics: unreduced metrics by name.
-      mask: `[B, T]`, bool, the mask of the losses; needed when a metric is `[B, T]`.
-      weights: `[B]`, the weights of the losses.
-
-    Returns:
-      One `WeightedSum` per metric, to be added over micro-batches like the loss.
-
-    Raises:
-      ValueError: a metric that is neither `[B]` nor `[B, T]`, or a `[B, T]` metric without a mask.
+    A `Subset` is the `example_mean` of its rows; where it has none, total and count are 0. Mask and weights are those
+    of the losses. Raises ValueError on a metric that is neither `[B]` nor `[B, T]`, or on `[B, T]` without a mask.
     """
     reduced = {}
     for name, values in metrics.items():
@@ -183,15 +128,7 @@ def reduce_metrics(
 
 
 def sequence_sum(values: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, " B"]:
-    """`sum_t m_bt values_bt` in float32, 0 for an empty row; turns token into sequence log-probs.
-
-    Args:
-      values: `[B, T]`, any float dtype.
-      mask: `[B, T]`, bool.
-
-    Returns:
-      `[B]`, float32.
-    """
+    """`sum_t m_bt values_bt` in float32, 0 for an empty row; turns token into sequence log-probs."""
     chex.assert_rank(values, 2)
     return masked(values, mask).sum(axis=1)
 

@@ -1,7 +1,6 @@
 """Simple preference optimisation: the length-normalised log-prob is the reward, without a reference."""
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from objectives.pairs import mean_logps, pair_metrics, smoothed_nll
@@ -25,28 +24,17 @@ def simpo_loss(
     Source: Meng et al. 2024 (SimPO), Eq. 6.
 
     Args:
-      policy_chosen_logps: `l_c`, `[B]`, nats, *summed* over the completion; divided by the length here.
-      policy_rejected_logps: `l_r`, `[B]`, nats, likewise.
-      chosen_lengths: `|c|`, `[B]`, tokens.
-      rejected_lengths: `|r|`, `[B]`, tokens.
+      policy_chosen_logps, policy_rejected_logps: `l_c`, `l_r`, `[B]`, sums; divided by the length here.
+      chosen_lengths, rejected_lengths: `|c|`, `|r|`, `[B]`, tokens.
       beta: b > 0; 2 to 10, being per token.
       gamma: target margin of the rewards, >= 0 (TRL's `simpo_gamma`; the paper tunes `gamma / beta`).
       label_smoothing: e in [0, 0.5).
-
-    Returns:
-      losses `[B]`, one per pair. Metrics as `dpo_loss`, with the reward `beta l / |y|`; `reward_margin` is
-      before gamma, the log-probs are the sums.
-
+    Returns losses `[B]`, one per pair. Metrics as `dpo_loss`, with the reward `beta l / |y|`; `reward_margin` is before
+    gamma, the log-probs are the sums.
     Differs from the paper: label smoothing, as TRL.
     """
     chosen = mean_logps(policy_chosen_logps, chosen_lengths)
     rejected = mean_logps(policy_rejected_logps, rejected_lengths)
-    margin = beta * (chosen - rejected)
-    metrics = pair_metrics(
-        rewards_chosen=beta * chosen,
-        rewards_rejected=beta * rejected,
-        margin=margin,
-        logps_chosen=policy_chosen_logps.astype(jnp.float32),
-        logps_rejected=policy_rejected_logps.astype(jnp.float32),
-    )
-    return ObjectiveOutput(smoothed_nll(margin - gamma, label_smoothing), jax.lax.stop_gradient(metrics))
+    metrics = pair_metrics(beta, chosen, rejected, policy_chosen_logps, policy_rejected_logps)
+    losses = smoothed_nll(metrics["reward_margin"] - gamma, label_smoothing)
+    return ObjectiveOutput(losses, jax.lax.stop_gradient(metrics))

@@ -26,23 +26,18 @@ def step_dpo_loss(
 
     `x = sum_{t in step} (l_t - l_ref_t)`; `loss = -(1 - e) log sigmoid(b (x_c - x_r)) - e log sigmoid(-b (...))`
 
-    Source: Lai et al. 2024 (Step-DPO); Zhai et al. 2024, "Enhancing Decision-Making for LLM Agents via
-    Step-Level Q-Value Models", step-level preference loss.
+    Source: Lai et al. 2024 (Step-DPO); Zhai et al. 2024, "Enhancing Decision-Making for LLM Agents via Step-Level
+    Q-Value Models", step-level preference loss.
 
     Args:
-      policy_chosen_token_logps: `[B, T]`, nats, of history and step; only the step counts.
-      policy_rejected_token_logps: `[B, S]`, nats, likewise; S may differ from T.
-      ref_chosen_token_logps: `[B, T]`, nats, under the frozen reference. No gradient passes.
-      ref_rejected_token_logps: `[B, S]`, nats, likewise.
-      chosen_step_mask: `[B, T]`, True on the tokens of the chosen step: neither the shared history, which would
+      policy_chosen_token_logps, ref_chosen_token_logps: `[B, T]`, of history and step; only the step counts.
+      policy_rejected_token_logps, ref_rejected_token_logps: `[B, S]`, likewise; S may differ from T.
+      chosen_step_mask, rejected_step_mask: True on the tokens of the step: neither the shared history, which would
         cancel, nor what follows.
-      rejected_step_mask: `[B, S]`, likewise.
       beta: b, inverse temperature, > 0.
       label_smoothing: e in [0, 0.5).
-
-    Returns:
-      losses `[B]` and metrics as `dpo_loss`, over the step. A pair with an empty step has only one side: give
-      it weight 0.
+    Returns losses `[B]` and metrics as `dpo_loss`, over the step. A pair with an empty step has only one side: give it
+    weight 0.
     """
     return dpo_loss(
         policy_chosen_logps=sequence_sum(policy_chosen_token_logps, chosen_step_mask),
@@ -66,18 +61,15 @@ def step_q_values(
 
     `Q(s, a) = b sum_{t in a} (l_t - l_ref_t)`
 
-    Source: Zhai et al. 2024, "Enhancing Decision-Making for LLM Agents via Step-Level Q-Value Models";
-    the Q of a DPO policy, Rafailov et al. 2024, "From r to Q*".
+    Source: Zhai et al. 2024, "Enhancing Decision-Making for LLM Agents via Step-Level Q-Value Models"; the Q of a DPO
+    policy, Rafailov et al. 2024, "From r to Q*".
 
     Args:
-      policy_logps: `[B, T]`, nats.
-      ref_logps: `[B, T]`, nats.
+      policy_logps, ref_logps: `[B, T]`.
       step_ids: `[B, T]`, the step of each token, 1 to `num_steps`; 0, and any other number, is no step.
       num_steps: S, static.
       beta: b, the one the policy was trained with.
-
-    Returns:
-      `[B, S]`, float32, nats, without gradient; 0 for a step without tokens.
+    Returns `[B, S]`, nats, without gradient; 0 for a step without tokens.
     """
     chex.assert_equal_shape([policy_logps, ref_logps, step_ids])
     steps = jnp.arange(1, num_steps + 1, dtype=step_ids.dtype)

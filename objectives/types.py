@@ -1,7 +1,4 @@
-"""The types every objective shares.
-
-Shapes: B sequences, T tokens, V vocabulary. All losses are float32, in nats.
-"""
+"""The types every objective shares. Shapes: B sequences, T tokens. All losses are float32, in nats."""
 
 from typing import Any, NamedTuple, get_args
 
@@ -13,24 +10,18 @@ Scalar = float | Float[Array, ""]
 
 
 class Subset(NamedTuple):
-    """A metric of some rows only (the desirable ones, prompts with a pair), so that its mean counts only those.
+    """A metric of some rows only (the desirable ones, prompts with a pair), so that its mean counts only those."""
 
-    Attributes:
-      values: float32 `[B]`.
-      where: float32 `[B]`, 1 on the rows that count, else 0.
-    """
-
-    values: Array
-    where: Array
+    values: Array  # float32 [B]
+    where: Array  # float32 [B], 1 on the rows that count, else 0
 
 
 class ObjectiveOutput(NamedTuple):
-    """What an objective returns.
+    """What an objective returns; the caller reduces metrics over micro-batches with the masks of the losses.
 
     Attributes:
       losses: unreduced, float32, `[B]` (one per sequence or pair) or `[B, T]` (one per token).
-      metrics: unreduced float32 arrays of shape `[B]` or `[B, T]`, or a `Subset` of the rows, without
-        gradient; the caller reduces them over micro-batches with the same masks as the losses.
+      metrics: unreduced, float32, `[B]`, `[B, T]` or a `Subset` of the rows, without gradient.
     """
 
     losses: Array
@@ -38,15 +29,10 @@ class ObjectiveOutput(NamedTuple):
 
 
 class WeightedSum(NamedTuple):
-    """A sum and the number of things summed; micro-batches and devices add both and divide once.
+    """A sum and the number of things summed; micro-batches and devices add both and divide once."""
 
-    Attributes:
-      total: float32 scalar.
-      count: float32 scalar, independent of the parameters.
-    """
-
-    total: Array
-    count: Array  # type: ignore[assignment]  # hides tuple.count
+    total: Array  # float32 scalar
+    count: Array  # type: ignore[assignment]  # hides tuple.count; float32 scalar, independent of the parameters
 
     def __add__(self, other: "WeightedSum") -> "WeightedSum":  # type: ignore[override]
         return WeightedSum(self.total + other.total, self.count + other.count)
@@ -57,10 +43,6 @@ class WeightedSum(NamedTuple):
 
 
 def require_choice(name: str, value: Any, literal: Any) -> None:
-    """Refuse a value that the `Literal` type does not list.
-
-    Raises:
-      ValueError: the value is none of the type's.
-    """
+    """Raises ValueError on a value that the `Literal` type does not list."""
     if value not in get_args(literal):
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(str, get_args(literal)))}")

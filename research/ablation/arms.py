@@ -11,21 +11,15 @@ from research.analysis.glossary import describe
 from research.config.experiment import Experiment
 from research.config.identity import run_identity
 from research.config.resolve import resolve
-from research.config.schema import short
-from research.config.tree import Tree, flatten, merged, to_tree, unknown_key, with_overrides
+from research.config.schema import expect, short
+from research.config.tree import Tree, flatten, merged, unknown_key, with_overrides
 from research.core.errors import ConfigError
 from research.evals.results import evaluator_metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One arm.
-
-    Attributes:
-      name: in tables and plots; printable, and free of what paths and folders mean.
-      overrides: each "dotted.key=value".
-      grid: where the arm lies in the ablation's grid: key -> value as it is spelled.
-    """
+    """One arm: overrides, each "dotted.key=value"; `grid` says where it lies in the ablation's: key -> value's text."""
 
     name: str
     overrides: tuple[str, ...]
@@ -37,9 +31,8 @@ class Plan:
     """An ablation, checked.
 
     Attributes:
-      tree: the config that all arms start from, the command line's overrides in it.
+      tree, base: the config with the command line's overrides, as it is and resolved.
       arms: the control first.
-      base: the config itself, resolved: the ablation's own keys.
       experiments: by arm's name, at the first seed.
     """
 
@@ -56,17 +49,12 @@ class Plan:
 def plan(config: ConfigDict, overrides: Iterable[str] = ()) -> Plan:
     """Resolves every arm, and refuses an ablation that would compare a thing with itself.
 
-    Args:
-      config: with an `ablation` section.
-      overrides: from the command line; one that no arm reads is refused.
-
     Raises:
-      ConfigError: no arms, a malformed or repeated override, one without effect, two arms that are the same
+      ConfigError: no arms, a malformed or repeated override, one that no arm reads, two arms that are the same
         experiment or are measured differently, a control or seed key that does not exist.
     """
-    tree = to_tree(config)
     texts = tuple(overrides)
-    tree, _ = with_overrides(tree, texts, "override")
+    tree, _ = with_overrides(config.to_dict(), texts, "override")
     arms = _read_arms(tree)
     base = resolve(tree)
     _check_ablation(base, arms)
@@ -81,16 +69,16 @@ def _read_arms(tree: Tree) -> list[Arm]:
     section = tree.get("ablation", {})
     arms = []
     for name, overrides in dict(section.get("arms", {})).items():
-        where = f"ablation.arms.{short(name)}"
+        where, expected = f"ablation.arms.{short(name)}", "a tuple of 'dotted.key=value'"
         if isinstance(overrides, Mapping):  # a dotted name that was read as sections
-            raise ConfigError(f"{where}: got a section, expected a tuple of 'dotted.key=value'")
-        if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
-            raise ConfigError(f"{where}: got {short(overrides)}, expected a tuple of 'dotted.key=value'")
+            raise ConfigError(f"{where}: got a section, expected {expected}")
+        texts = not isinstance(overrides, str) and all(isinstance(text, str) for text in overrides)
+        expect(texts, where, overrides, expected)
         arms.append(Arm(name, tuple(overrides)))
     arms += _grid_arms(flatten(section.get("grid", {})))
-    for arm in arms:
-        _check_name(arm.name)
     names = [arm.name for arm in arms]
+    for name in names:
+        _check_name(name)
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"ablation.arms.{name}: is given twice")
@@ -102,13 +90,10 @@ def _read_arms(tree: Tree) -> list[Arm]:
 def _grid_arms(grid: Mapping[str, Any]) -> list[Arm]:
     """Every combination of the grid's values; names say the last part of each key that tells the keys apart."""
     for key, values in grid.items():
-        if not isinstance(values, list | tuple) or not values or len(set(map(str, values))) < len(values):
-            raise ConfigError(f"ablation.grid.{key}: got {short(values)}, expected a tuple of different values")
-    if not grid:
-        return []
-    named = _shortened(list(grid))
-    found = []
-    for point in itertools.product(*grid.values()):
+        several = isinstance(values, list | tuple) and 0 < len(values) == len(set(map(str, values)))
+        expect(several, f"ablation.grid.{key}", values, "a tuple of different values")
+    named, found = _shortened(list(grid)), []
+    for point in itertools.product(*grid.values()) if grid else ():
         texts = {key: _spelled(value) for key, value in zip(grid, point, strict=True)}
         name = ", ".join(f"{named[key]}={text}" for key, text in texts.items())
         found.append(Arm(name, tuple(f"{key}={text}" for key, text in texts.items()), texts))
@@ -127,18 +112,16 @@ def _shortened(keys: list[str]) -> dict[str, str]:
     found = {}
     for key in keys:
         parts = key.split(".")
-        for length in range(1, len(parts) + 1):
-            ending = ".".join(parts[-length:])
-            if sum(other == ending or other.endswith(f".{ending}") for other in keys) == 1:
-                break
-        found[key] = ending
+        endings = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
+        apart = (end for end in endings if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
+        found[key] = next(apart, key)
     return found
 
 
 def _check_name(name: str) -> None:
     """A name reaches tables, plots and folders."""
-    bad = not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 120
-    if bad or "/" in name or "\\" in name or name.strip(".") == "":
+    fine = isinstance(name, str) and name.strip() and name.strip(".") and name.isprintable() and len(name) <= 120
+    if not fine or "/" in name or "\\" in name:
         raise ConfigError(
             f"ablation.arms: got the name {short(name)}, expected 1 to 120 printable characters without / and \\ "
             "because reports and folders are named by it"
@@ -146,15 +129,13 @@ def _check_name(name: str) -> None:
 
 
 def _check_ablation(base: Experiment, arms: list[Arm]) -> None:
-    section, names = base.ablation, [arm.name for arm in arms]
-    if not section.seeds or len(set(section.seeds)) != len(section.seeds):
-        raise ConfigError(f"ablation.seeds: got {list(section.seeds)}, expected at least one and each once")
-    if section.control and section.control not in names:
-        raise ConfigError(f"ablation.control: got {section.control!r}, expected one of {', '.join(names)}")
+    section, names, known = base.ablation, [arm.name for arm in arms], flatten(base.tree)
+    listed, seeds = ", ".join(names), list(section.seeds)
+    expect(0 < len(seeds) == len(set(seeds)), "ablation.seeds", seeds, "at least one and each once")
+    expect(section.control in ("", *names), "ablation.control", section.control, f"one of {listed}")
     for pair in section.pairs:
-        if pair.count(":") != 1 or not set(pair.split(":")) <= set(names):
-            raise ConfigError(f"ablation.pairs: got {pair!r}, expected 'a:b' of two arms among {', '.join(names)}")
-    known = flatten(base.tree)
+        of_arms = pair.count(":") == 1 and set(pair.split(":")) <= set(names)
+        expect(of_arms, "ablation.pairs", pair, f"'a:b' of two arms among {listed}")
     for key in section.seed_keys:
         if key not in known:
             raise ConfigError(f"ablation.seed_keys: {unknown_key(key, known)}")
@@ -172,20 +153,19 @@ def _check_arms(tree: Tree, arms: list[Arm], base: Experiment) -> dict[str, Expe
     experiments: dict[str, Experiment] = {}
     seen: dict[str, Tree] = {}
     for arm in arms:
-        experiment = _resolve(tree, arm, base, seeds[0])
+        where, experiment = f"ablation.arms.{arm.name}", _resolve(tree, arm, base, seeds[0])
         identity = run_identity(experiment, until)
         if arm.overrides and not arm.grid and identity == plain:
             raise ConfigError(
-                f"ablation.arms.{arm.name}: its overrides ({', '.join(arm.overrides)}) change nothing, expected them "
-                "to differ from the config's own values"
+                f"{where}: its overrides ({', '.join(arm.overrides)}) change nothing, expected them to differ from the "
+                "config's own values"
             )
         for other, known in seen.items():
             if known == identity:
-                raise ConfigError(f"ablation.arms.{arm.name}: is the same experiment as arm {other}")
+                raise ConfigError(f"{where}: is the same experiment as arm {other}")
             if known["evaluation"]["evaluation"] != identity["evaluation"]["evaluation"]:
                 raise ConfigError(
-                    f"ablation.arms.{arm.name}: is measured by another evaluation than arm {other}, expected one "
-                    "yardstick for all arms"
+                    f"{where}: is measured by another evaluation than arm {other}, expected one yardstick for all arms"
                 )
         for seed in seeds[1:]:
             if run_identity(_resolve(tree, arm, base, seed), until) == identity:
@@ -221,11 +201,10 @@ def _resolve(tree: Tree, arm: Arm, base: Experiment, seed: int) -> Experiment:
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(where) else f"{where}: {text}") from error
-    names = [stage.name for stage in experiment.stages]
-    if base.ablation.stage not in names:
+    if base.ablation.stage not in experiment.names:
         raise ConfigError(
             f"ablation.stage: got {base.ablation.stage!r}, which arm {arm.name} does not have; expected one of "
-            f"{', '.join(names)}"
+            f"{', '.join(experiment.names)}"
         )
     return experiment
 
@@ -239,12 +218,11 @@ def _check_metric(base: Experiment, experiment: Experiment, arm: Arm) -> None:
         return
     available: set[str] = set()
     for name, metrics in built_in.items():  # the others may stand in for the accuracy
-        if name in evaluators or (evaluators and name != "accuracy"):
-            available |= metrics if name != "accuracy" or stage.samples else set()
-    on_given = not stage.online and describe(metric.removeprefix("eval/")) is not None
-    if metric not in available and not (metric.startswith("eval/") and on_given):
-        found = [*sorted(available), *([] if stage.online else ["eval/loss and the like"])]
+        if evaluators and (name != "accuracy" or (name in evaluators and stage.samples)):
+            available |= metrics
+    on_given = not stage.online and metric.startswith("eval/") and describe(metric.removeprefix("eval/")) is not None
+    if metric not in available and not on_given:
+        found = [*sorted(available), *([] if stage.online else ["eval/loss and the like"])] or ["nothing"]
         raise ConfigError(
-            f"ablation.metric: got {metric!r}, but stage {stage.name} of arm {arm.name} measures "
-            f"{', '.join(found) or 'nothing'}"
+            f"ablation.metric: got {metric!r}, but stage {stage.name} of arm {arm.name} measures {', '.join(found)}"
         )

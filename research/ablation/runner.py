@@ -19,7 +19,7 @@ from research.core.interrupts import Interrupts
 from research.core.progress import Progress
 from research.core.stages import hold_workdir
 from research.core.versions import collect_versions
-from research.train.chain import Finished, run_chain
+from research.train.chain import run_chain
 from research.train.setup import Setup, set_up
 
 
@@ -28,15 +28,9 @@ def run_ablation(
 ) -> tuple[list[RunResult], ReportPaths]:
     """Runs what is not finished, notes the results after every run and writes the report after every seed.
 
-    A finished (arm, seed) is read, an interrupted one goes on from its newest checkpoint, a failed one is
-    recorded with its error and tried again next time. Seeds are the outer loop, so that an interrupted
-    ablation has compared all arms at the seeds it has.
-
-    Args:
-      config: with an `ablation` section.
-      workdir: stages in it that this ablation shares are read.
-      overrides: "dotted.key=value" from the command line; one that no arm reads is refused.
-      interrupts: says when to save and to stop.
+    A finished (arm, seed) is read, an interrupted one goes on from its newest checkpoint, a failed one is recorded with
+    its error and tried again next time. Seeds are the outer loop, so that an interrupted ablation has compared all arms
+    at the seeds it has.
 
     Returns:
       One result an (arm, seed), and the report's files.
@@ -48,18 +42,19 @@ def run_ablation(
     """
     planned = plan(config, overrides)
     first = planned.experiments[planned.arms[0].name]
-    seeds = planned.base.ablation.seeds
-    results: dict[tuple[str, int], RunResult] = {}
+    seeds, order = planned.base.ablation.seeds, [arm.name for arm in planned.arms]
+    results: list[RunResult] = []
     with hold_workdir(workdir, planned.base.tree):
         setups = {_setup_key(first): set_up(first, workdir)}
         with Progress("ablation", len(planned.arms) * len(seeds), unit="runs") as overall:
             for seed in seeds:
                 for arm in planned.arms:
-                    results[arm.name, seed] = _run(planned, arm, seed, workdir, setups, interrupts)
+                    results.append(_run(planned, arm, seed, workdir, setups, interrupts))
                     overall.advance(1)
-                    save_results(workdir / "results.json", _ordered(planned, results))
-                paths = _report(planned, _ordered(planned, results), workdir)
-    return list(results.values()), paths
+                    by_arm = sorted(results, key=lambda result: order.index(result.arm))
+                    save_results(workdir / "results.json", by_arm)
+                paths = _report(planned, by_arm, workdir)
+    return results, paths
 
 
 def _run(
@@ -85,14 +80,8 @@ def _run(
         key = _setup_key(experiment)
         if key not in setups:
             setups[key] = set_up(experiment, workdir)
-        chain = run_chain(
-            experiment,
-            workdir,
-            until=section.stage,
-            setup=setups[key],
-            run_name=f"{arm.name[:50]}-s{seed}",
-            interrupts=interrupts,
-        )
+        name, shared = f"{arm.name[:50]}-s{seed}", setups[key]
+        chain = run_chain(experiment, workdir, until=section.stage, setup=shared, run_name=name, interrupts=interrupts)
         done = next(f for f in chain if f.stage.name == section.stage)
         metrics = done.metrics
         if section.metric not in metrics:
@@ -110,21 +99,13 @@ def _run(
         budget=Budget(**done.result["budget"]),
         curve=done.curve,
         run_dir=str(done.folder.path.relative_to(workdir)),
-        stages=tuple(_use(each, workdir) for each in chain),
+        stages=tuple(
+            StageUse(f.stage.name, str(f.folder.path.relative_to(workdir)), f.result["budget"]["seconds"], f.reused)
+            for f in chain
+        ),
         evaluation=done.evaluated_by,
         curve_evaluation=done.result["curve_evaluation"],
     )
-
-
-def _use(done: Finished, workdir: Path) -> StageUse:
-    folder = str(done.folder.path.relative_to(workdir))
-    return StageUse(done.stage.name, folder, done.result["budget"]["seconds"], done.reused)
-
-
-def _ordered(planned: Plan, results: dict[tuple[str, int], RunResult]) -> list[RunResult]:
-    """What there is so far, by arm and then by seed."""
-    seeds = planned.base.ablation.seeds
-    return [results[a.name, seed] for a in planned.arms for seed in seeds if (a.name, seed) in results]
 
 
 def _report(planned: Plan, results: list[RunResult], workdir: Path) -> ReportPaths:

@@ -12,7 +12,7 @@ from models.config import ModelConfig
 from models.logprobs import hidden_divergence
 from models.softmax import likeliest_token
 from models.transformer import unembedding
-from objectives.distillation import Divergence, Tail, token_divergence, topk_distillation_loss
+from objectives.distillation import Divergence, Tail, distillation_loss, topk_distillation_loss
 from objectives.reduce import reduce_metrics, token_mean
 from research.algorithms.base import Algorithm, Frozen, Objective, Rollouts, Scalars, Summed, provides, when
 from research.algorithms.context import teacher_rows
@@ -51,8 +51,9 @@ class Distill(Algorithm[DistillBatch]):
                 "agreement": (likeliest_token(student_logits) == likeliest_token(teacher_logits)).astype(jnp.float32),
             }
             if not self.top_k:
-                losses = token_divergence(student_logits, teacher_logits, every, self.divergence, jsd_beta)
-                return {"losses": losses, **metrics}
+                options = {"mask": every, "divergence": self.divergence, "jsd_beta": jsd_beta}
+                out = distillation_loss(student_logits=student_logits, teacher_logits=teacher_logits, **options)
+                return {"losses": out.losses, **metrics}
             kept, ids = jax.lax.top_k(jax.nn.log_softmax(teacher_logits), self.top_k)
             out = topk_distillation_loss(
                 student_topk_logps=jnp.take_along_axis(logps, ids, axis=-1),

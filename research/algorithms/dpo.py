@@ -7,8 +7,7 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
-from objectives.dpo import OPTIONS as READ_BY
-from objectives.dpo import DPOLossType, dpo_loss
+from objectives.dpo import READ_BY, DPOLossType, dpo_loss
 from objectives.dpo_terms import FDivergence, bco_delta_statistic, length_desensitized_logps, wpo_weights
 from research.algorithms import pairs
 from research.algorithms.base import Frozen, Scalars, Summed, provides, when
@@ -41,7 +40,7 @@ class DPO(pairs.ReferencePairs, pairs.PairAlgorithm):
     def loss(self, model: Network, batch: PreferenceBatch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over pairs; log-probs are summed over the completion."""
         assert batch.ref_chosen_logps is not None and batch.ref_rejected_logps is not None
-        weights, read = batch.chosen.weights, READ_BY[self.loss_type]
+        weights, read = batch.chosen.weights, {name for name, losses in READ_BY.items() if self.loss_type in losses}
         sides, masks = pairs.pair_logps(model, batch), pairs.pair_masks(batch)
         shared = jnp.minimum(masks[0].sum(axis=1), masks[1].sum(axis=1))
         summed = partial(length_desensitized_logps, public_lengths=shared, ld_alpha=scalars["ld_alpha"])
@@ -81,7 +80,7 @@ class DPO(pairs.ReferencePairs, pairs.PairAlgorithm):
 
 
 def _reads(option: str) -> Callable[[Mapping[str, Any], Any], bool]:
-    return lambda options, _: option in READ_BY[options["loss_type"]]
+    return lambda options, _: options["loss_type"] in READ_BY[option]
 
 
 def _check(options: Mapping[str, Any]) -> None:
@@ -93,7 +92,7 @@ def _check(options: Mapping[str, Any]) -> None:
             f"ld_alpha: got {options['ld_alpha']}, expected 1 with rpo_alpha={options['rpo_alpha']} because the "
             "likelihood of the chosen would be desensitised too"
         )
-    if options["f_divergence"] != "reverse_kl" and "f_divergence" not in READ_BY[loss_type]:
+    if options["f_divergence"] != "reverse_kl" and loss_type not in READ_BY["f_divergence"]:
         raise ValueError(
             f"f_divergence: got {options['f_divergence']!r}, expected 'reverse_kl' because {loss_type} is no "
             "function of the contrast alone"

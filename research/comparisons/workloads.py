@@ -11,7 +11,7 @@ from models.config import ModelConfig
 from research.config.experiment import make_model
 from research.config.schema import key
 from research.config.sections import COUNTER, Model
-from research.config.tree import merged, parse_override, parse_section, to_tree, unknown_key
+from research.config.tree import parse_section, unknown_key, with_overrides
 from research.core.errors import ConfigError
 
 FIRST_ID = 5
@@ -132,13 +132,12 @@ def read_comparison(config: ConfigDict, overrides: Iterable[str] = (), only: Seq
     Raises:
       ConfigError: an unknown key, a value of another type or out of range, shapes that do not fit together.
     """
-    tree = to_tree(config)
-    for text in overrides:
-        name, value = parse_override(text, "override")
+    plain = config.to_dict()
+    tree, names = with_overrides(plain, overrides, "override")
+    for name in names:
         kind, _, rest = name.partition(".")
-        if kind in KINDS and rest.partition(".")[0] not in tree.get(kind, {}):
-            raise unknown_key(name, [f"{kind}.{case}" for case in tree.get(kind, {})])
-        tree = merged(tree, name, value)
+        if kind in KINDS and rest.partition(".")[0] not in plain.get(kind, {}):
+            raise unknown_key(name, [f"{kind}.{case}" for case in plain.get(kind, {})])
     settings = parse_section(Settings, tree, others=("question", *KINDS)).value
     model = make_model(settings.model, settings.vocab_size)
     found: dict[str, list[Workload]] = {}
@@ -150,9 +149,12 @@ def read_comparison(config: ConfigDict, overrides: Iterable[str] = (), only: Seq
             told = list(case.messages(settings))
             if not told:
                 raise ConfigError(f"{name}.batch_sizes: got (), expected at least one")
-            names = [f"{name}, batch {each['batch_size']}" if len(told) > 1 else name for each in told]
-            works = [Workload(n, case.peers, {**common, **each}) for n, each in zip(names, told, strict=True)]
-            found[name] = works
+            found[name] = [
+                Workload(
+                    f"{name}, batch {each['batch_size']}" if len(told) > 1 else name, case.peers, {**common, **each}
+                )
+                for each in told
+            ]
     for name in only:
         if not any(name in _names(case) for case in found):
             raise ConfigError(f"--only: got {name!r}, expected some of {', '.join(found)}")

@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from research.config.references import PACKAGES, provided
-from research.config.resolve import SECTIONS
+from research.config.references import provided
 from research.config.schema import Key, keys_of, sections_of
-from research.config.sections import Objective, StageSection
+from research.config.sections import SECTIONS, StageSection
 from research.config.tree import unknown_key
 
 _EFFECTS = {
@@ -43,38 +42,26 @@ class Described(NamedTuple):
 
 
 def describe(path: str, stage: str = "rl") -> list[Described]:
-    """The keys at a dotted path: one key, or all of a section; "" is everything.
-
-    Args:
-      path: such as "rl.rollout", "evaluation.k" or "rl.objective.grpo".
-      stage: the name under which the keys of a stage are listed.
+    """The keys at a dotted path such as "rl.rollout" or "evaluation.k"; "" is all, the stage's as `stage`.
 
     Raises:
       ConfigError: no such key, with the nearest one.
     """
-    known = list(_all(stage))
-    first, dot, rest = path.partition(".")
-    if first not in {*SECTIONS, stage, ""}:  # another stage's name
-        known = list(_all(first))
-    wanted = f"{first}{dot}{rest}"
-    found = [each for each in known if each.path == wanted or not wanted or each.path.startswith(f"{wanted}.")]
+    first = path.partition(".")[0]
+    stage = stage if first in {*SECTIONS, ""} else first
+    sections: Mapping[str, type] = {**SECTIONS, stage: StageSection}
+    known = [each for name, cls in sections.items() for each in _of(cls, f"{name}.")]
+    found = [each for each in known if not path or f"{each.path}.".startswith(f"{path}.")]
     if not found:
         raise unknown_key(path, [each.path for each in known])
     return found
 
 
-def _all(stage: str) -> Iterator[Described]:
-    sections: Mapping[str, type] = {**SECTIONS, stage: StageSection, f"{stage}.objective": Objective}
-    for name, cls in sections.items():
-        yield from _of(cls, f"{name}.")
-
-
 def _of(cls: type, where: str) -> Iterator[Described]:
-    kinds = []
-    for name, key in keys_of(cls).items():
+    keys = keys_of(cls)
+    for name, key in keys.items():
         yield Described(f"{where}{name}", key)
-        kinds += [key.component] if key.component in PACKAGES else []
-    for kind in dict.fromkeys(kinds):
+    for kind in dict.fromkeys(key.component for key in keys.values() if key.component is not None):
         for name, (_, target) in sorted(provided(kind).items()):
             for option, key in keys_of(target).items():
                 yield Described(f"{where}{name}.{option}", key)

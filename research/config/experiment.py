@@ -5,31 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.config import ModelConfig
-from research.config.sections import (
-    Ablation,
-    Data,
-    Evaluation,
-    Facts,
-    Mesh,
-    Model,
-    Records,
-    Sampler,
-    StageSection,
-    Tools,
-)
+from research.config import sections
 from research.config.tree import Chosen, Section, Tree
 from research.core.errors import ConfigError
 from research.core.optim import Rule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage(StageSection):
+class Stage(sections.StageSection):
     """One stage, resolved: the keys of its section, and
 
     Attributes:
-      name: its key in the config.
-      objective: what the config names as its objective, a `research.algorithms.base.Objective`.
-      options: the objective's own settings.
+      objective, options: a `research.algorithms.base.Objective` and its own settings.
       start: name (or folder) of the stage that it starts from; "" starts from scratch.
       facts: what decides which of its keys have an effect.
       parsed: the section as it was parsed, with the components that it names.
@@ -39,7 +26,7 @@ class Stage(StageSection):
     objective: Any
     options: Mapping[str, Any]
     start: str
-    facts: Facts
+    facts: sections.Facts
     parsed: Section
 
     @property
@@ -81,7 +68,7 @@ class Stage(StageSection):
         found: list[tuple[str, str]] = []
         for role in sorted(self.facts.roles | self.facts.answer_roles):
             names = getattr(self.roles, role)
-            found += [(role, name) for name in (names or ("",))] if role == "reward" else [(role, names)]
+            found += [(role, name) for name in ((names,) if isinstance(names, str) else names or ("",))]
         return tuple(found)
 
     @property
@@ -98,13 +85,11 @@ class Stage(StageSection):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A whole config, validated.
+    """A whole config, validated: its sections, and
 
     Attributes:
-      name, question: for the report.
-      stages: in an order in which each comes after those that it reads.
+      stages: each after those that it reads.
       models: the sections `model` and `teacher_model`, as far as stages use them.
-      mesh, data, evaluation, sampler, tools, records, ablation: the sections of these names.
       parsed: the sections as they were parsed, with the components that they name.
       tree: every key and its value.
     """
@@ -112,14 +97,14 @@ class Experiment:
     name: str
     question: str
     stages: tuple[Stage, ...]
-    models: Mapping[str, Model]
-    mesh: Mesh
-    data: Data
-    evaluation: Evaluation
-    sampler: Sampler
-    tools: Tools
-    records: Records
-    ablation: Ablation
+    models: Mapping[str, sections.Model]
+    mesh: sections.Mesh
+    data: sections.Data
+    evaluation: sections.Evaluation
+    sampler: sections.Sampler
+    tools: sections.Tools
+    records: sections.Records
+    ablation: sections.Ablation
     parsed: Mapping[str, Section]
     tree: Tree
 
@@ -145,12 +130,8 @@ class Experiment:
         return make_model(self.models[model], vocab_size, model)
 
 
-def make_model(section: Model, vocab_size: int, name: str = "model") -> ModelConfig:
-    """A ModelConfig from a model section.
-
-    Raises:
-      ConfigError: shapes that do not fit together.
-    """
+def make_model(section: sections.Model, vocab_size: int, name: str = "model") -> ModelConfig:
+    """A ModelConfig from a model section; ConfigError if its shapes do not fit together."""
     fields = {key: value for key, value in vars(section).items() if key != "max_length"}
     try:
         return ModelConfig(vocab_size=vocab_size, **fields)

@@ -1,20 +1,16 @@
 """Experiment files: Python that makes a config."""
 
-import importlib.util
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from research.config.references import said_by
+from research.config.references import run_file, said_by
 from research.config.schema import short
 from research.core.errors import ConfigError
 
 
 def load_config(reference: str) -> ConfigDict:
-    """What `get_config` of an experiment file returns.
-
-    Args:
-      reference: path of the file, or path:argument.
+    """What `get_config` of an experiment file returns; `reference` is the file's path, or path:argument.
 
     Raises:
       ConfigError: no such file, one that cannot be run, or one that makes no config.
@@ -23,12 +19,10 @@ def load_config(reference: str) -> ConfigDict:
     path = Path(place)
     if not place or not path.is_file():
         raise ConfigError(f"--config: {short(place)}: no such experiment file")
-    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise ConfigError(f"--config: {place}: is no Python file")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        module = run_file(path, f"experiment_{path.stem}")
         if "get_config" not in vars(module):
             raise ConfigError(f"--config: {place}: has no get_config, so it is no experiment")
         config = module.get_config(argument) if argument else module.get_config()

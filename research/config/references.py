@@ -1,9 +1,8 @@
 """Components by reference: what a config names is a short name, `package.module:attribute` or `file.py:attribute`.
 
-A module of Temper offers components by short name in `PROVIDES`: kind -> name -> component. Nothing else lists them:
-all modules of the kind's package are read. A component may be a function, or a frozen dataclass whose `key` fields are
-its options (`make` fills them); an objective carries its options in a mapping. Options are found in the config beside
-the key that names the component, in a section of the component's name.
+A module of Temper offers components by short name in `PROVIDES`: kind -> name -> component; all modules of the kind's
+package are read. A component is a function, a frozen dataclass whose `key` fields are its options (`make` fills them),
+or an objective with a mapping of options. A config gives options in a section of the component's name, beside the key.
 """
 
 import ast
@@ -13,29 +12,24 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import pkgutil
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from research.config.schema import Key, Kind, keys_of, short
 from research.core.errors import ConfigError
 
-PACKAGES: Mapping[Kind, str] = MappingProxyType(
-    {
-        "objective": "research.algorithms",
-        "reward": "research.rewards",
-        "task": "research.tasks",
-        "transform": "research.tasks",
-        "evaluator": "research.evals",
-        "tool": "research.environments",
-        "environment": "research.environments",
-        "optimizer": "research.config",
-        "schedule": "research.config",
-    }
-)
+PACKAGES: Mapping[Kind, str] = {
+    "objective": "research.algorithms",
+    "reward": "research.rewards",
+    **dict.fromkeys(("task", "transform"), "research.tasks"),
+    "evaluator": "research.evals",
+    **dict.fromkeys(("tool", "environment"), "research.environments"),
+    **dict.fromkeys(("optimizer", "schedule"), "research.config"),
+}
 """Where the components of each kind live that have short names."""
 
 ROOMS = ("research", "models", "objectives", "launch", "experiments")
@@ -43,16 +37,11 @@ ROOMS = ("research", "models", "objectives", "launch", "experiments")
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """What a reference in a config stands for.
+    """What a reference in a config stands for: a function, class or object.
 
-    Attributes:
-      kind, reference: what the config says.
-      name: short, for logs, and the name of the section that holds its options.
-      target: the function, class or object.
-      source: SHA-256 of its source code, comments and docstrings left out; part of what it computes for.
+    `name` is short, for logs, and the name of the section that holds its options; `source` is of `source_hash`.
     """
 
-    kind: Kind
     reference: str
     name: str
     target: Any
@@ -69,12 +58,7 @@ class Component:
 
 
 def find(kind: Kind, reference: str, where: str) -> Component:
-    """The component that a config names.
-
-    Args:
-      kind: what it must be.
-      reference: a short name, `package.module:attribute` or `path/to/file.py:attribute`.
-      where: the config key, for errors.
+    """The component that a config names under the key `where`.
 
     Raises:
       ConfigError: no such name, file, module or attribute, or a file that cannot be run.
@@ -85,36 +69,29 @@ def find(kind: Kind, reference: str, where: str) -> Component:
         if reference not in known:
             near = difflib.get_close_matches(reference, known, n=1)
             hint = f"; the nearest is {near[0]}" if near else ""
-            raise ConfigError(
-                f"{where}: got {short(reference)}, expected one of {', '.join(sorted(known))}, module:attribute or "
-                f"file.py:attribute{hint}"
-            )
+            listed = f"{', '.join(sorted(known))}, module:attribute or file.py:attribute{hint}"
+            raise ConfigError(f"{where}: got {short(reference)}, expected one of {listed}")
         module, target = known[reference]
-        return Component(kind, reference, reference, target, source_hash(module))
-    module = _load_file(Path(place), where) if place.endswith(".py") else _load_module(place, where)
+        return Component(reference, reference, target, source_hash(module))
+    module = (_load_file if place.endswith(".py") else _load_module)(place, where)
     target = vars(module).get(attribute)
     if target is None:
         listed = ", ".join(sorted(n for n, v in vars(module).items() if _offered(module, n, v))) or "nothing"
         raise ConfigError(f"{where}: {place} has no {attribute!r}, expected one of: {listed}")
     name = getattr(target, "name", None)
-    return Component(kind, reference, name if isinstance(name, str) else attribute, target, source_hash(module))
+    return Component(reference, name if isinstance(name, str) else attribute, target, source_hash(module))
 
 
 @functools.cache
 def provided(kind: Kind) -> Mapping[str, tuple[ModuleType, Any]]:
-    """Short name -> (module, component) of everything that the kind's package offers.
-
-    Raises:
-      ConfigError: two modules offer the same name.
-    """
+    """Short name -> (module, component) of all that the kind's package offers; ConfigError if one is offered twice."""
     found: dict[str, tuple[ModuleType, Any]] = {}
-    package = importlib.import_module(PACKAGES[kind])
-    for info in sorted(pkgutil.walk_packages(package.__path__, f"{package.__name__}."), key=lambda i: i.name):
-        path = Path(*info.name.split(".")[1:])
-        file = Path(package.__path__[0]).parent / (path / "__init__.py" if info.ispkg else path.with_suffix(".py"))
+    folder = Path(importlib.import_module(PACKAGES[kind]).__path__[0])
+    for file in sorted(folder.rglob("*.py")):
         if "\nPROVIDES" not in file.read_text(encoding="utf-8"):  # spares the import of all others
             continue
-        module = importlib.import_module(info.name)
+        parts = file.relative_to(folder).with_suffix("").parts
+        module = importlib.import_module(".".join((PACKAGES[kind], *parts)).removesuffix(".__init__"))
         for name, target in module.PROVIDES.get(kind, {}).items():
             if name in found:
                 raise ConfigError(f"{kind} {name!r}: is offered by {found[name][0].__name__} and {module.__name__}")
@@ -137,15 +114,12 @@ def source_hash(module: ModuleType) -> str:
 
 def _with_neighbours(file: Path) -> set[Path]:
     """A file and those in its folder that it imports, directly or not."""
-    found, waiting = set(), [file.resolve()]
+    found, waiting = set(), {file.resolve()}
     while waiting:
-        current = waiting.pop()
-        if current in found:
-            continue
-        found.add(current)
+        found.add(current := waiting.pop())
         for name in _imports(ast.parse(current.read_text(encoding="utf-8"))):
             path = current.parent.joinpath(*name.split("."))
-            waiting += [p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()]
+            waiting |= {p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()} - found
     return found
 
 
@@ -161,13 +135,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:]
+            node.body = node.body if ast.get_docstring(node) is None else node.body[1:]
     return tree
 
 
@@ -178,40 +146,42 @@ def _load_module(name: str, where: str) -> ModuleType:
         raise ConfigError(f"{where}: {name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def _load_file(path: Path, where: str) -> ModuleType:
+def _load_file(place: str, where: str) -> ModuleType:
     """Runs a file as a module; an unchanged one only once in a process, an edited one anew."""
     try:
-        path = path.resolve()
-        content = path.read_bytes()
-        digest = hashlib.sha256(str(path).encode() + b"\0" + content).hexdigest()[:12]
+        path = Path(place).resolve()
+        digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()[:12]
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"{where}: {short(str(path))}: cannot be read ({reason})") from error
+        raise ConfigError(f"{where}: {short(place)}: cannot be read ({reason})") from error
     name = f"{path.stem}_{digest}"
-    if name in sys.modules:
-        return sys.modules[name]
+    sys.path.insert(0, str(path.parent))  # it may import its neighbours, as a script may
+    try:
+        return sys.modules.get(name) or run_file(path, name)
+    except Exception as error:  # noqa: BLE001 - a user's file may raise anything
+        raise ConfigError(f"{where}: {path.name}: {said_by(error, path)}") from error
+    finally:
+        sys.path.remove(str(path.parent))
+
+
+def run_file(path: Path, name: str) -> ModuleType:
+    """Runs a Python file as a module of this name."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: dataclasses look their module up
-    sys.path.insert(0, str(path.parent))  # it may import its neighbours, as a script may
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - a user's file may raise anything
+    except BaseException:
         del sys.modules[name]
-        raise ConfigError(f"{where}: {path.name}: {said_by(error, path)}") from error
-    finally:
-        sys.path.remove(str(path.parent))
+        raise
     return module
 
 
 def said_by(error: Exception, path: Path) -> str:
     """ "line 12: KeyError: 'a'": what a user's file raised, and where in it, if that is known."""
-    lines, trace = [], error.__traceback__
-    while trace is not None:
-        if Path(trace.tb_frame.f_code.co_filename).absolute() == path.absolute():
-            lines.append(trace.tb_lineno)
-        trace = trace.tb_next
+    frames, here = traceback.walk_tb(error.__traceback__), path.absolute()
+    lines = [line for frame, line in frames if Path(frame.f_code.co_filename).absolute() == here]
     if isinstance(error, SyntaxError) and error.lineno:
         lines.append(error.lineno)
     where = f"line {lines[-1]}: " if lines else ""

@@ -6,10 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from research.config.references import Component, find, provided
-from research.config.schema import Effect, Key, Text, keys_of, sections_of, short
+from research.config.schema import Effect, Key, Kind, Text, expect, keys_of, sections_of
 from research.core.errors import ConfigError
 
 Tree = dict[str, Any]
@@ -28,11 +26,8 @@ class Chosen:
 
     def identity(self, facts: Any) -> Tree:
         """What it computes: its name, its source, and its options that have an effect."""
-        used = {
-            name: self.options[name]
-            for name, declared in self.component.options.items()
-            if declared.used is None or declared.used(self.options, facts)
-        }
+        keys = self.component.options.items()
+        used = {n: self.options[n] for n, d in keys if d.used is None or d.used(self.options, facts)}
         return {"name": self.component.name, "source": self.component.source, **({"options": used} if used else {})}
 
 
@@ -41,10 +36,9 @@ class Section:
     """A section of a config, parsed.
 
     Attributes:
-      where: its dotted path.
+      where: its dotted path, with a dot at the end.
       value: an instance of its dataclass.
       chosen: by key, the components that the key names.
-      sections: the sections within.
       unused: options of components that are not chosen, as the config gives them, checked.
     """
 
@@ -61,35 +55,29 @@ class Section:
         sections = {name: section.tree() for name, section in self.sections.items()}
         return {**found, **self.unused, **{k: v for k, v in options.items() if v}, **sections}
 
-    def effective(self, facts: Any, effects: Iterable[Effect]) -> Tree:
-        """The keys that have one of these effects, given the facts; components by what they compute."""
+    def effective(self, facts: Any, effect: Effect) -> Tree:
+        """The keys that have this effect, given the facts; components by what they compute."""
         found: Tree = {}
-        for name, declared in keys_of(type(self.value)).items():
-            if declared.effect in effects and self._used(declared, facts):
+        for name, declared in self._used(facts):
+            if declared.effect == effect:
                 many = self.chosen.get(name)
                 found[name] = getattr(self.value, name) if many is None else [c.identity(facts) for c in many]
-        return found | {
-            name: inner for name, section in self.sections.items() if (inner := section.effective(facts, effects))
-        }
+        inner = {name: section.effective(facts, effect) for name, section in self.sections.items()}
+        return found | {name: tree for name, tree in inner.items() if tree}
 
     def used_keys(self, facts: Any) -> set[str]:
         """Dotted keys, options of components included, that have any effect, given the facts."""
         found: set[str] = set()
-        for name, declared in keys_of(type(self.value)).items():
-            if self._used(declared, facts):
-                found.add(f"{self.where}{name}")
-                for each in self.chosen.get(name, ()):
-                    options = each.identity(facts).get("options", {})
-                    found |= {f"{self.where}{each.component.name}.{option}" for option in options}
+        for name, _ in self._used(facts):
+            found.add(f"{self.where}{name}")
+            for each in self.chosen.get(name, ()):
+                options = each.identity(facts).get("options", {})
+                found |= {f"{self.where}{each.component.name}.{option}" for option in options}
         return found.union(*(section.used_keys(facts) for section in self.sections.values()))
 
-    def _used(self, declared: Key, facts: Any) -> bool:
-        return declared.used is None or declared.used(self.value, facts)
-
-
-def to_tree(config: ConfigDict) -> Tree:
-    """A config as nested dicts."""
-    return {k: to_tree(v) if isinstance(v, ConfigDict) else v for k, v in config.items(preserve_field_references=False)}
+    def _used(self, facts: Any) -> list[tuple[str, Key]]:
+        keys = keys_of(type(self.value)).items()
+        return [(n, d) for n, d in keys if d.used is None or d.used(self.value, facts)]
 
 
 def to_json(tree: Tree) -> Tree:
@@ -101,10 +89,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys and leaf values."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
+        inner = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
     return flat
 
 
@@ -119,83 +105,63 @@ def merged(tree: Mapping[str, Any], key: str, value: Any) -> Tree:
     return {**tree, first: merged(inner, rest, value)}
 
 
-def parse_override(text: str, where: str) -> tuple[str, Text]:
-    """`"rl.optimizer.learning_rate=3e-4"` as its key and the value's text; the declaration reads it later."""
-    name, equals, raw = text.partition("=")
-    if not equals or not name.strip():
-        raise ConfigError(f"{where}: got {short(text)}, expected dotted.key=value")
-    return name.strip(), Text(raw.strip())
-
-
 def with_overrides(tree: Tree, texts: Iterable[str], where: str) -> tuple[Tree, tuple[str, ...]]:
-    """The tree with overrides in it, and their keys.
+    """The tree with "dotted.key=value" overrides in it, as `Text` that the keys' declarations read; and their keys.
 
     Raises:
       ConfigError: one that is malformed, or a key that is set twice.
     """
     keys: list[str] = []
     for text in texts:
-        key, value = parse_override(text, where)
+        name, equals, value = text.partition("=")
+        key = name.strip()
+        expect(equals and key, where, text, "dotted.key=value")
         if key in keys:
             raise ConfigError(f"{where}: {key} is set twice")
         keys.append(key)
-        tree = merged(tree, key, value)
+        tree = merged(tree, key, Text(value.strip()))
     return tree, tuple(keys)
 
 
 def parse_section(cls: type, given: Any, where: str = "", others: Iterable[str] = ()) -> Section:
-    """A section of a config against its dataclass.
-
-    Args:
-      cls: declares its keys and the sections within.
-      given: what the config says; keys that are missing have their defaults.
-      where: its dotted path with a dot at the end, for errors.
-      others: names within that are parsed elsewhere.
+    """A section of a config against its dataclass; `others` are names within that are parsed elsewhere.
 
     Raises:
       ConfigError: an unknown key, a value of another type or out of bounds, a component that does not exist.
     """
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{where.rstrip('.')}: got {short(given)}, expected a section of keys")
-    declared, inner, others = keys_of(cls), sections_of(cls), tuple(others)
+    expect(isinstance(given, Mapping), where.rstrip("."), given, "a section of keys")
+    declared, inner = keys_of(cls), sections_of(cls)
     values = {n: d.parse(f"{where}{n}", given[n]) if n in given else d.default for n, d in declared.items()}
     chosen: dict[str, tuple[Chosen, ...]] = {}
     for name, key in declared.items():
         if key.component is not None:
-            named = values[name] if isinstance(values[name], tuple) else (values[name],) if values[name] else ()
+            value = values[name]
+            named = value if isinstance(value, tuple) else (value,) if value or key.default else ()
             found = [find(key.component, reference, f"{where}{name}") for reference in named]
             chosen[name] = tuple(Chosen(c, _options(c, given.get(c.name, {}), where)) for c in found)
-    names = {each.component.name for many in chosen.values() for each in many}
-    known = {*declared, *inner, *others, *(n for n in names if n in given)}
-    unused = {}
-    for name in given:
-        if name not in known:
-            unused[name] = dict(_unchosen(declared.values(), name, given[name], where, known))
+    components = {each.component.name for many in chosen.values() for each in many}
+    known = {*declared, *inner, *others, *(components & given.keys())}
+    kinds = [key.component for key in declared.values() if key.component is not None]
+    unused = {name: _unchosen(kinds, name, given[name], where, known) for name in given if name not in known}
     sections = {name: parse_section(each, given.get(name, {}), f"{where}{name}.") for name, each in inner.items()}
     value = cls(**values, **{name: section.value for name, section in sections.items()})
     return Section(where, value, chosen, sections, unused)
 
 
-def _options(component: Component, given: Any, where: str) -> Mapping[str, Any]:
-    path = f"{where}{component.name}"
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{path}: got {short(given)}, expected the options of {component.reference}")
+def _options(component: Component, given: Any, where: str) -> Tree:
+    path, options = f"{where}{component.name}", component.options
+    expect(isinstance(given, Mapping), path, given, f"the options of {component.reference}")
     for name in given:
-        if name not in component.options:
-            raise unknown_key(f"{path}.{name}", [f"{path}.{known}" for known in component.options])
-    return {
-        name: declared.parse(f"{path}.{name}", given[name]) if name in given else declared.default
-        for name, declared in component.options.items()
-    }
+        if name not in options:
+            raise unknown_key(f"{path}.{name}", [f"{path}.{known}" for known in options])
+    return {n: d.parse(f"{path}.{n}", given[n]) if n in given else d.default for n, d in options.items()}
 
 
-def _unchosen(keys: Iterable[Key], name: str, given: Any, where: str, known: Iterable[str]) -> Mapping[str, Any]:
+def _unchosen(kinds: Iterable[Kind], name: str, given: Any, where: str, known: Iterable[str]) -> Tree:
     """Options of a component that the config does not choose: checked all the same."""
-    kinds = [key.component for key in keys if key.component is not None]
     for kind in kinds:
         if name in provided(kind):
-            component = find(kind, name, f"{where}{name}")
-            options = _options(component, given, where)
+            options = _options(find(kind, name, f"{where}{name}"), given, where)
             return {option: options[option] for option in given}
     names = [f"{where}{each}" for each in (*known, *(n for kind in kinds for n in provided(kind)))]
     raise unknown_key(f"{where}{name}", names)

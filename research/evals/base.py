@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from research.config.experiment import Evaluation
+from research.config.sections import Evaluation
 from research.core.batch import PreferenceBatch, SequenceBatch
 from research.data.records import Record, Records
 from research.environments.turns import RowTurns

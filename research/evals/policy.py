@@ -15,7 +15,7 @@ from rich import print as show
 
 from models.config import ModelConfig
 from models.transformer import Params
-from research.config.experiment import Evaluation, Sampler
+from research.config.sections import Evaluation, Sampler
 from research.core.batch import PreferenceBatch, SequenceBatch
 from research.core.errors import ConfigError
 from research.core.mesh import to_device

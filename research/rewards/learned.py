@@ -115,7 +115,7 @@ def step_probabilities(
       step_mask: True at the last token of each step.
 
     Returns:
-      `[B, T]`, for `objectives.prm.solution_scores` and `step_reward_tokens`.
+      `[B, T]`, for `objectives.prm.solution_scores`, or as a dense reward.
     """
     logits = row_outputs(Network(params, config), rows)  # wrong, right
     return masked(jax.nn.sigmoid(masked(logits[:, :, 1] - logits[:, :, 0], step_mask)), step_mask)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from models.config import ModelConfig
 from models.transformer import Params
 from research.algorithms.base import completion_rows
-from research.config.experiment import Sampler
+from research.config.sections import Sampler
 from research.core.batch import SequenceBatch
 from research.core.errors import ConfigError
 from research.core.mesh import to_device

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from research.config.experiment import Experiment
 from research.config.sections import Data, Judged
@@ -14,7 +14,7 @@ from research.data.chat import Message, normalize_record, split_response
 from research.data.files import PROMPTS, prepare_file
 from research.data.judged import JudgedKind
 from research.data.records import Records, Selected, first_records
-from research.data.report import Limits, TooLong
+from research.data.report import Limits
 from research.data.split import Split, answered_prompts, prompt_key
 from research.data.store import Prepared, writing
 from research.data.text_corpus import prepare_text_corpus
@@ -60,7 +60,7 @@ class Sources:
     @property
     def limits(self) -> Limits:
         """What happens to records that do not fit."""
-        return Limits(cast(TooLong, self.section.too_long), self.section.max_dropped)
+        return Limits(self.section.too_long, self.section.max_dropped)
 
     @cached_property
     def text(self) -> Prepared:
@@ -174,7 +174,7 @@ class Sources:
         trained = train_tokenizer(
             self._corpus(),
             vocab_size=t.vocab_size or None,
-            model_type=cast(Literal["bpe", "unigram", "char"], t.model_type),
+            model_type=t.model_type,
             byte_fallback=t.model_type != "char",
         )
         with writing(self.data_dir):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from research.config.tree import flatten, to_tree
+from research.config.tree import flatten
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "experiments" / "golden"
@@ -33,7 +33,7 @@ def load(name: str) -> ConfigDict:
 
 def golden_text(config: ConfigDict) -> str:
     """One line a key."""
-    flat = flatten(to_tree(config))
+    flat = flatten(config.to_dict())
     return "".join(f"{key} = {flat[key]!r}\n" for key in sorted(flat))
 
 

@@ -62,8 +62,6 @@ def test_help_shows_an_example(forks: Forks) -> None:
 
 
 FLAGS = {
-    "no scorer": (("--strategies=best_of_n",), r"--strategies: best_of_n needs a scorer, expected --scorers="),
-    "strategy": (("--strategies=beam",), r"--strategies: got beam, expected some of pass,random"),
     "n": (("--samples=4", "--n=2,8"), "--n: got 2,8, expected integers from 1 to --samples=4"),
     "no number": (("--n=two",), r"--n: got two, expected numbers such as 1,4,16"),
     "greedy": (("--temperature=0",), r"--temperature: got 0, expected > 0: greedy samples are equal"),

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from models import transformer
-from models.auxiliary import AuxSums
 from models.heads import scorer_outputs
-from models.layers import Block, Rope
+from models.layers import AuxSums, Block, Rope
 from models.logprobs import token_logps
 from models.transformer import forward, unstack_layers
 from tests.models.tiny import CONFIG, make_params, make_tokens, plain

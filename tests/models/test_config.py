@@ -45,10 +45,6 @@ def test_names_must_be_known(name: str) -> None:
         dataclasses.replace(CONFIG, **{name: "fast"})
 
 
-def test_layers_are_described_one_by_one() -> None:
-    assert [layer.rope_theta for layer in CONFIG.layers] == [CONFIG.rope_theta] * CONFIG.num_layers
-
-
 def test_is_hashable_and_compares_by_value() -> None:
     assert hash(CONFIG) == hash(dataclasses.replace(CONFIG))
     assert dataclasses.replace(CONFIG) == CONFIG != UNTIED

@@ -75,10 +75,6 @@ Bounds = dict[str, tuple[str, str]]
 """By variant: the printed bounds of the loss's and the gradient's difference."""
 
 
-_CALLED_AS = {"distillation_loss": "token_divergence"}
-"""Objectives whose body an algorithm calls, because it masks by itself."""
-
-
 class Use(NamedTuple):
     """What an algorithm says of the objective it calls.
 
@@ -131,7 +127,7 @@ def name_table() -> str:
     for name, names in named.items():
         path = f"{name.replace('.', '/')}.py"
         loaded = names_in(ast.parse((ROOT / path).read_text("utf-8")))
-        calls = [x.__name__ for x in public_functions() if _CALLED_AS.get(x.__name__, x.__name__) in loaded]
+        calls = [x.__name__ for x in public_functions() if x.__name__ in loaded]
         rows.append(
             [", ".join(names), f"`{path}`", ", ".join(f"`{name}`" for name in calls) or "what its base class does"]
         )
@@ -375,8 +371,7 @@ def is_scalar(annotation: Any) -> bool:
 
 def declared_use(function_name: str) -> Use | None:
     """Batch and roles of the algorithms that call an objective; None where no class does so itself."""
-    called = _CALLED_AS.get(function_name, function_name)
-    found = [use for use in algorithm_uses() if called in use[0]]
+    found = [use for use in algorithm_uses() if function_name in use[0]]
     if not found:
         return None
     batches = {f"`{batch}`": None for _, use in found for batch in use.batch.split()}

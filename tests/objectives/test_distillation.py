@@ -8,14 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from objectives.distillation import Divergence, distillation_loss, token_divergence, topk_distillation_loss
+from objectives.distillation import Divergence, distillation_loss, topk_distillation_loss
 from tests.objectives.cases import SEEDS, SHAPES, fill, random_mask
 
 V = 7  # vocabulary
 DIVERGENCES = ["forward_kl", "reverse_kl", "jsd"]
 jit_loss = functools.partial(jax.jit, static_argnames="divergence")(distillation_loss)
-jit_divergence = functools.partial(jax.jit, static_argnames="divergence")(token_divergence)
 jit_topk = functools.partial(jax.jit, static_argnames=("divergence", "tail"))(topk_distillation_loss)
+
+
+def jit_divergence(student, teacher, mask, divergence, jsd_beta=0.5, temperature=1.0):
+    options = {"divergence": divergence, "jsd_beta": jsd_beta, "temperature": temperature}
+    return jit_loss(student_logits=student, teacher_logits=teacher, mask=mask, **options).losses
 
 
 def jit_value_and_grad(function):
@@ -267,4 +271,4 @@ def test_masked_slots_are_exactly_zero_although_a_mixture_of_equals_rounds():
     logits, mask = jnp.zeros((1, 1, 7)), jnp.zeros((1, 1), bool)
     for beta in np.linspace(0.05, 0.95, 13):
         options = {"divergence": "jsd", "jsd_beta": float(beta), "temperature": 1.0}
-        assert token_divergence(student_logits=logits, teacher_logits=logits, mask=mask, **options) == 0.0
+        assert distillation_loss(student_logits=logits, teacher_logits=logits, mask=mask, **options).losses == 0.0

@@ -15,7 +15,7 @@ from tests.objectives.cases import SEEDS, SHAPES, fill, random_mask
 
 jit_gae = jax.jit(gae)
 jit_rewards = jax.jit(token_rewards)
-jit_whiten = jax.jit(whiten, static_argnames="shift_mean")
+jit_whiten = jax.jit(whiten)
 jit_last_token = jax.jit(last_token)
 
 
@@ -122,8 +122,7 @@ def test_kl_coefficient_without_a_penalty_is_refused():
         token_rewards(scores=jnp.ones(1), completion_mask=jnp.ones((1, 2), bool), kl_coef=0.1)
 
 
-@pytest.mark.parametrize("shift_mean", [True, False])
-def test_whitening_is_that_of_all_unmasked_tokens(shift_mean):
+def test_whitening_is_that_of_all_unmasked_tokens():
     for seed in SEEDS:
         values, _, _, mask, rng = random_case(seed)
         weights = rng.choice([0.0, 0.5, 1.0, 2.0], len(mask)).astype(np.float32)
@@ -135,22 +134,20 @@ def test_whitening_is_that_of_all_unmasked_tokens(shift_mean):
             count = sum(w for _, w in tokens)
             mean = sum(w * x for x, w in tokens) / count if count else 0.0
             variance = sum(w * (x - mean) ** 2 for x, w in tokens) / count if count else 0.0
-            got = jit_whiten(values=fill(values, mask), mask=mask, weights=row_weights, shift_mean=shift_mean)
+            got = jit_whiten(values=fill(values, mask), mask=mask, weights=row_weights)
             np.testing.assert_array_equal(np.asarray(got)[~mask], 0.0)
             counted = mask if row_weights is None else mask & (weights > 0)[:, None]
-            expected = (values - mean) / np.sqrt(variance + 1e-8) + (0.0 if shift_mean else mean)
+            expected = (values - mean) / np.sqrt(variance + 1e-8)
             if len({x for x, w in tokens if w}) <= 1:  # else the loop's rounding is blown up by a std of 0
-                expected = np.full(mask.shape, 0.0 if shift_mean else mean)
+                expected = np.zeros(mask.shape)
             got, expected = np.asarray(got)[counted], expected[counted]
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5, err_msg=f"seed {seed}")
 
 
-def test_equal_values_whiten_to_exactly_zero_or_themselves():
+def test_equal_values_whiten_to_exactly_zero():
     for value, shape in itertools.product([0.1, 1 / 3, -0.7, 1e6 + 0.1], [(3, 7), (1, 1), (5, 16)]):
         values, mask = jnp.full(shape, value), jnp.ones(shape, bool).at[0, 1:].set(False)
         np.testing.assert_array_equal(jit_whiten(values=values, mask=mask), jnp.zeros(shape))
-        kept = jit_whiten(values=values, mask=mask, shift_mean=False)
-        np.testing.assert_array_equal(kept, jnp.where(mask, values, 0.0))
 
 
 def test_rows_of_weight_zero_and_padding_do_not_move_the_statistics():
@@ -209,7 +206,7 @@ def test_whitening_passes_no_gradient_and_adds_a_hundred_millionth_to_the_varian
     values, mask = jnp.array([[0.0, 2e-4]]), jnp.ones((1, 2), bool)
     got = whiten(values=values, mask=mask)
     np.testing.assert_allclose(got, [[-math.sqrt(0.5), math.sqrt(0.5)]], rtol=1e-5)  # the variance is 1e-8
-    gradient = jax.grad(lambda x: whiten(values=x, mask=mask, shift_mean=False)[0, 1])(values)
+    gradient = jax.grad(lambda x: whiten(values=x, mask=mask)[0, 1])(values)
     np.testing.assert_array_equal(gradient, [[0.0, 0.0]])
 
 

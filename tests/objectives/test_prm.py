@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from objectives.prm import prm_loss, solution_scores, step_reward_tokens
+from objectives.prm import prm_loss, solution_scores
 from objectives.reduce import token_mean
 from tests.objectives.cases import SEEDS, SHAPES, fill, random_mask
 
@@ -119,12 +119,10 @@ def test_unknown_reduction_is_refused():
         solution_scores(step_probs=ones, step_mask=ones > 0, reduction="max")
 
 
-def test_step_rewards_are_paid_at_the_steps_last_tokens_without_gradient():
-    probs, mask = jnp.array([[0.2, jnp.nan, 0.9]]), jnp.array([[True, False, True]])
-    np.testing.assert_allclose(step_reward_tokens(step_probs=probs, label_mask=mask), [[0.2, 0.0, 0.9]])
+def test_scores_have_no_gradient():
+    mask = jnp.array([[True, False, True]])
 
     def total(probs):
-        scores = solution_scores(step_probs=probs, step_mask=mask, reduction="prod")
-        return step_reward_tokens(step_probs=probs, label_mask=mask).sum() + scores.sum()
+        return solution_scores(step_probs=probs, step_mask=mask, reduction="prod").sum()
 
     np.testing.assert_array_equal(jax.grad(total)(jnp.ones((1, 3))), jnp.zeros((1, 3)))

@@ -9,7 +9,7 @@ from experiments import base, quickstart
 from research.ablation.arms import Arm, Plan, plan
 from research.config.identity import stage_identity
 from research.config.resolve import resolve
-from research.config.tree import flatten, merged, to_tree
+from research.config.tree import flatten, merged
 from research.core.errors import ConfigError
 
 
@@ -108,7 +108,7 @@ def test_overrides_then_seeds_are_written_and_nothing_else() -> None:
     after = flatten(planned.run(planned.arms[0], 5).tree)
     changed = {key: after[key] for key in after if before.get(key) != after[key]}
     assert changed == {"rl.optimizer.learning_rate": 1.0, "rl.data.limit": 7, "rl.seed": 5, "sft.seed": 5}
-    plain = merged(merged(to_tree(config), "rl.seed", 5), "sft.seed", 5)
+    plain = merged(merged(config.to_dict(), "rl.seed", 5), "sft.seed", 5)
     assert planned.run(Arm("x", ()), 5).tree == resolve(plain).tree
 
 

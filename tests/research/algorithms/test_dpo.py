@@ -1,12 +1,13 @@
 """DPO from tokens to loss, against NumPy that shares nothing with it but the logits."""
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
 import pytest
 
+from objectives.dpo import DPOLossType
 from research.algorithms import dpo
 from research.algorithms.base import Setting
 from research.algorithms.dpo import DPO
@@ -105,7 +106,7 @@ def test_wpo_weighs_a_pair_by_its_likelihood_under_the_policy(policy: Any, refer
     assert found["loss"] == pytest.approx(hand.mean(losses, batch.chosen.weights), rel=2e-5)
 
 
-@pytest.mark.parametrize("loss_type", dpo.READ_BY)
+@pytest.mark.parametrize("loss_type", get_args(DPOLossType))
 def test_every_loss_gets_just_the_options_it_reads(policy: Any, loss_type: Any) -> None:
     """Rows of weight 0 change nothing, in the losses that look at the whole batch too."""
     algorithm = DPO(loss_type)

@@ -14,7 +14,7 @@ from research.config.references import provided
 from research.config.resolve import resolve, used_keys
 from research.config.schema import keys_of, sections_of
 from research.config.sections import Data, Evaluation, Model, Sampler, StageSection, Tools
-from research.config.tree import Tree, flatten, merged, to_tree
+from research.config.tree import Tree, flatten, merged
 from research.core.errors import ConfigError
 
 
@@ -24,7 +24,7 @@ def objectives() -> Mapping[str, Any]:
 
 def configured(objective: str = "grpo", **changes: Any) -> Tree:
     """The defaults with this objective in `rl`; `rl__steps=3` sets `rl.steps`."""
-    return changed(merged(to_tree(base.get_config()), "rl.objective.name", objective), changes)
+    return changed(merged(base.get_config().to_dict(), "rl.objective.name", objective), changes)
 
 
 def changed(tree: Tree, changes: Mapping[str, Any]) -> Tree:
@@ -122,6 +122,9 @@ BAD = [
     ("sft.data.terse.fraction", 1.5, r"sft\.data\.terse\.fraction: got 1\.5"),
     ("tools.names", ("calculator",), r"sampler\.slots: got 0, expected > 0 with tools because"),
     ("tools.names", ("abacus",), r"tools\.names: got 'abacus', expected one of calculator, python, search"),
+    ("rl.objective.name", "", r"rl\.objective\.name: got '', expected one of cispo"),
+    ("rl.optimizer.schedule", "", r"rl\.optimizer\.schedule: got '', expected one of constant"),
+    ("data.problems.task", "", r"data\.problems\.task: got '', expected one of arithmetic"),
     ("tools.max_turns", 0, r"tools\.max_turns: got 0, expected >= 1"),
     ("tools.python.isolation", "none", r"tools\.python\.isolation: got 'none', expected one of required, best_effort"),
 ]  # fmt: skip
@@ -262,7 +265,7 @@ def with_judges(objective: str, **changes: Any) -> Tree:
     """`configured`, with a reward model, a process reward model and a teacher that can play roles."""
     tree = configured(objective)
     for name, trained in (("reward", "reward_model"), ("prm", "prm"), ("teacher", "sft")):
-        tree[name] = to_tree(base.stage(trained))
+        tree[name] = base.stage(trained).to_dict()
     judges = {
         "teacher.model": "teacher_model",
         "stages": ("pretrain", "sft", "teacher", "reward", "prm", "rl"),

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from experiments import base
 from research.config.experiment import Experiment
 from research.config.resolve import resolve
-from research.config.tree import merged, to_tree
+from research.config.tree import merged
 from research.train.chain import Finished, run_chain
 from research.train.setup import Setup, set_up
 from tests.experiments.toy import shrink
@@ -33,7 +33,7 @@ def chain_config(folder: Path, objective: str = "grpo") -> ConfigDict:
 
 def changed(config: ConfigDict, changes: Mapping[str, Any]) -> Experiment:
     """The config with dotted keys set, resolved."""
-    tree = to_tree(config)
+    tree = config.to_dict()
     for key, value in changes.items():
         tree = merged(tree, key, value)
     return resolve(tree)
