@@ -43,7 +43,8 @@ def training_batches(stage: Stage, sources: Sources) -> Pipeline:
 def validation_batches(stage: Stage, sources: Sources) -> Pipeline:
     """One ordered pass over held-out data of the same kind."""
     tokenizer, kind = sources.tokenizer, stage.objective.given
-    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "seed": None, "name": stage.name}
+    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "seed": None}
+    shape["name"] = _held_out(stage)
     if kind == "text":
         text = stage.data.text_weight > 0
         records = sources.text.validation if text else first_records(sources.held_out, 0, worked_text)
@@ -67,10 +68,15 @@ def _judged_batches(stage: Stage, sources: Sources, *, train: bool) -> Pipeline:
         batch_size=stage.batch_size,
         length=stage.length,
         seed=stage.seed if train else None,
-        name=stage.name,
+        name=stage.name if train else _held_out(stage),
         limits=sources.limits,
         candidates=sources.section.rankings.candidates,
     )
+
+
+def _held_out(stage: Stage) -> str:
+    """What messages call the stage's validation data."""
+    return f"{stage.name}, held out"
 
 
 def _transform(stage: Stage) -> Callable[[Mapping[str, Any]], Mapping[str, Any]] | None:
