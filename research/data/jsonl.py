@@ -73,7 +73,9 @@ def _parse(text: str, where: str) -> Any:
         return value
     except json.JSONDecodeError as error:
         place = where if error.lineno == 1 else f"{where}:{error.lineno}"
-        raise DataError(f"{place}: is not valid JSON ({error.msg} at column {error.colno}).") from error
+        raise DataError(
+            f"{place}: is not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno})."
+        ) from error
     except RecursionError as error:
         raise DataError(f"{where}: is nested too deeply to be read as JSON.") from error
     except UnicodeEncodeError as error:

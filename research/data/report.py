@@ -89,6 +89,7 @@ class Fitter:
         """
         self.source, self.name, self.length, self.limits = source, name, length, limits
         self._seen = self._longest = 0
+        self._key = "length"
         self._dropped: Counter[str] = Counter()
         self._changed: Counter[str] = Counter()
         self._first = ""
@@ -133,6 +134,7 @@ class Fitter:
     def prompt(self, index: int, messages: Sequence[Message], tokens: np.ndarray) -> np.ndarray | None:
         """A prompt [T] that fits; a longer one keeps its first token (BOS) and its last ones, where it may be cut."""
         self._seen += 1
+        self._key = "max_prompt_length"
         longest = self._measure(len(tokens))
         if messages[-1].empty:
             self.drop(index, "empty turn", "the prompt is empty")
@@ -142,7 +144,7 @@ class Fitter:
             self.drop(
                 index,
                 "prompt too long",
-                f"the prompt has {longest} tokens, expected at most max_prompt_length = {self.length}",
+                f"the prompt has {longest} tokens, expected at most {self._key} = {self.length}",
             )
         else:
             self._changed[TRUNCATED] += 1
@@ -165,7 +167,7 @@ class Fitter:
             raise DataError(
                 f"{self.name}: {dropped} of {self._seen} records do not fit {self.length} tokens or are empty "
                 f"({_listed(self._dropped)}; the first is {self._first}), {share}; the longest has {self._longest} "
-                "tokens."
+                f"tokens, expected at most {self._key} = {self.length}."
             )
         return DataReport(self.name, self._seen, self._seen - dropped, dict(self._dropped), dict(self._changed), sizes)
 

@@ -28,7 +28,8 @@ def validation_batches(stage: Stage, sources: Sources) -> Pipeline:
 def _batches(stage: Stage, sources: Sources, seed: int | None) -> Pipeline:
     """Of training data with a seed, of held-out data without one."""
     kind, how, train = stage.objective.given, stage.data, seed is not None
-    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "seed": seed, "name": stage.name}
+    name = stage.name if train else f"{stage.name}, held out"
+    shape: dict[str, Any] = {"batch_size": stage.batch_size, "length": stage.length, "seed": seed, "name": name}
     if kind == "text":
         parts: list[tuple[float, Records]] = []
         if how.text_weight > 0:

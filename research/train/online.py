@@ -1,6 +1,7 @@
 """The loop over the policy's own samples: rejection sampling, pairs of own samples, PPO, GRPO, distillation."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from objectives.reduce import sequence_sum, token_mean
 from research.algorithms.base import rollout_batch
 from research.analysis.rl_plots import write_reward_against_kl
 from research.core.batch import Batch, RolloutBatch
+from research.core.errors import DataError
 from research.core.mesh import to_device
 from research.core.metrics import METRICS, load_metrics
 from research.core.network import Network, batch_logps
@@ -115,9 +117,20 @@ def _rewards(run: StageRun) -> RolloutRewards:
     )
 
 
-def _record_errors(session: Session, errors: tuple[RewardError, ...]) -> None:
-    """Keeps the first reward functions' errors in the stage's note, and says how many there are."""
+def _record_errors(session: Session, errors: tuple[RewardError, ...], step: int) -> None:
+    """Keeps the first reward functions' errors in the stage's note, and says how many there are.
+
+    Raises:
+      DataError: a function raised on every completion of the first iteration: it is wrong, or reads a column that the
+        data lack, and nothing would be learned from it.
+    """
     if errors:
+        name, count = Counter(error.name for error in errors).most_common(1)[0]
+        if step == 1 and count >= session.learner.spent.completions_sampled:
+            found = next(error.error for error in errors if error.name == name)
+            raise DataError(
+                f"reward function {name}: raised on all {count} completions of the first iteration ({found})"
+            )
         kept = session.note.setdefault("reward_errors", [])
         kept += [error._asdict() for error in errors][: max(0, _ERRORS - len(kept))]
         first = errors[0]
@@ -153,7 +166,7 @@ def _prompts(run: StageRun, problems: Selected) -> tuple[Any, DataReport]:
 def _iterate(session: Session, state: OnlineState, step: int) -> tuple[dict[str, Any], int]:
     run, stage, learner = session.run, session.run.stage, session.learner
     collected = state.collector.collect(learner.policy, session.data, learner.spent, step)
-    _record_errors(session, collected.errors)
+    _record_errors(session, collected.errors, step)
     rollouts = collected.rollouts
     seed = int(np.random.SeedSequence((stage.seed, step)).generate_state(1)[0])
     batch, chosen = learner.algorithm.from_rollouts(rollouts, seed)

@@ -151,6 +151,7 @@ class Session:
         seconds = time.monotonic() - start
         if not self._updated and self._compiled.count > before and seconds >= 1:
             self.say(f"compiling the training step took {seconds:.0f} s")
+            self.progress.exclude(seconds)  # so that the time left is not a guess from it
         self._updated = True
         self.updates.add(step, batch, metrics["skipped_updates"])
         return metrics

@@ -30,6 +30,7 @@ def test_json_list(tmp_path):
         ("a.json", "", r"a\.json: holds no records"),
         ("a.json", "[]", r"a\.json: holds no records"),
         ("a.jsonl", '{"a": 1}\n{"a": \n', r"a\.jsonl:2: is not valid JSON"),
+        ("a.jsonl", '{"a": "b', r"\(Unterminated string starting at column 7\)"),
         ("a.jsonl", '{"a": 1}\n[1]\n', r"a\.jsonl:2: expected a JSON object, got list"),
         ("a.json", '[{"a": 1}, 3]', r"a\.json:2: expected a JSON object, got int"),
         ("a.json", '{"a": 1}', r"a\.json: expected a JSON list of records, got dict"),

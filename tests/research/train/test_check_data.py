@@ -15,7 +15,10 @@ from tests.research.train.chain import chain_config, changed
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"evaluation.max_prompt_length": 8}, r"^evaluation: 8 of 8 records do not fit 8 tokens .*8 prompt too long"),
+        (
+            {"evaluation.max_prompt_length": 8},
+            r"^evaluation: 8 of 8 records do not fit 8 tokens .*8 prompt too long.* max_prompt_length = 8",
+        ),
         ({"rl.rollout.max_prompt_length": 8}, r"^rl: 48 of 48 records do not fit 8 tokens"),
         ({"sft.length": 12}, r"^sft: \d+ of \d+ records do not fit 12 tokens"),
         ({"sft.length": 12, "data.too_long": "error"}, r"^sft: record \d+: has \d+ tokens, expected at most length"),

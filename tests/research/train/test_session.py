@@ -1,8 +1,10 @@
 """One stage's run from end to end: whose parameters the reference's are, what is spent, what an error costs."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.core.errors import DivergedError
+from research.core.errors import DataError, DivergedError
 from research.train import chain, online
 from research.train.session import Session
 from research.train.updates import BATCH
@@ -110,6 +112,36 @@ def test_reference_budget_and_errors_of_a_run(shared: Shared, monkeypatch: pytes
         for record in map(json.loads, (done.folder.path / "samples.jsonl").read_text("utf-8").splitlines())
     }
     assert rewards <= {1.0, 0.0, -0.5} and sum(record["reward/fragile/unknown"] for record in metrics) > 0
+
+
+def test_time_left_is_not_guessed_from_compilation() -> None:
+    said: list[Any] = []
+    compiled = SimpleNamespace(count=0)
+
+    def update(*_: Any) -> dict[str, Any]:
+        compiled.count += 1
+        time.sleep(1.05)
+        return {"skipped_updates": 0}
+
+    session: Any = SimpleNamespace(
+        _compiled=compiled,
+        _updated=False,
+        learner=SimpleNamespace(update=update),
+        updates=SimpleNamespace(add=lambda *_: None),
+        say=said.append,
+        progress=SimpleNamespace(exclude=said.append),
+    )
+    Session.update(session, 1, None, {})  # type: ignore[arg-type]
+    assert said[0] == "compiling the training step took 1 s" and 1.0 < said[1] < 10.0
+
+
+def test_a_reward_function_that_raises_on_everything_ends_the_run(shared: Shared, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.py"
+    file.write_text("def wrong(completion, record, context):\n    return record['levl']\n", encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"^reward function wrong: raised on all \d+ completions .* \(KeyError: 'levl'\)"
+    ):
+        shared.run({"rl.steps": 2, "rl.reward.functions": (f"{file}:wrong",)})
 
 
 @pytest.mark.parametrize("objective", ["grpo", pytest.param("dpo", marks=pytest.mark.slow)])
