@@ -17,7 +17,7 @@ from models.decode.rows import with_prefix
 from models.softmax import compute_logits
 from models.transformer import Params, forward_cached, unembedding
 from research.core.cpu import decoding_options
-from research.sampling.controls import Controls, control_logits, mark_seen
+from research.sampling.controls import NO_CONTROLS, Controls, control_logits, mark_seen
 from research.sampling.methods import sample_token
 from research.sampling.types import SamplerScalars, SamplerSpec
 
@@ -26,48 +26,29 @@ COMPILER_OPTIONS = decoding_options()
 
 
 class Slots(flax.struct.PyTreeNode):
-    """Everything between two decode steps.
+    """Everything between two decode steps."""
 
-    Attributes:
-      cache: holds all tokens of each row but its last.
-      last: `[B]` int32, the token to feed next.
-      positions: `[B]` int32, position of `last`.
-      drawn: `[B]` int32, completion tokens so far, forced ones included; with `keys` it keys the next draw.
-      limits: `[B]` int32, completion tokens at most.
-      live: `[B]` bool, rows that are not finished.
-      keys: `[B]` one key a row.
-      forced: `[B, M]` int32, tokens that are fed instead of drawn ones; M is 0 where nothing is forced.
-      forced_left: `[B]` int32, how many of the last entries of `forced` are still to be fed.
-      seen: `[B, V]` bool, tokens of the prompt and the completion; None unless the repetition penalty is on.
-      allowed: `[B, W]` int32, bit mask of the tokens that may be drawn next; None unless rows are constrained.
-    """
-
-    cache: KVCache
-    last: Int[Array, " B"]
-    positions: Int[Array, " B"]
-    drawn: Int[Array, " B"]
-    limits: Int[Array, " B"]
-    live: Bool[Array, " B"]
-    keys: Array
-    forced: Int[Array, "B M"]
-    forced_left: Int[Array, " B"]
+    cache: KVCache  # holds all tokens of each row but its last
+    last: Int[Array, " B"]  # the token to feed next
+    positions: Int[Array, " B"]  # position of `last`
+    drawn: Int[Array, " B"]  # completion tokens so far, forced ones included; with `keys` it keys the next draw
+    limits: Int[Array, " B"]  # completion tokens at most
+    live: Bool[Array, " B"]  # rows that are not finished
+    keys: Array  # one key a row
+    forced: Int[Array, "B M"]  # tokens that are fed instead of drawn ones; M is 0 where nothing is forced
+    forced_left: Int[Array, " B"]  # how many of the last entries of `forced` are still to be fed
+    # tokens of the prompt and the completion; None unless the repetition penalty is on
     seen: Bool[Array, "B V"] | None = None
+    # bit mask of the tokens that may be drawn next; None unless rows are constrained
     allowed: Int[Array, "B W"] | None = None
 
 
 class Chunk(flax.struct.PyTreeNode):
-    """The tokens of C decode steps.
+    """The tokens of C decode steps."""
 
-    Attributes:
-      tokens: `[C, B]` int32; undefined where `active` is False.
-      active: `[C, B]` bool, the row was not finished before this step.
-      drawn: `[C, B]` bool, and its token was drawn, not forced.
-      sampler_logps, policy_logps: `[C, B]` float32.
-    """
-
-    tokens: Int[Array, "C B"]
-    active: Bool[Array, "C B"]
-    drawn: Bool[Array, "C B"]
+    tokens: Int[Array, "C B"]  # undefined where `active` is False
+    active: Bool[Array, "C B"]  # the row was not finished before this step
+    drawn: Bool[Array, "C B"]  # and its token was drawn, not forced
     sampler_logps: Float[Array, "C B"]
     policy_logps: Float[Array, "C B"]
 
@@ -96,7 +77,7 @@ def decode(
     scalars: SamplerScalars,
     free_slots: Int[Array, ""],
     max_steps: Int[Array, ""],
-    controls: Controls | None = None,
+    controls: Controls = NO_CONTROLS,
     *,
     steps: int,
     config: ModelConfig,
@@ -108,23 +89,18 @@ def decode(
     Args:
       params: as `models.decode.layout.decode_params` lays them out, or as trained.
       slots: the cache has room for `max_steps` more.
-      scalars: traced numbers of the rollout.
+      scalars, controls, config, spec: as `sampler.sample` takes them.
       free_slots: return once this many slots are free; a value above B disables the check.
-      max_steps: at most C; 1 where rows are constrained, because the host makes each mask.
-      controls: numbers of `spec.controls`; None where it is empty.
-      steps: C.
-      config: of the model.
-      spec: of the rollout.
+      max_steps: at most C, which is `steps`; 1 where rows are constrained, because the host makes each mask.
       sync_every: decode steps between host syncs that check which sequences are unfinished.
     """
-    B = slots.last.shape[0]
+    B, M = slots.forced.shape
     unembed_DV = unembedding(params)
     stops = jnp.asarray(spec.stop_tokens, jnp.int32)
-    zeros = jnp.zeros((steps, B), jnp.float32)
-    nothing = jnp.zeros((steps, B), bool)
+    zeros, nothing = jnp.zeros((steps, B), jnp.float32), jnp.zeros((steps, B), bool)
     empty = Chunk(jnp.zeros((steps, B), jnp.int32), nothing, nothing, zeros, zeros)
-    M = slots.forced.shape[1]
     limit = jnp.minimum(max_steps, steps)
+    controlled = slots.allowed is not None or bool(jax.tree.leaves(controls))
 
     def unfinished(carry: tuple[Array, Slots, Chunk]) -> Array:
         t, slots, _ = carry
@@ -138,24 +114,16 @@ def decode(
             params, config, slots.last[:, None], slots.positions[:, None], live[:, None].astype(jnp.int32), slots.cache
         )
         logits = compute_logits(hidden[:, 0], unembed_DV, config)
-        controlled = None
-        if controls is not None:
-            controlled = control_logits(
-                logits,
-                spec.controls,
-                controls,
-                seen=slots.seen,
-                drawn=slots.drawn,
-                stop_tokens=spec.stop_tokens,
-                allowed=slots.allowed,
-            )
+        changed = control_logits(
+            logits, controls, seen=slots.seen, drawn=slots.drawn, stop_tokens=spec.stop_tokens, allowed=slots.allowed
+        )
         found = sample_token(
             logits,
             spec.method,
             scalars.temperature,
             scalars.top_p,
             jax.vmap(jax.random.fold_in)(slots.keys, slots.drawn),
-            controlled_BV=controlled,
+            controlled_BV=changed if controlled else None,
         )
         token = found.tokens
         ended = jnp.any(token[:, None] == stops[None, :], axis=1)
@@ -165,14 +133,7 @@ def decode(
             token = jnp.where(forced, jnp.take_along_axis(slots.forced, at[:, None], axis=1)[:, 0], token)
             ended = ended & ~forced
         drawn = slots.drawn + live
-        put = lambda buffer, row: jax.lax.dynamic_update_slice(buffer, row[None], (t, 0))  # noqa: E731
-        chunk = Chunk(
-            tokens=put(chunk.tokens, token),
-            active=put(chunk.active, live),
-            drawn=put(chunk.drawn, live & ~forced),
-            sampler_logps=put(chunk.sampler_logps, found.sampler_logps),
-            policy_logps=put(chunk.policy_logps, found.policy_logps),
-        )
+        new = Chunk(token, live, live & ~forced, found.sampler_logps, found.policy_logps)
         slots = slots.replace(
             cache=cache,
             last=jnp.where(live, token, slots.last),
@@ -182,7 +143,8 @@ def decode(
             forced_left=slots.forced_left - forced * live,
             seen=None if slots.seen is None else mark_seen(slots.seen, token),
         )
-        return t + 1, slots, chunk
+        put = lambda buffer, row: jax.lax.dynamic_update_slice(buffer, row[None], (t, 0))  # noqa: E731
+        return t + 1, slots, jax.tree.map(put, chunk, new)
 
     def steps_until_sync(carry: tuple[Array, Slots, Chunk]) -> tuple[Array, Slots, Chunk]:
         end = jnp.minimum(carry[0] + sync_every, limit)

@@ -19,10 +19,7 @@ INT32 = 2**31 - 1
 
 
 def check_number(name: str, value: float, bounds: tuple[float, float], *, other: str = "") -> None:
-    """ConfigError unless a number is finite and within inclusive bounds.
-
-    `other` names what the caller accepts besides, such as "0 (greedy) or ".
-    """
+    """ConfigError unless a number is finite and within inclusive bounds; `other` names what is accepted besides."""
     low, high = bounds
     if not (math.isfinite(value) and low <= value <= high):
         raise ConfigError(f"{name}: got {value:g}, expected {other}a number from {low:g} to {high:g}")

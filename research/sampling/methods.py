@@ -23,17 +23,12 @@ _BLOCK = 128
 class SamplingMethod:
     """The static part of a sampling method; its numbers (temperature, top_p) are traced.
 
-    Attributes:
-      greedy: take the most likely token; the distribution is then a point mass, its log-prob 0.
-      top_k: keep the k most likely tokens (Fan et al. 2018); 0 keeps all.
-      nucleus: keep the smallest set of tokens whose mass reaches `top_p` (Holtzman et al. 2020).
-
     Of equally likely tokens the first ids stay, so that k is never exceeded and `top_k=1` is greedy.
     """
 
-    greedy: bool = False
-    top_k: int = 0
-    nucleus: bool = False
+    greedy: bool = False  # take the most likely token; the distribution is then a point mass, its log-prob 0
+    top_k: int = 0  # keep the k most likely tokens (Fan et al. 2018); 0 keeps all
+    nucleus: bool = False  # keep the smallest set of tokens whose mass reaches `top_p` (Holtzman et al. 2020)
 
     def __post_init__(self) -> None:
         check_counts(self, top_k=0)
@@ -45,18 +40,13 @@ class SamplingMethod:
 
 
 class SampledTokens(NamedTuple):
-    """One drawn token a row.
-
-    Attributes:
-      tokens: `[B]` int32.
-      sampler_logps: `[B]` float32, nats, under the distribution drawn from. -inf only in a row where no token
-        was left to draw; its token is then 0 and means nothing.
-      policy_logps: `[B]` float32, nats, under the plain model.
-    """
+    """One drawn token a row, with its log-probs in nats."""
 
     tokens: Int[Array, " B"]
+    # under the distribution drawn from. -inf only in a row where no token was left to draw; its token is then 0 and
+    # means nothing
     sampler_logps: Float[Array, " B"]
-    policy_logps: Float[Array, " B"]
+    policy_logps: Float[Array, " B"]  # under the plain model
 
 
 def scaled_logits(
@@ -91,13 +81,10 @@ def sample_token(
     Args:
       logits_BV: the model's logits; `policy_logps` are theirs.
       method: static.
-      temperature: divides the logits; in `limits.TEMPERATURE`; traced.
-      top_p: mass of the nucleus; read if `method.nucleus`; traced.
+      temperature: divides the logits; in `limits.TEMPERATURE`.
+      top_p: mass of the nucleus; read if `method.nucleus`.
       keys_B: one key a row, of this position.
       controlled_BV: what to draw from where controls changed the logits (`control_logits`); None: `logits_BV`.
-
-    Returns:
-      Tokens with both log-probs.
     """
     logits_BV = logits_BV.astype(jnp.float32)
     drawn_BV = logits_BV if controlled_BV is None else controlled_BV.astype(jnp.float32)
@@ -128,13 +115,9 @@ def sample_token(
 def draw(gumbel_BX: Float[Array, "B X"], logits_BV: Float[Array, "B V"]) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """One token a row from the softmax of its logits, 0 where all are -inf, and the rows' log-normalisers.
 
-    Gumbel-max (Maddison et al. 2014) in two levels: a block of tokens by its mass, then a token in it, so that
-    a row takes V / 128 + 128 random numbers and not V. There is no cumulative sum over the vocabulary, whose
-    rounding would swallow the tokens below 1e-7, and -inf plus noise stays -inf.
-
-    Args:
-      gumbel_BX: `gumbel_noise` of each row, `draw_size(V)` numbers.
-      logits_BV: of the distribution, float32, up to a constant a row.
+    Gumbel-max (Maddison et al. 2014) in two levels: a block of tokens by its mass, then a token in it, so that a row
+    takes `draw_size(V)`, V / 128 + 128, random numbers (`gumbel_noise`) and not V. There is no cumulative sum over the
+    vocabulary, whose rounding would swallow the tokens below 1e-7, and -inf plus noise stays -inf.
     """
     blocks_BNK = _blocks(logits_BV)
     mass_BN = jax.nn.logsumexp(blocks_BNK, axis=-1)

@@ -12,21 +12,13 @@ from research.sampling.types import STOPPED, TRUNCATED
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One completion to draw.
+    """One completion to draw."""
 
-    Attributes:
-      prompt: token ids, at least one.
-      prompt_id: with `sample_id` it keys the randomness.
-      sample_id: which of the prompt's completions.
-      max_new_tokens: at least 1.
-      constraint: what the completion must match; None is free.
-    """
-
-    prompt: np.ndarray
-    prompt_id: int
-    sample_id: int
-    max_new_tokens: int
-    constraint: Constraint | None = None
+    prompt: np.ndarray  # token ids, at least one
+    prompt_id: int  # with `sample_id` it keys the randomness
+    sample_id: int  # which of the prompt's completions
+    max_new_tokens: int  # at least 1
+    constraint: Constraint | None = None  # what the completion must match; None is free
 
     @property
     def key(self) -> bytes:
@@ -38,23 +30,14 @@ class Request:
 
 
 class Row:
-    """A request and its completion so far: the first `length` entries of each array.
-
-    Attributes:
-      number: of the request, in the order given.
-      request: what is drawn.
-      tokens, mask, sampler_logps, policy_logps: `[max_new_tokens]`; the mask is False on forced tokens.
-      length: tokens so far.
-      stopped: its last token was a stop token that the model drew.
-      satisfied: it matches its constraint, if any; False where it was cut off on the way.
-    """
+    """A request and its completion so far: the first `length` entries of each array."""
 
     def __init__(self, number: int, request: Request) -> None:
-        """A completion of no tokens."""
+        """A completion of no tokens; `number` is the request's, in the order given."""
         N = request.max_new_tokens
         self.number, self.request, self.length = number, request, 0
-        self.stopped, self.satisfied = False, True
-        self.tokens, self.mask = np.zeros(N, np.int32), np.zeros(N, bool)
+        self.stopped = False  # its last token was a stop token that the model drew
+        self.tokens, self.mask = np.zeros(N, np.int32), np.zeros(N, bool)  # the mask is False on forced tokens
         self.sampler_logps, self.policy_logps = np.zeros(N, np.float32), np.zeros(N, np.float32)
 
     def extend(self, chunk: Chunk, slot: int) -> bool:

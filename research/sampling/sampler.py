@@ -18,14 +18,11 @@ from models.decode.cache import init_cache
 from models.decode.rows import insert_rows, resize, with_prefix
 from models.groups import groups_split
 from models.transformer import Params
-from research.sampling.controls import Controls, seen_tokens
+from research.sampling.controls import NO_CONTROLS, Controls, seen_tokens
 from research.sampling.decode import COMPILER_OPTIONS, Chunk, Slots, decode, prefill
 from research.sampling.methods import row_keys
 from research.sampling.types import STOPPED, TRUNCATED, Completions, Prompts, SamplerScalars, SamplerSpec
 from research.sampling.weights import sampling_params
-
-_SYNC_EVERY = 8
-"""`decode`'s `sync_every` where the rows are on several devices."""
 
 
 @partial(jax.jit, static_argnames=("config", "spec"), compiler_options=COMPILER_OPTIONS)
@@ -33,28 +30,23 @@ def sample(
     params: Params,
     prompts: Prompts,
     scalars: SamplerScalars,
-    controls: Controls | None = None,
+    controls: Controls = NO_CONTROLS,
     *,
     config: ModelConfig,
     spec: SamplerSpec,
 ) -> Completions:
-    """Draws G completions of each prompt.
+    """Draws G completions of each prompt: P * G rows, the G of one prompt adjacent.
 
-    Args:
-      params: the model's parameters.
-      prompts: left-padded prompts.
-      scalars: seed, step, temperature, top_p; traced.
-      controls: logit bias, repetition penalty, minimum length, where `spec.controls` has them; traced.
-      config: static model description.
-      spec: static rollout description.
-
-    Returns:
-      Completions of P * G rows, the G of one prompt adjacent.
+    `params` are as trained or laid out for decoding. What is traced: `scalars` (seed, step, temperature, top_p) and
+    `controls` (logit bias, repetition penalty, minimum length); `config` and `spec` are static.
     """
     params = sampling_params(params, config, spec.weights)
     slots = start(params, prompts, scalars, config=config, spec=spec, share=True)
+    if controls.repetition_penalty is not None:
+        seen = seen_tokens(prompts.tokens, prompts.mask, config.vocab_size)
+        slots = slots.replace(seen=jnp.repeat(seen, spec.samples_per_prompt, axis=0))
     chunks, N = [], spec.max_new_tokens
-    sync_every = _SYNC_EVERY if batch_ways(jax.sharding.get_abstract_mesh()) > 1 else 1
+    sync_every = 8 if batch_ways(jax.sharding.get_abstract_mesh()) > 1 else 1
     never = jnp.int32(slots.live.shape[0] + 1)
     # A new row's cache ends before its last token, so N slots hold that one and all of the completion but its end.
     for done in range(0, N, spec.cache_bucket):
@@ -88,10 +80,8 @@ def start(
 ) -> Slots:
     """All rows of a rollout in slots, nothing drawn yet; the cache is full.
 
-    Args:
-      params, prompts, scalars, config, spec: as `sample` takes them.
-      share: keep a prompt once for all rows of its group, which then read it in one product at every step: where a
-        group has several, none is on two devices, and not in an int8 cache, which keeps each row's own.
+    `share` keeps a prompt once for all rows of its group, which then read it in one product at every step: where a
+    group has several, none is on two devices, and not in an int8 cache, which keeps each row's own.
     """
     P, L = prompts.tokens.shape
     G = spec.samples_per_prompt
@@ -103,19 +93,17 @@ def start(
     else:
         cache = init_cache(config, B, L - 1, int8=spec.int8_cache).replace(length=jnp.int32(L - 1))
         cache = insert_rows(cache, filled, rows, rows // G)
+    zeros = jnp.zeros((B,), jnp.int32)
     return Slots(
         cache=cache,
         last=jnp.repeat(prompts.tokens[:, -1], G),
         positions=jnp.repeat(jnp.sum(prompts.mask, axis=1, dtype=jnp.int32) - 1, G),
-        drawn=jnp.zeros((B,), jnp.int32),
+        drawn=zeros,
         limits=jnp.full((B,), spec.max_new_tokens, jnp.int32),
         live=jnp.ones((B,), bool),
         keys=row_keys(scalars.seed, scalars.step, jnp.repeat(prompts.prompt_ids, G), rows % G),
         forced=jnp.zeros((B, 0), jnp.int32),
-        forced_left=jnp.zeros((B,), jnp.int32),
-        seen=jnp.repeat(seen_tokens(prompts.tokens, prompts.mask, config.vocab_size), G, axis=0)
-        if spec.controls.repetition_penalty
-        else None,
+        forced_left=zeros,
     )
 
 
@@ -131,11 +119,6 @@ def completions(
     tokens = jnp.where(mask_BN, tokens_BN, spec.pad_id)
     last = jnp.take_along_axis(tokens, jnp.maximum(lengths - 1, 0)[:, None], axis=1)
     stopped = jnp.any(last == jnp.asarray(spec.stop_tokens, jnp.int32)[None, :], axis=1)
-    return Completions(
-        tokens=tokens,
-        mask=mask_BN,
-        sampler_logps=jnp.where(mask_BN, sampler_logps_BN, 0.0),
-        policy_logps=jnp.where(mask_BN, policy_logps_BN, 0.0),
-        stop_reason=jnp.where(stopped, STOPPED, TRUNCATED).astype(jnp.int32),
-        lengths=lengths,
-    )
+    sampler_logps, policy_logps = (jnp.where(mask_BN, logps, 0.0) for logps in (sampler_logps_BN, policy_logps_BN))
+    reason = jnp.where(stopped, STOPPED, TRUNCATED).astype(jnp.int32)
+    return Completions(tokens, mask_BN, sampler_logps, policy_logps, reason, lengths)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from research.environments.base import Environment
-from research.environments.turns import RowTurns, Turns
+from research.environments.turns import Episode, RowTurns, Turns
 from research.sampling.rows import ForceTokens, Row, RowCallback, StopRow
 
 
@@ -25,7 +25,7 @@ class ToolCallback:
 
         Args:
           turns: advances them.
-          begin: a new one for the row of a number.
+          begin: a new environment for the row of a number.
           first: another callback, such as stop strings; rows that it acts on are not answered.
         """
         self.turns, self.begin, self.first = turns, begin, first
@@ -34,22 +34,17 @@ class ToolCallback:
 
     def __call__(self, rows: Sequence[Row]) -> Mapping[int, ForceTokens | StopRow]:
         """Answers all rows that have drawn their end-of-turn token, together."""
-        actions = dict(self.first(rows))
-        # A row that stopped at another token than the end of a turn has left the conversation.
-        ended = [
-            row
-            for row in rows
-            if row.stopped and row.number not in actions and row.tokens[row.length - 1] == self.turns.stop_id
-        ]
-        for row in ended:
-            if row.number not in self._environments:
-                self._environments[row.number] = self.begin(row.number)
-        episodes = [
-            (self._environments[row.number], self.states[row.number], row.tokens[: row.length].tolist())
-            for row in ended
-        ]
-        for row, advance in zip(ended, self.turns.step(episodes), strict=True):
-            self.states[row.number] = advance.state
+        actions, ended, episodes = dict(self.first(rows)), list[int](), list[Episode]()
+        for row in rows:
+            # A row that stopped at another token than the end of a turn has left the conversation.
+            number, tokens = row.number, row.tokens[: row.length].tolist()
+            if row.stopped and number not in actions and tokens[-1] == self.turns.stop_id:
+                if number not in self._environments:
+                    self._environments[number] = self.begin(number)
+                ended.append(number)
+                episodes.append((self._environments[number], self.states[number], tokens))
+        for number, advance in zip(ended, self.turns.step(episodes), strict=True):
+            self.states[number] = advance.state
             if advance.forced:
-                actions[row.number] = ForceTokens(advance.forced)
+                actions[number] = ForceTokens(advance.forced)
         return actions
