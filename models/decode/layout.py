@@ -27,16 +27,15 @@ def decode_params(
 
     On a mesh the matrices are gathered over the batch's axes and stay sharded over `tensor`. In each layer,
     `attention` holds `wqkv` `[D, K, G + 2, N]` (per kv head its queries, key and value, so that it is sharded as heads
-    are) and `wo` `[H, N, D]`; `mlp` holds `gate_up` `[D, 2, F]` and `down` `[F, D]`. Parameters that are laid out
-    already are returned unchanged.
+    are) and `wo` `[H, N, D]`; `mlp` holds `gate_up` `[D, 2, F]` and `down` `[F, D]`. On a CPU a tied model gets its own
+    `unembed`. Parameters that are laid out already are returned unchanged.
 
     Args:
       params: as trained.
       config: of the model; products run in its compute dtype.
       dtype: of the stored matrices; None is the compute dtype.
       quantize: int8 quantisation of the layers' matrices; adds `wqkv_scale` `[K, G + 2, N]`, one scale for each
-        output, and so on. Embedding and LM head stay unquantised, in `dtype`. On a CPU a tied model gets its own
-        `unembed`.
+        output, and so on. Embedding and LM head stay unquantised, in `dtype`.
     """
     if isinstance(params["layers"], tuple) and "wqkv" in params["layers"][0]["attention"]:
         return params

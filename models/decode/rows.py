@@ -51,32 +51,19 @@ def resize(cache: KVCache, slots: int, *, drop: int | Int[Array, ""] = 0) -> KVC
 
 
 def insert_rows(cache: KVCache, filled: KVCache, rows: Int[Array, " R"], sources: Int[Array, " R"]) -> KVCache:
-    """Copies rows `sources` of a filled cache to rows `rows`, right-aligned before the next slot.
+    """Copies rows `sources` of a filled cache to rows `rows`, right-aligned before the next slot; B or more drops one.
 
-    Args:
-      cache: its `length` is at least the filled one's number of slots.
-      filled: prompts, padded on the left, in all its slots; not quantized.
-      rows: target rows; B or more drops the row.
-      sources: rows of `filled`.
+    `filled` holds left-padded prompts in all its slots, unquantised; the cache's `length` is at least as large.
     """
-    width = filled.slots
-    start = cache.length - width
+    start = cache.length - filled.slots
 
     def put(x: Array, new: Array, axis: int) -> Array:
         """One scatter of whole windows: in place, and partitioned over a sharded batch."""
         indices = jnp.stack([rows, jnp.full_like(rows, start)], axis=1)
-        windows = tuple(range(1, x.ndim))
-        numbers = jax.lax.ScatterDimensionNumbers(
-            update_window_dims=windows, inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, axis)
-        )
-        return jax.lax.scatter(
-            x,
-            indices,
-            jnp.take(new, sources, axis=0).astype(x.dtype),
-            numbers,
-            unique_indices=True,
-            mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
-        )
+        windows, values = tuple(range(1, x.ndim)), jnp.take(new, sources, axis=0).astype(x.dtype)
+        numbers = jax.lax.ScatterDimensionNumbers(windows, (0,), (0, axis))
+        mode = jax.lax.GatherScatterMode.FILL_OR_DROP
+        return jax.lax.scatter(x, indices, values, numbers, unique_indices=True, mode=mode)
 
     cleared = cache.segment_ids.at[rows].set(0, mode="drop")
     return cache.replace(

@@ -7,9 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-MULTIPLE = 2
-"""T must be a multiple of it."""
-
 
 def refusal(dtype: jnp.dtype, head_dim: int) -> str:
     """Why the kernel cannot serve; "" where it can."""
