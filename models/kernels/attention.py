@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from models.config import AttentionKernel
 from models.groups import Group, fold, unfold
-from models.kernels import cpu_blocks, cudnn, splash, xla
+from models.kernels import cpu_blocks, dot_product, splash
 from models.kernels.dispatch import Platform, log_choice, target_platform
 
 Attend = Callable[[Array, Array, Array, Array], Array]
@@ -49,9 +49,10 @@ class Kernel(NamedTuple):
 
 KERNELS: dict[str, Kernel] = {
     "splash": Kernel(splash.attention, ("tpu",), 128, splash.refusal),
-    "cudnn": Kernel(cudnn.attention, ("gpu",), 2, cudnn.refusal),
+    "cudnn": Kernel(partial(dot_product.attention, implementation="cudnn"), ("gpu",), 2, dot_product.refusal),
     "cpu_blocks": Kernel(cpu_blocks.attention, attend_groups=cpu_blocks.grouped_attention),
-    "xla": Kernel(xla.attention),
+    # Scores are recomputed in the backward pass, not kept.
+    "xla": Kernel(jax.checkpoint(partial(dot_product.attention, implementation="xla"))),
 }
 _FASTEST: dict[Platform, str] = {"tpu": "splash", "gpu": "cudnn", "cpu": "cpu_blocks"}
 _LOWERED_AS = {"tpu": "tpu", "gpu": "cuda", "cpu": "cpu"}

@@ -14,6 +14,9 @@ from jaxtyping import Array, Float
 
 from models.kernels.dispatch import log_choice, target_platform
 
+MASKED_SCORE = float(jnp.finfo(jnp.float32).min)
+"""The score of a masked key: finite, so that a query that sees no key gives no NaN."""
+
 einsum_float32 = partial(jnp.einsum, preferred_element_type=jnp.float32)
 """Sums and result in float32, whatever the operands' dtype."""
 

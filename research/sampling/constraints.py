@@ -194,7 +194,8 @@ class ConstraintRows:
         tool = self._grammars.llguidance.numpy
         masks = tool.allocate_token_bitmask(len(rows), self._grammars.vocab_size)
         live = [(self._rows[number], i) for i, number in enumerate(rows) if number in self._rows]
-        tool.fill_next_token_bitmask_par(self._executor, [(row.matcher, i) for row, i in live], masks)
+        if live:
+            tool.fill_next_token_bitmask_par(self._executor, [(row.matcher, i) for row, i in live], masks)
         for row, _ in live:
             # llguidance allows the stop tokens in a row that is stuck, although its text is no match.
             if row.matcher.is_error():

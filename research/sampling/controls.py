@@ -7,7 +7,7 @@ Shapes: B rows, V vocabulary, L tokens of context, W = ceil(V / 32) words of a b
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -33,7 +33,6 @@ NO_CONTROLS = Controls()
 def make_controls(
     vocab_size: int,
     *,
-    stop_tokens: Sequence[int],
     max_new_tokens: int,
     logit_bias: Mapping[int, float] | None = None,
     repetition_penalty: float = 1.0,
@@ -42,7 +41,7 @@ def make_controls(
     """Checks the settings of one call; a control at its neutral value (penalty 1, no bias, no minimum) is off.
 
     Raises:
-      ConfigError: a value out of range (`limits`; a bias may be -inf, which bans a token), or one without effect.
+      ConfigError: a value out of range (`limits`; a bias may be -inf, which bans a token).
     """
     biases = dict(logit_bias or {})
     for token, bias in biases.items():
@@ -55,11 +54,6 @@ def make_controls(
         raise ConfigError(
             f"min_new_tokens: got {min_new_tokens}, expected 0 to {max_new_tokens - 1}, "
             f"because a stop token must fit into max_new_tokens {max_new_tokens}."
-        )
-    if min_new_tokens and not stop_tokens:
-        raise ConfigError(
-            f"min_new_tokens: got {min_new_tokens}, expected 0, because without stop tokens "
-            "every completion has max_new_tokens."
         )
     table = np.zeros(vocab_size, np.float32)
     table[list(biases)] = list(biases.values())

@@ -20,10 +20,10 @@ from research.data.records import Records
 from research.data.tokenizer import Tokenizer
 from research.environments.interaction import Interaction
 from research.environments.turns import RowTurns
+from research.sampling.callbacks import ToolCallback
 from research.sampling.engine import sample_refilled
 from research.sampling.methods import SamplingMethod
 from research.sampling.sampler import sample
-from research.sampling.tool_turns import ToolCallback
 from research.sampling.types import STOPPED, Completions, EngineSpec, Prompts, SamplerScalars, SamplerSpec
 
 

@@ -1,8 +1,7 @@
 """Continuous batching: a fixed number of slots, and the next request takes the slot of a row that has ended.
 
-The host admits requests and calls back between chunks of decode steps; all arithmetic is in compiled programs
-whose shapes come from a few buckets. A completion is the one that `sampler.sample` draws, whatever slot it had and
-whatever its neighbours were.
+The host admits requests and calls back between chunks of decode steps; all arithmetic is in compiled programs whose
+shapes come from a few buckets. A completion is the one that `sampler.sample` draws, whatever slot it had.
 
 Shapes: B slots, R requests admitted together, L prompt slots, C steps of a chunk.
 """
@@ -20,7 +19,6 @@ from models.transformer import Params
 from research.core.errors import DataError
 from research.sampling.constraints import ConstraintRows, Grammars
 from research.sampling.controls import NO_CONTROLS, Controls
-from research.sampling.decode import Chunk
 from research.sampling.programs import (
     UNCHANGED,
     act_program,
@@ -33,6 +31,7 @@ from research.sampling.programs import (
     shrink_program,
 )
 from research.sampling.rows import ForceTokens, Request, Row, RowCallback, StopRow
+from research.sampling.sampler import Chunk
 from research.sampling.types import Completions, Prompts, SamplerScalars, SamplerSpec
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Int
 from models.config import ModelConfig
 from models.decode.cache import KVCache, init_cache
 from models.decode.rows import insert_rows, resize, take_rows, with_prefix
-from research.sampling.decode import COMPILER_OPTIONS, Slots, decode, prefill
 from research.sampling.methods import row_keys
+from research.sampling.sampler import COMPILER_OPTIONS, Slots, decode, prefill
 from research.sampling.types import EngineSpec, SamplerScalars
 from research.sampling.weights import sampling_params
 
@@ -56,13 +56,8 @@ def admit_program(
 ) -> Slots:
     """Rows of prefilled prompts into their slots.
 
-    Args:
-      slots: are updated in place.
-      filled: prompts.
-      new: of each request its slot (B or more admits nothing), row of `filled`, last token, that one's position, limit
-        of tokens, prompt id and sample id.
-      seen: tokens of each request's prompt; None unless the repetition penalty is on.
-      scalars: seed and step.
+    `new` has for each request its slot (B or more admits nothing), row of `filled`, last token, that one's position,
+    limit of tokens, prompt id and sample id; `seen` the tokens of its prompt, for the repetition penalty.
     """
     rows, sources, last, positions, limits, prompt_ids, sample_ids = new
     put = lambda x, values: x.at[rows].set(values, mode="drop")  # noqa: E731

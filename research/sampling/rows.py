@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from research.sampling.constraints import Constraint
-from research.sampling.decode import Chunk
+from research.sampling.sampler import Chunk
 from research.sampling.types import STOPPED, TRUNCATED
 
 

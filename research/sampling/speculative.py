@@ -25,10 +25,9 @@ from models.decode.rows import resize
 from models.softmax import compute_logits
 from models.transformer import Params, forward_cached, unembedding
 from research.core.errors import ConfigError
-from research.sampling.decode import COMPILER_OPTIONS, Slots
 from research.sampling.drafts import Categorical, Draft, Noise, propose_by_model, propose_by_ngram, verify
 from research.sampling.methods import scaled_logits
-from research.sampling.sampler import completions, start
+from research.sampling.sampler import COMPILER_OPTIONS, Slots, completions, start
 from research.sampling.types import Completions, Prompts, SamplerScalars, SamplerSpec
 from research.sampling.weights import sampling_params
 

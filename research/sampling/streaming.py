@@ -17,17 +17,16 @@ from research.core.errors import ConfigError
 from research.data.chat import Message, render_prompt
 from research.data.tokenizer import IM_END, Tokenizer
 from research.environments.interaction import Interaction
+from research.sampling.callbacks import StopStrings, ToolCallback
 from research.sampling.constraints import Constraint, Grammars
 from research.sampling.controls import make_controls
-from research.sampling.decode import Chunk
 from research.sampling.drafts import Draft
 from research.sampling.engine import Engine
 from research.sampling.limits import REPETITION_PENALTY, SAMPLES, check_count, check_counts, check_number
 from research.sampling.methods import SamplingMethod
 from research.sampling.rows import Request, Row, RowCallback
+from research.sampling.sampler import Chunk
 from research.sampling.speculative import SpeculativeStats, sample_speculative
-from research.sampling.stop_strings import StopStrings
-from research.sampling.tool_turns import ToolCallback
 from research.sampling.types import STOPPED, EngineSpec, Prompts, SamplerScalars, SamplerSpec, make_scalars
 
 
@@ -117,7 +116,6 @@ class TextGenerator:
             grammars.matcher(how.constraint, new)  # refused before any prompt if it cannot be met
         controls = make_controls(
             model.vocab_size,
-            stop_tokens=ends,
             max_new_tokens=new,
             logit_bias=how.logit_bias,
             repetition_penalty=how.repetition_penalty,

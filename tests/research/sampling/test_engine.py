@@ -223,7 +223,7 @@ VOCABULARY = CONFIG.vocab_size
 
 def controlled(**settings: Any) -> tuple[Any, Any]:
     """What each completion of the refilled and of the one-batch sampler is under these controls."""
-    controls = make_controls(VOCABULARY, stop_tokens=STOPS, max_new_tokens=N, **settings)
+    controls = make_controls(VOCABULARY, max_new_tokens=N, **settings)
     engine = Engine(make_params(CONFIG), NUMBERS, config=CONFIG, spec=REFILLED, controls=controls)
     requests = [Request(text, 10 + i, g, N) for i, text in enumerate(TEXTS) for g in range(2)]
     rows = sorted(engine.run(requests), key=lambda row: row.number)
@@ -260,9 +260,7 @@ def test_repetition_penalty_sees_prompt_and_completion() -> None:
 
 
 def test_a_row_without_tokens_is_an_error() -> None:
-    controls = make_controls(
-        VOCABULARY, stop_tokens=STOPS, max_new_tokens=N, logit_bias=dict.fromkeys(range(VOCABULARY), -np.inf)
-    )
+    controls = make_controls(VOCABULARY, max_new_tokens=N, logit_bias=dict.fromkeys(range(VOCABULARY), -np.inf))
     engine = Engine(make_params(CONFIG), NUMBERS, config=CONFIG, spec=REFILLED, controls=controls)
     with pytest.raises(DataError, match=r"prompt 10, sample 0: no token was left to draw at completion token 0"):
         list(engine.run([Request(TEXTS[0], 10, 0, N)]))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from research.core.errors import ConfigError
+from research.sampling.callbacks import StopStringDecoder, StopStrings
 from research.sampling.rows import Request, Row, StopRow
-from research.sampling.stop_strings import StopStringDecoder, StopStrings
 
 BYTES = [bytes([byte]) for byte in range(256)]
 

@@ -1,15 +1,17 @@
-"""Stop strings: a completion ends at the token that completes one of them, and its text is shown without it.
+"""Callbacks of the engine, on the host between chunks of decode steps: stop strings, and environments that answer.
 
-Host side, between chunks of decode steps. Strings are found in bytes: UTF-8 lets no string begin inside of another
-character, so a stop string may be spread over tokens and tokens may end within a character.
+Strings are found in bytes: UTF-8 lets no string begin inside of another character, so a stop string may be spread over
+tokens and tokens may end within a character.
 """
 
 import codecs
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from research.core.errors import ConfigError
-from research.sampling.rows import Row, StopRow
+from research.environments.base import Environment
+from research.environments.turns import Episode, RowTurns, Turns
+from research.sampling.rows import ForceTokens, Row, RowCallback, StopRow
 
 
 class StopStringDecoder:
@@ -89,3 +91,35 @@ class StopStrings:
         """A row's text since the last `take`; with what was held back, if the row has ended."""
         new = self._new.pop(number, "")
         return new + self._texts[number].finish() if ended else new
+
+
+class ToolCallback:
+    """A `RowCallback`: a row pauses at `<|im_end|>`, is fed its environment's answer, and goes on.
+
+    `states` are each row's turns so far, by its number.
+    """
+
+    def __init__(
+        self, turns: Turns, begin: Callable[[int], Environment], first: RowCallback = lambda _rows: {}
+    ) -> None:
+        """Binds the turns, what begins an environment for the row of a number, and a callback that acts first."""
+        self.turns, self.begin, self.first = turns, begin, first
+        self.states: defaultdict[int, RowTurns] = defaultdict(RowTurns)
+        self._environments: dict[int, Environment] = {}
+
+    def __call__(self, rows: Sequence[Row]) -> Mapping[int, ForceTokens | StopRow]:
+        """Answers all rows that have drawn their end-of-turn token, together."""
+        actions, ended, episodes = dict(self.first(rows)), list[int](), list[Episode]()
+        for row in rows:
+            # A row that stopped at another token than the end of a turn has left the conversation.
+            number, tokens = row.number, row.tokens[: row.length].tolist()
+            if row.stopped and number not in actions and tokens[-1] == self.turns.stop_id:
+                if number not in self._environments:
+                    self._environments[number] = self.begin(number)
+                ended.append(number)
+                episodes.append((self._environments[number], self.states[number], tokens))
+        for number, advance in zip(ended, self.turns.step(episodes), strict=True):
+            self.states[number] = advance.state
+            if advance.forced:
+                actions[number] = ForceTokens(advance.forced)
+        return actions
