@@ -68,8 +68,8 @@ class Grammars:
         self._pieces = {text for text in tokenizer.token_bytes if text}
         self._longest = max(map(len, self._pieces), default=0)
         self._alphabet = _alphabet(self._pieces)
-        vocabulary = _Vocabulary(tokenizer, self.stop_tokens)
-        self._ll_tokenizer = self.llguidance.LLTokenizer(vocabulary, n_vocab=vocab_size, eos_token=list(stop_tokens))
+        vocabulary = _Vocabulary(tokenizer, self.stop_tokens, vocab_size)
+        self._ll_tokenizer = self.llguidance.LLTokenizer(vocabulary, eos_token=list(stop_tokens))
         self._compiled: dict[Constraint, Any] = {}
 
     def matcher(self, constraint: Constraint, max_new_tokens: int) -> Any:
@@ -234,12 +234,14 @@ class _Vocabulary:
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(self, tokenizer: Tokenizer, stop_tokens: tuple[int, ...]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop_tokens: tuple[int, ...], vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self.eos_token_id = stop_tokens[0]
         spelled = tokenizer.token_bytes
         self.tokens = [text or piece.encode() for text, piece in zip(spelled, tokenizer.pieces, strict=True)]
-        self.special_token_ids = [token for token, text in enumerate(spelled) if not text]
+        unused = range(tokenizer.vocab_size, vocab_size)
+        self.tokens += [f"<unused {token}>".encode() for token in unused]
+        self.special_token_ids = [*(token for token, text in enumerate(spelled) if not text), *unused]
 
     def __call__(self, text: str) -> list[int]:
         """The tokens of a forced text; none where the vocabulary does not spell it."""
