@@ -8,7 +8,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from models.config import ModelConfig
 from models.decode.cache import KVCache
@@ -17,6 +17,7 @@ from models.transformer import Params, forward_cached, unembedding
 from research.sampling.limits import DRAFT_TOKENS, check_count
 from research.sampling.methods import SamplingMethod, draw, draw_size, gumbel_noise, scaled_logits
 from research.sampling.programs import layout_program
+from research.sampling.sampler import Slots
 from research.sampling.types import SamplerScalars
 from research.sampling.weights import Weights
 
@@ -87,10 +88,8 @@ class Noise(NamedTuple):
 
 def propose_by_model(
     draft: Draft,
-    cache: KVCache,
+    slots: Slots,
     newest_B2: Int[Array, "B 2"],
-    positions_B: Int[Array, " B"],
-    live_B: Bool[Array, " B"],
     noise: Noise,
     scalars: SamplerScalars,
     method: SamplingMethod,
@@ -102,19 +101,17 @@ def propose_by_model(
 
     Args:
       draft: with a model.
-      cache: holds all tokens of each row but its last, but the slot before `length` may be unwritten.
+      slots: with the draft's cache, in which the slot before `length` may be unwritten.
       newest_B2: the last two tokens of each row.
-      positions_B: of the last token.
-      live_B: unfinished rows.
       noise: of this round; not read if the method is greedy.
       scalars, method: temperature, top_p and how tokens are drawn.
     """
     assert draft.config is not None
-    unembed_DV = unembedding(draft.params)
+    unembed_DV, cache = unembedding(draft.params), slots.cache
     before_B1 = jax.lax.dynamic_slice_in_dim(cache.segment_ids, cache.length - 1, 1, axis=1)
     cache = cache.replace(length=cache.length - 1)
-    tokens, positions = newest_B2, jnp.stack([positions_B - 1, positions_B], axis=1)
-    segment_ids = jnp.concatenate([before_B1, live_B[:, None].astype(jnp.int32)], axis=1)
+    tokens, positions = newest_B2, jnp.stack([slots.positions - 1, slots.positions], axis=1)
+    segment_ids = jnp.concatenate([before_B1, slots.live[:, None].astype(jnp.int32)], axis=1)
     drawn, drawn_from, normalizers = [], [], []
     for i in range(draft.tokens):
         hidden, cache = forward_cached(draft.params, draft.config, tokens, positions, segment_ids, cache)

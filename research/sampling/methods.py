@@ -103,8 +103,12 @@ def sample_token(
         if method.nucleus:
             drawn_BV = _without_tail(drawn_BV / temperature, method, top_p)
             temperature = jnp.ones_like(temperature)
+        # Log-mass of each block at the temperature and at temperature 1, from one maximum.
         blocks_BNK = _blocks(drawn_BV)
-        scaled_BN, plain_BN = _block_masses(blocks_BNK, temperature)
+        top_BN = _finite(jnp.max(blocks_BNK, axis=-1))
+        below_BNK = blocks_BNK - top_BN[..., None]
+        scaled_BN = top_BN / temperature + jnp.log(jnp.sum(jnp.exp(below_BNK / temperature), axis=-1))
+        plain_BN = top_BN + jnp.log(jnp.sum(jnp.exp(below_BNK), axis=-1))
         tokens = _draw_in_blocks(gumbel_noise(keys_B, draw_size(V)), blocks_BNK, scaled_BN, temperature)
         sampler_logps = _relative(_pick(drawn_BV, tokens) / temperature, jax.nn.logsumexp(scaled_BN, axis=-1))
         if not method.truncates and controlled_BV is None:
@@ -143,28 +147,25 @@ def nucleus_mask(logits_BV: Float[Array, "B V"], top_p: Float[Array, ""]) -> Boo
     """
     logits_BV = logits_BV.astype(jnp.float32)
     mass_BV = jnp.exp(logits_BV - _finite(jnp.max(logits_BV, axis=-1, keepdims=True)))
-    order_BV = _ordered_bits(logits_BV)
+    bits_BV = jax.lax.bitcast_convert_type(logits_BV, jnp.uint32)
+    # Unsigned integers in the order of the floats.
+    order_BV = jnp.where(bits_BV >> 31 == 1, ~bits_BV, bits_BV | jnp.uint32(1 << 31))
     wanted = top_p * jnp.sum(mass_BV, axis=-1)
-
-    def mass_from(bound: Array) -> Array:
-        return jnp.sum(jnp.where(order_BV >= bound[:, None], mass_BV, 0.0), axis=-1)
 
     def set_bit(i: Array, bound: Array) -> Array:
         higher = bound | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
-        return jnp.where(mass_from(higher) >= wanted, higher, bound)
+        mass = jnp.sum(jnp.where(order_BV >= higher[:, None], mass_BV, 0.0), axis=-1)
+        return jnp.where(mass >= wanted, higher, bound)
 
     # The largest bound reached by the mass may lie above every logit where `top_p` is 0.
     bound = jax.lax.fori_loop(0, 32, set_bit, jnp.zeros(logits_BV.shape[0], jnp.uint32))
     bound = jnp.minimum(bound, jnp.max(order_BV, axis=-1))
-    above = order_BV > bound[:, None]
-    tied = order_BV == bound[:, None]
+    above, tied = order_BV > bound[:, None], order_BV == bound[:, None]
     one = jnp.max(jnp.where(tied, mass_BV, 0.0), axis=-1)
     missing = wanted - jnp.sum(jnp.where(above, mass_BV, 0.0), axis=-1)
     room = jnp.maximum(jnp.ceil(missing / jnp.maximum(one, jnp.finfo(jnp.float32).tiny)), 1.0)
-    ties = jnp.sum(tied, axis=-1)
-    first = jax.lax.cond(
-        jnp.any(ties > room), lambda: tied & (jnp.cumsum(tied, axis=-1) <= room[:, None]), lambda: tied
-    )
+    crowded = jnp.any(jnp.sum(tied, axis=-1) > room)
+    first = jax.lax.cond(crowded, lambda: tied & (jnp.cumsum(tied, axis=-1) <= room[:, None]), lambda: tied)
     return above | first | (top_p >= 1.0)
 
 
@@ -188,12 +189,6 @@ def _finite(x: Array) -> Array:
 def _relative(logits: Array, mass: Array) -> Array:
     """`logits - mass`, -inf and not NaN where both are -inf."""
     return logits - _finite(mass)
-
-
-def _ordered_bits(x: Float[Array, "B V"]) -> Array:
-    """Unsigned integers in the order of the floats."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
 def _candidates(
@@ -220,16 +215,6 @@ def _blocks(logits_BV: Float[Array, "B V"]) -> Float[Array, "B N K"]:
         return logits_BV[:, None, :]
     padded = jnp.pad(logits_BV, ((0, 0), (0, -V % _BLOCK)), constant_values=-jnp.inf)
     return padded.reshape(B, -1, _BLOCK)
-
-
-def _block_masses(
-    blocks_BNK: Float[Array, "B N K"], temperature: Array
-) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
-    """Log-mass of each block at the temperature and at temperature 1, from one maximum."""
-    top_BN = _finite(jnp.max(blocks_BNK, axis=-1))
-    below_BNK = blocks_BNK - top_BN[..., None]
-    scaled = top_BN / temperature + jnp.log(jnp.sum(jnp.exp(below_BNK / temperature), axis=-1))
-    return scaled, top_BN + jnp.log(jnp.sum(jnp.exp(below_BNK), axis=-1))
 
 
 def _draw_in_blocks(

@@ -91,7 +91,6 @@ def sample_speculative(
         )
     params = sampling_params(params, config, spec.weights)
     slots = start(params, prompts, scalars, config=config, spec=spec)
-    # the draft's keys and values, in the same slots as the target's; () without a draft model
     draft_layers: tuple[LayerCache, ...] = ()
     if (small := draft.config) is not None:
         draft = draft.replace(params=sampling_params(draft.params, small, spec.weights))
@@ -152,10 +151,8 @@ def _round(
         proposals = propose_by_ngram(state.text, first_B, last_B, k)
     else:
         newest_B2 = jnp.take_along_axis(state.text, last_B[:, None] + jnp.array([[-1, 0]]), axis=1)
-        known = cache.replace(layers=draft_layers)
-        proposals, read = propose_by_model(
-            draft, known, newest_B2, slots.positions, slots.live, noise, scalars, spec.method
-        )
+        known = slots.replace(cache=cache.replace(layers=draft_layers))
+        proposals, read = propose_by_model(draft, known, newest_B2, noise, scalars, spec.method)
         draft_layers = read.layers
 
     step_T = jnp.arange(k + 1, dtype=jnp.int32)[None, :]
