@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from research.config.schema import expect
 from research.core.errors import ConfigError
 from research.sampling.limits import LOGIT_BIAS, REPETITION_PENALTY, check_number
 
@@ -50,11 +51,8 @@ def make_controls(
         if bias != -math.inf:
             check_number(f"logit_bias: token {token}", bias, LOGIT_BIAS, other="-inf (banned) or ")
     check_number("repetition_penalty", repetition_penalty, REPETITION_PENALTY, other="1 (off) or ")
-    if not 0 <= min_new_tokens < max_new_tokens:
-        raise ConfigError(
-            f"min_new_tokens: got {min_new_tokens}, expected 0 to {max_new_tokens - 1}, "
-            f"because a stop token must fit into max_new_tokens {max_new_tokens}."
-        )
+    most = f"0 to {max_new_tokens - 1}, because a stop token must fit into max_new_tokens {max_new_tokens}"
+    expect(0 <= min_new_tokens < max_new_tokens, "min_new_tokens", min_new_tokens, most)
     table = np.zeros(vocab_size, np.float32)
     table[list(biases)] = list(biases.values())
     return Controls(

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from research.config.schema import expect
 from research.core.errors import ConfigError
 
 TEMPERATURE = (1e-3, 100.0)
@@ -27,8 +28,7 @@ def check_number(name: str, value: float, bounds: tuple[float, float], *, other:
 
 def check_count(name: str, value: int, low: int, high: int = INT32) -> None:
     """ConfigError unless an integer is within inclusive bounds."""
-    if not low <= value <= high:
-        raise ConfigError(f"{name}: got {value}, expected an integer from {low} to {high}")
+    expect(low <= value <= high, name, value, f"an integer from {low} to {high}")
 
 
 def check_counts(spec: Any, **least: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from models.config import ModelConfig
 from models.logprobs import token_logps
 from models.transformer import Params
+from research.config.schema import expect
 from research.core.errors import ConfigError
 from research.data.chat import Message, render_prompt
 from research.data.tokenizer import IM_END, Tokenizer
@@ -104,11 +105,8 @@ class TextGenerator:
         self.params, self.model, self.tokenizer = params, model, tokenizer
         self.max_length, self.settings, self.interaction = max_length, settings, interaction
         how, new = settings, settings.max_new_tokens
-        if new >= max_length:
-            raise ConfigError(
-                f"max_new_tokens: got {new}, expected at most {max_length - 1} because the context is {max_length} "
-                "tokens, the prompt's included"
-            )
+        most = f"at most {max_length - 1} because the context is {max_length} tokens, the prompt's included"
+        expect(new < max_length, "max_new_tokens", new, most)
         ends = (tokenizer.eos_id,) if how.raw else (tokenizer.im_end_id, tokenizer.eos_id)
         grammars = None
         if how.constraint is not None:
