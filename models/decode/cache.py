@@ -98,16 +98,15 @@ class KVCache(flax.struct.PyTreeNode):
         For what a loop carries: XLA's CPU backend drops an axis of size one for the product, and then copies the
         cache at every step. `write` and `cached_attention` take both forms.
         """
-        return self._reshaped(lambda x: x[0])
+        return self.map_slots(lambda x: x[0]) if len(self.segment_ids) == 1 else self
 
     def unsqueezed(self) -> "KVCache":
         """Undoes `squeezed`."""
-        return self._reshaped(lambda x: x[None])
+        return self.map_slots(lambda x: x[None]) if len(self.segment_ids) == 1 else self
 
-    def _reshaped(self, fn: Callable[[Array], Array]) -> "KVCache":
-        if len(self.segment_ids) != 1:
-            return self
-        return self.replace(layers=tuple(layer.map_slots(fn) for layer in self.layers))
+    def map_slots(self, fn: Callable[[Array], Array], **changes: Array) -> "KVCache":
+        """`fn` on each array of the layers that has rows and slots, with other fields."""
+        return self.replace(layers=tuple(layer.map_slots(fn) for layer in self.layers), **changes)
 
 
 def quantize(x: Float[Array, "B K T N"]) -> tuple[Int[Array, "B K T N"], Float[Array, "B K T"]]:

@@ -3,6 +3,8 @@
 Shapes: B batch, R rows to insert, P prefixes of C slots.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
@@ -25,8 +27,7 @@ def take_rows(cache: KVCache, rows: Int[Array, " R"]) -> KVCache:
     """These rows, in this order; the cache has at most one prefix, because a row's index says which is its own."""
     assert cache.prefix is None or len(cache.prefix) == 1
     take = lambda x: jnp.take(x, rows, axis=0)  # noqa: E731
-    layers = tuple(layer.map_slots(take) for layer in cache.layers)
-    return cache.replace(layers=layers, segment_ids=take(cache.segment_ids))
+    return cache.map_slots(take, segment_ids=take(cache.segment_ids))
 
 
 def resize(cache: KVCache, slots: int, *, drop: int | Int[Array, ""] = 0) -> KVCache:
@@ -43,11 +44,7 @@ def resize(cache: KVCache, slots: int, *, drop: int | Int[Array, ""] = 0) -> KVC
         room[axis] = (0, slots - kept)
         return jnp.pad(x, room)
 
-    return cache.replace(
-        layers=tuple(layer.map_slots(lambda x: fit(x, 2)) for layer in cache.layers),
-        segment_ids=fit(cache.segment_ids, 1),
-        length=cache.length - drop,
-    )
+    return cache.map_slots(partial(fit, axis=2), segment_ids=fit(cache.segment_ids, 1), length=cache.length - drop)
 
 
 def insert_rows(cache: KVCache, filled: KVCache, rows: Int[Array, " R"], sources: Int[Array, " R"]) -> KVCache:

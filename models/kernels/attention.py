@@ -85,10 +85,8 @@ def self_attention(
     note = f", rows padded from {T} to {padded} slots" if padded > T else ""
     note += f", because {refusal}" if refusal else ""
     log_choice(f"attention: {name} on {target} for {dtype} and head_dim={N}{note}", fallback=bool(refusal))
-    args, run = (
-        (q_BTHN, k_BTKN, v_BTKN, segment_ids_BT),
-        {name: partial(KERNELS[name].run, group=group) for name in KERNELS},
-    )
+    args = (q_BTHN, k_BTKN, v_BTKN, segment_ids_BT)
+    run = {each: partial(KERNELS[each].run, group=group) for each in KERNELS}
     if kernel != "auto":
         return run[name](*args)
     names = {each: choose_kernel("auto", each, dtype=dtype, head_dim=N)[0] for each in _FASTEST}

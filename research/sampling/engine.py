@@ -17,19 +17,9 @@ from models.config import ModelConfig
 from models.decode.cache import KVCache
 from models.transformer import Params
 from research.core.errors import DataError
+from research.sampling import programs
 from research.sampling.constraints import ConstraintRows, Grammars
 from research.sampling.controls import NO_CONTROLS, Controls
-from research.sampling.programs import (
-    UNCHANGED,
-    act_program,
-    admit_program,
-    decode_program,
-    empty_slots,
-    layout_program,
-    prefill_program,
-    resize_program,
-    shrink_program,
-)
 from research.sampling.rows import ForceTokens, Request, Row, RowCallback, StopRow
 from research.sampling.sampler import Chunk
 from research.sampling.types import Completions, Prompts, SamplerScalars, SamplerSpec
@@ -76,7 +66,7 @@ class Engine:
         """
         if spec.engine is None:
             raise ValueError("spec.engine: got None, expected the sizes of an engine")
-        self.params = layout_program(params, config=config, weights=spec.weights)
+        self.params = programs.layout_program(params, config=config, weights=spec.weights)
         self.scalars, self.config, self.spec, self.sizes = scalars, config, spec, spec.engine
         self.controls, self.grammars, self.stats = controls, grammars, Stats()
 
@@ -112,7 +102,7 @@ class _Run:
         self.prefix = self._prefilled(shared[None], np.ones((1, shared.size), bool), None) if shared.size else None
         longest = max(request.prompt.size for request in requests) - self.before - 1
         self.width = self.length = _round_up(longest, self.sizes.prompt_bucket)  # `length` is the next cache slot
-        self.slots = empty_slots(
+        self.slots = programs.empty_slots(
             self.prefix,
             length=self.width,
             config=self.config,
@@ -175,7 +165,7 @@ class _Run:
                     seen[i, request.prompt] = True
                 if self.constrained is not None:
                     self.constrained.start(row.number, request.constraint, name=str(request), max_new_tokens=limit)
-            self.slots = admit_program(self.slots, self.filled, new, seen, self.engine.scalars)
+            self.slots = programs.admit_program(self.slots, self.filled, new, seen, self.engine.scalars)
 
     def _enough(self) -> int:
         """Free slots for which decoding is interrupted to admit requests."""
@@ -198,13 +188,13 @@ class _Run:
 
     def _prefilled(self, tokens: np.ndarray, mask: np.ndarray, prefix: KVCache | None) -> KVCache:
         self.engine.stats.prefilled += int(mask.sum())
-        return prefill_program(self.engine.params, tokens, mask, prefix=prefix, config=self.config)
+        return programs.prefill_program(self.engine.params, tokens, mask, prefix=prefix, config=self.config)
 
     def _shrink(self) -> None:
         """Halve the slots once at most half are busy and the queue is empty, so stragglers run in a smaller batch."""
         while not self.waiting and len(self._busy()) <= (half := len(self.rows) // 2):
             kept = sorted(range(len(self.rows)), key=lambda slot: self.rows[slot] is None)[:half]
-            self.slots = shrink_program(self.slots, np.array(kept, np.int32))
+            self.slots = programs.shrink_program(self.slots, np.array(kept, np.int32))
             self.rows = [self.rows[slot] for slot in kept]
             self.starts = self.starts[kept]
 
@@ -215,7 +205,7 @@ class _Run:
         drop = min([self.length - self.width, *(int(self.starts[slot]) for slot, _ in self._busy())])
         bucket = self.spec.cache_bucket
         size = _round_up(self.length - drop + (bucket + 1) // 2, bucket)
-        self.slots = resize_program(self.slots, np.int32(drop), slots=size)
+        self.slots = programs.resize_program(self.slots, np.int32(drop), slots=size)
         self.length, self.starts = self.length - drop, self.starts - drop
         self.engine.stats.resizes += 1
 
@@ -225,7 +215,7 @@ class _Run:
         if self.constrained is not None:
             masks = self.constrained.masks([-1 if row is None else row.number for row in self.rows])
             self.slots, most = self.slots.replace(allowed=masks), 1
-        self.slots, chunk = decode_program(
+        self.slots, chunk = programs.decode_program(
             self.engine.params,
             self.slots,
             self.engine.scalars,
@@ -255,7 +245,7 @@ class _Run:
         if not actions:
             return live
         M = self.sizes.max_forced
-        forced, left = np.zeros((len(self.rows), M), np.int32), np.full(len(self.rows), UNCHANGED, np.int32)
+        forced, left = np.zeros((len(self.rows), M), np.int32), np.full(len(self.rows), programs.UNCHANGED, np.int32)
         for slot, row in grown:
             match actions.get(row.number):
                 case StopRow(keep):
@@ -265,7 +255,7 @@ class _Run:
                         raise ValueError(f"forced tokens: got {len(tokens)} tokens, expected 1 to {M}")
                     live[slot], row.stopped, left[slot] = True, False, len(tokens)
                     forced[slot, -len(tokens) :] = tokens
-        self.slots = act_program(self.slots, live, forced, left)
+        self.slots = programs.act_program(self.slots, live, forced, left)
         return live
 
 

@@ -238,11 +238,5 @@ def _packed(state: _State) -> _State:
         index = order_BS[:, None] if x.ndim == 3 else order_BS[:, None, :, None]
         return jnp.take_along_axis(x, index, axis=2)
 
-    return _caches(
-        state,
-        lambda cache: cache.replace(
-            layers=tuple(layer.map_slots(gather) for layer in cache.layers),
-            segment_ids=jnp.take_along_axis(held.astype(jnp.int32), order_BS, axis=1),
-            length=length,
-        ),
-    )
+    segment_ids = jnp.take_along_axis(held.astype(jnp.int32), order_BS, axis=1)
+    return _caches(state, lambda cache: cache.map_slots(gather, segment_ids=segment_ids, length=length))
