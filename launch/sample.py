@@ -27,9 +27,8 @@ from launch.common import given, refuse
 from objectives.prm import StepReduction
 from research.config.schema import expect
 from research.evals.scorers import Scorer, make_scorers, score_samples
-from research.sampling.constraints import Constraint, choice
 from research.sampling.limits import SAMPLES
-from research.sampling.rows import Row
+from research.sampling.rows import Constraint, Row, choice
 from research.sampling.streaming import TextDelta, TextGenerator, in_order
 from research.train.stored import Policy, load_stage
 

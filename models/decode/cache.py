@@ -26,8 +26,7 @@ class LayerCache(flax.struct.PyTreeNode):
     """Keys and values of one layer, in the compute dtype or int8.
 
     A single row may be kept without its batch axis (`KVCache.squeezed`). The scales are those of an int8 cache: the
-    largest magnitude of each head's vector in a slot, divided by 127. B/P adjacent rows share a prefix, if there is
-    one.
+    largest magnitude of each head's vector in a slot, over 127. B/P adjacent rows share a prefix, if there is one.
     """
 
     keys: Float[Array, "B K S N"]

@@ -8,40 +8,17 @@ is allowed where the text so far is a match.
 Shapes: R rows, V vocabulary, W = ceil(V / 32) int32 words, bit v % 32 of word v // 32 for token v.
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from research.core.errors import ConfigError, DataError
 from research.data.tokenizer import Tokenizer
+from research.sampling.rows import SHOWN, Constraint, Row
 from research.sampling.schemas import prepare_schema
-
-_SHOWN = 80
-"""Characters of a constraint or a text that a message quotes."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Constraint:
-    """What a completion, up to its stop token, must match as a whole."""
-
-    kind: Literal["json_schema", "regex", "choice"]  # what `value` is
-    # "json_schema": a schema as JSON text; its key `x-guidance` takes llguidance's options, such as
-    # `{"whitespace_flexible": false}`. "regex": a pattern in the syntax of Rust's `regex`, without look-around.
-    # "choice": the strings to choose from, as JSON text
-    value: str
-
-    def __str__(self) -> str:
-        text = self.value.replace("\n", "\\n")
-        return f"{self.kind} {text if len(text) <= _SHOWN else text[:_SHOWN] + ' ...'}"
-
-
-def choice(options: Sequence[str]) -> Constraint:
-    """A completion that is one of the options."""
-    return Constraint("choice", json.dumps(options, ensure_ascii=False))
 
 
 class Grammars:
@@ -70,6 +47,7 @@ class Grammars:
         self._alphabet = _alphabet(self._pieces)
         vocabulary = _Vocabulary(tokenizer, self.stop_tokens, vocab_size)
         self._ll_tokenizer = self.llguidance.LLTokenizer(vocabulary, eos_token=list(stop_tokens))
+        self._executor = self.llguidance.LLExecutor()
         self._compiled: dict[Constraint, Any] = {}
 
     def matcher(self, constraint: Constraint, max_new_tokens: int) -> Any:
@@ -84,6 +62,48 @@ class Grammars:
         if constraint not in self._compiled:
             self._compiled[constraint] = self._compile(constraint)
         return self._compiled[constraint].deep_copy()
+
+    def masks(self, rows: Sequence[Row | None]) -> np.ndarray:
+        """Allowed next tokens, int32 `[R, W]`: all of them where nothing is followed, and at least one.
+
+        Raises:
+          DataError: a row is stuck: it has not matched, and no token leads on.
+        """
+        masks = self.llguidance.numpy.allocate_token_bitmask(len(rows), self.vocab_size)
+        live = [(row, i) for i, row in enumerate(rows) if row is not None and row.matcher is not None]
+        if live:
+            jobs = [(row.matcher, i) for row, i in live]
+            self.llguidance.numpy.fill_next_token_bitmask_par(self._executor, jobs, masks)
+        for row, _ in live:
+            # llguidance allows the stop tokens in a row that is stuck, although its text is no match.
+            if row.matcher.is_error():
+                reason = _reason(row.matcher.get_error())
+                if reason.startswith("NoExtension"):
+                    reason = "this vocabulary cannot spell what the constraint requires next"
+                text, asked = self._shown(row.tokens[: row.length].tolist()), row.request
+                raise DataError(f"{asked}: no token is allowed by {asked.constraint} after {text}: {reason}.")
+        return masks
+
+    def advance(self, row: Row) -> None:
+        """Tells a row's matcher the last token; a stop token ends what it follows.
+
+        Raises:
+          DataError: the row's constraint does not allow the token here.
+        """
+        if row.matcher is None:
+            return
+        *before, token = row.tokens[: row.length].tolist()
+        stops = token in self.stop_tokens
+        if not (row.matcher.is_accepting() if stops else row.matcher.consume_token(token)):
+            raise DataError(
+                f"{row.request}: token {token} ({self.tokenizer.pieces[token]!r}) is not allowed by "
+                f"{row.request.constraint} after {self._shown(before)}."
+            )
+        if stops:
+            row.matcher = None
+
+    def _shown(self, tokens: Sequence[int]) -> str:
+        return repr(self.tokenizer.decode(tokens, show_markup=True)[-SHOWN:])
 
     def _compile(self, constraint: Constraint) -> Any:
         matcher = self._matcher(self._grammar(constraint))
@@ -151,81 +171,6 @@ class Grammars:
             starts = range(max(0, end - self._longest), end)
             fewest.append(min((fewest[i] + 1 for i in starts if spelled[i:end] in self._pieces), default=math.inf))
         return fewest[-1]
-
-
-@dataclasses.dataclass
-class _Row:
-    """One row's progress."""
-
-    name: str
-    constraint: Constraint
-    matcher: Any
-    tokens: list[int] = dataclasses.field(default_factory=list)
-
-
-class ConstraintRows:
-    """The constraints of the rows in flight, keyed by the caller's row number.
-
-    Per step: `masks` for the rows to draw, then `advance` with each drawn token. A row that was not started, was
-    started without a constraint, or has ended, is free: its mask allows all.
-    """
-
-    def __init__(self, grammars: Grammars) -> None:
-        self._grammars = grammars
-        self._executor = grammars.llguidance.LLExecutor()
-        self._rows: dict[int, _Row] = {}
-
-    def start(self, row: int, constraint: Constraint | None, *, name: str, max_new_tokens: int) -> None:
-        """Puts a new completion, such as "prompt 17", into a row; free without a constraint.
-
-        Raises:
-          ConfigError: see `Grammars.matcher`.
-        """
-        self._rows.pop(row, None)
-        if constraint is not None:
-            self._rows[row] = _Row(name, constraint, self._grammars.matcher(constraint, max_new_tokens))
-
-    def masks(self, rows: Sequence[int]) -> np.ndarray:
-        """Allowed next tokens, int32 `[R, W]`; at least one bit a row is set.
-
-        Raises:
-          DataError: a row is stuck: it has not matched, and no token leads on.
-        """
-        tool = self._grammars.llguidance.numpy
-        masks = tool.allocate_token_bitmask(len(rows), self._grammars.vocab_size)
-        live = [(self._rows[number], i) for i, number in enumerate(rows) if number in self._rows]
-        if live:
-            tool.fill_next_token_bitmask_par(self._executor, [(row.matcher, i) for row, i in live], masks)
-        for row, _ in live:
-            # llguidance allows the stop tokens in a row that is stuck, although its text is no match.
-            if row.matcher.is_error():
-                reason = _reason(row.matcher.get_error())
-                if reason.startswith("NoExtension"):
-                    reason = "this vocabulary cannot spell what the constraint requires next"
-                raise DataError(f"{row.name}: no token is allowed by {row.constraint} {self._after(row)}: {reason}.")
-        return masks
-
-    def advance(self, number: int, token: int) -> None:
-        """Appends a drawn token to a row; nothing happens in a free one.
-
-        Raises:
-          DataError: the row's constraint does not allow the token here.
-        """
-        row = self._rows.get(number)
-        if row is None:
-            return
-        stops = token in self._grammars.stop_tokens
-        if not (row.matcher.is_accepting() if stops else row.matcher.consume_token(token)):
-            raise DataError(
-                f"{row.name}: token {token} ({self._grammars.tokenizer.pieces[token]!r}) is not allowed by "
-                f"{row.constraint} {self._after(row)}."
-            )
-        row.tokens.append(token)
-        if stops:
-            del self._rows[number]
-
-    def _after(self, row: _Row) -> str:
-        return f"after {self._grammars.tokenizer.decode(row.tokens, show_markup=True)[-_SHOWN:]!r}"
 
 
 class _Vocabulary:

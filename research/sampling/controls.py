@@ -80,7 +80,7 @@ def control_logits(
     4. -inf for tokens whose bit is not set
 
     A row can lose all of its tokens: each of them -inf. `sample_token` marks it by a `sampler_logp` of -inf, which the
-    engine turns into an error; `ConstraintRows.masks` never gives an empty mask.
+    engine turns into an error; `Grammars.masks` never gives an empty mask.
 
     Args:
       logits_BV: the model's.

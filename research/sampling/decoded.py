@@ -87,15 +87,9 @@ def sample_prompts(
     interaction: Interaction | None = None,
     records: Records | None = None,
 ) -> Decoded:
-    """Draws completions of a batch of prompts and decodes them.
+    """Draws completions of a batch of prompts {prompt_tokens, prompt_mask, prompt_id} and decodes them.
 
-    Args:
-      params: the policy's.
-      prompts: {prompt_tokens, prompt_mask, prompt_id}; an id of -1 fills the batch.
-      scalars, spec: how to draw.
-      model, mesh, tokenizer: the policy's.
-      interaction: answers turns on the way.
-      records: with `interaction`, what the episodes begin with, by prompt id.
+    An id of -1 fills the batch. `interaction` answers turns; its episodes begin with `records`, by prompt id.
     """
     batch = Prompts(prompts["prompt_tokens"], prompts["prompt_mask"], prompts["prompt_id"])
     metrics: dict[str, float] = {}

@@ -156,11 +156,7 @@ def verify(
 ) -> tuple[Int[Array, " B"], Int[Array, "B T"]]:
     """Accepts the first proposals of each row, as many as rejection sampling allows, and draws the token after them.
 
-    Args:
-      proposals: k tokens a row and q.
-      target: p at each proposal and after the last.
-      noise: of this round; not read if greedy.
-      greedy: p and q are point masses on the likeliest token.
+    `target` is p at each proposal and after the last; where `greedy`, p and q are point masses and no noise is read.
 
     Returns:
       How many were accepted, and tokens: those, then the one drawn, then undefined ones.

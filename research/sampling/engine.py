@@ -18,7 +18,7 @@ from models.decode.cache import KVCache
 from models.transformer import Params
 from research.core.errors import DataError
 from research.sampling import programs
-from research.sampling.constraints import ConstraintRows, Grammars
+from research.sampling.constraints import Grammars
 from research.sampling.controls import NO_CONTROLS, Controls
 from research.sampling.rows import ForceTokens, Request, Row, RowCallback, StopRow
 from research.sampling.sampler import Chunk
@@ -33,7 +33,6 @@ class Stats:
     tokens: int = 0  # completion tokens
     slot_steps: int = 0  # steps times slots: `tokens / slot_steps` is the slots' utilisation
     prefilled: int = 0  # prompt tokens that went through the model, a common prefix once
-    resizes: int = 0  # how often the cache was reallocated
 
     def metrics(self) -> dict[str, float]:
         """For the log of a run."""
@@ -57,12 +56,9 @@ class Engine:
         controls: Controls = NO_CONTROLS,
         grammars: Grammars | None = None,
     ) -> None:
-        """Lays the parameters out for decoding, once.
+        """Lays the parameters out for decoding, once; the arguments are those of `sampler.sample`, and `grammars`.
 
-        Args:
-          params, scalars, config, controls: as `sampler.sample` takes them.
-          spec: of the rollout, with an engine; `samples_per_prompt` is not used: each request is one completion.
-          grammars: compiles the requests' constraints; None where they have none.
+        `spec` has an engine; its `samples_per_prompt` is not used: each request is one completion.
         """
         if spec.engine is None:
             raise ValueError("spec.engine: got None, expected the sizes of an engine")
@@ -93,7 +89,6 @@ class _Run:
         self.engine, self.callback = engine, callback
         self.sizes, self.spec, self.config = engine.sizes, engine.spec, engine.config
         self.penalised = engine.controls.repetition_penalty is not None
-        self.constrained = None if engine.grammars is None else ConstraintRows(engine.grammars)
         self.waiting = deque(Row(number, request) for number, request in enumerate(requests))
         self.rows: list[Row | None] = [None] * self.sizes.slots
         self.starts = np.zeros(self.sizes.slots, np.int64)  # the first cache slot of each row
@@ -138,8 +133,8 @@ class _Run:
                 f"{row.request}: no token was left to draw at completion token {empty[0]}: logit_bias, min_new_tokens "
                 "and the constraint together removed all of them."
             )
-        if self.constrained is not None:
-            self.constrained.advance(row.number, int(row.tokens[row.length - 1]))
+        if self.engine.grammars is not None:
+            self.engine.grammars.advance(row)
 
     def _admit(self) -> None:
         """Fills free slots from the queue, R at a time."""
@@ -163,8 +158,8 @@ class _Run:
                 new[:, i] = slot, source, request.prompt[-1], position, limit, request.prompt_id, request.sample_id
                 if seen is not None:
                     seen[i, request.prompt] = True
-                if self.constrained is not None:
-                    self.constrained.start(row.number, request.constraint, name=str(request), max_new_tokens=limit)
+                if self.engine.grammars is not None and request.constraint is not None:
+                    row.matcher = self.engine.grammars.matcher(request.constraint, limit)
             self.slots = programs.admit_program(self.slots, self.filled, new, seen, self.engine.scalars)
 
     def _enough(self) -> int:
@@ -207,14 +202,12 @@ class _Run:
         size = _round_up(self.length - drop + (bucket + 1) // 2, bucket)
         self.slots = programs.resize_program(self.slots, np.int32(drop), slots=size)
         self.length, self.starts = self.length - drop, self.starts - drop
-        self.engine.stats.resizes += 1
 
     def _decode(self) -> Chunk:
         disabled = len(self.rows) + 1
         most = min(self.slots.cache.slots - self.length, self.sizes.chunk)
-        if self.constrained is not None:
-            masks = self.constrained.masks([-1 if row is None else row.number for row in self.rows])
-            self.slots, most = self.slots.replace(allowed=masks), 1
+        if self.engine.grammars is not None:
+            self.slots, most = self.slots.replace(allowed=self.engine.grammars.masks(self.rows)), 1
         self.slots, chunk = programs.decode_program(
             self.engine.params,
             self.slots,

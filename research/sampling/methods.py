@@ -78,13 +78,8 @@ def sample_token(
 ) -> SampledTokens:
     """Draws a token a row from the softmax of `scaled_logits` and scores it, in few passes over `[B, V]`.
 
-    Args:
-      logits_BV: the model's logits; `policy_logps` are theirs.
-      method: static.
-      temperature: divides the logits; in `limits.TEMPERATURE`.
-      top_p: mass of the nucleus; read if `method.nucleus`.
-      keys_B: one key a row, of this position.
-      controlled_BV: what to draw from where controls changed the logits (`control_logits`); None: `logits_BV`.
+    `policy_logps` are those of `logits_BV`, the model's, also where controls changed what to draw from
+    (`controlled_BV`, see `control_logits`). `keys_B` are one key a row, of this position.
     """
     logits_BV = logits_BV.astype(jnp.float32)
     drawn_BV = logits_BV if controlled_BV is None else controlled_BV.astype(jnp.float32)

@@ -19,13 +19,13 @@ from research.data.chat import Message, render_prompt
 from research.data.tokenizer import IM_END, Tokenizer
 from research.environments.interaction import Interaction
 from research.sampling.callbacks import StopStrings, ToolCallback
-from research.sampling.constraints import Constraint, Grammars
+from research.sampling.constraints import Grammars
 from research.sampling.controls import make_controls
 from research.sampling.drafts import Draft
 from research.sampling.engine import Engine
 from research.sampling.limits import REPETITION_PENALTY, SAMPLES, check_count, check_counts, check_number
 from research.sampling.methods import SamplingMethod
-from research.sampling.rows import Request, Row, RowCallback
+from research.sampling.rows import Constraint, Request, Row, RowCallback
 from research.sampling.sampler import Chunk
 from research.sampling.speculative import SpeculativeStats, sample_speculative
 from research.sampling.types import STOPPED, EngineSpec, Prompts, SamplerScalars, SamplerSpec, make_scalars

@@ -1,7 +1,7 @@
 """What goes into the sampler and what comes out.
 
-Shapes: P prompts, G samples a prompt, B = P * G rows laid out [p1, p1, ..., p2, p2], L prompt slots,
-N completion slots; of the engine: B slots, R requests admitted together, C steps of a chunk.
+Shapes: P prompts, G samples a prompt, B = P * G rows [p1, p1, ..., p2, p2], L prompt slots, N completion slots; of the
+engine: B slots, R requests admitted together, C steps of a chunk.
 """
 
 import dataclasses
@@ -62,15 +62,10 @@ class SamplerScalars(flax.struct.PyTreeNode):
 
 
 def make_scalars(*, seed: int, step: int = 0, temperature: float = 1.0, top_p: float = 1.0) -> SamplerScalars:
-    """Checked scalars.
-
-    Args:
-      seed, step: int32 counters; with the prompt's and the sample's number they key the randomness.
-      temperature: in `limits.TEMPERATURE`, or 0 with a greedy method, which does not read it.
-      top_p: in `limits.TOP_P`; 1 keeps all tokens.
+    """Checked scalars; seed and step, with the prompt's and the sample's number, key the randomness.
 
     Raises:
-      ConfigError: a number is out of range.
+      ConfigError: a number is out of range (`limits`); a temperature of 0 goes with a greedy method.
     """
     check_count("seed", seed, 0)
     check_count("step", step, 0)

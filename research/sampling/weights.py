@@ -21,9 +21,8 @@ Weights = Literal["compute", "bfloat16", "int8"]
 def sampling_params(params: Params, config: ModelConfig, weights: Weights) -> Params:
     """Parameters to sample with; those that are laid out already are returned unchanged.
 
-    With int8, each output of a layer's matrix has one scale, its largest magnitude over 127.5. Embedding and LM head
-    stay unquantised. Sampler and trainer log-probs then differ; see the log-prob gap metric, and correct with
-    `importance`.
+    With int8, each output of a layer's matrix has one scale, its largest magnitude over 127.5; embedding and LM head
+    stay. Sampler and trainer log-probs then differ: see the log-prob gap metric, and correct with `importance`.
 
     Raises:
       ConfigError: int8 without the package qwix.

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 
 from research.core.errors import ConfigError, DataError
 from research.data.tokenizer import MARKUP, Tokenizer, train_tokenizer
-from research.sampling.constraints import Constraint, ConstraintRows, Grammars, choice
+from research.sampling.constraints import Grammars
 from research.sampling.controls import NO_CONTROLS, control_logits
 from research.sampling.methods import SamplingMethod, sample_token
+from research.sampling.rows import Constraint, Request, Row, choice
 
 TEXT = 'The quick brown fox says yes, no or maybe. 12 + 34 = 46\n{"name": "Bob", "age": 3} true false null\n'
 PERSON = {
@@ -60,15 +62,35 @@ def grammars_of(tokenizer: Tokenizer, vocab_size: int | None = None) -> Grammars
     return Grammars(tokenizer, (tokenizer.im_end_id, tokenizer.eos_id), vocab_size or tokenizer.vocab_size)
 
 
-def started(grammars: Grammars, constraint: Constraint | None, text: str = "", new: int = 99) -> ConstraintRows:
-    rows = ConstraintRows(grammars)
-    rows.start(0, constraint, name="prompt 17", max_new_tokens=new)
+class Rows:
+    """Rows by number, a token at a time."""
+
+    def __init__(self, grammars: Grammars) -> None:
+        self.grammars, self.rows = grammars, dict[int, Row]()
+
+    def start(self, number: int, constraint: Constraint | None, new: int = 99) -> None:
+        row = self.rows[number] = Row(number, Request(np.array([1]), 17, number, new, constraint))
+        row.matcher = None if constraint is None else self.grammars.matcher(constraint, new)
+
+    def advance(self, number: int, token: int) -> None:
+        row = self.rows[number]
+        row.tokens[row.length] = token
+        row.length += 1
+        self.grammars.advance(row)
+
+    def masks(self, numbers: Sequence[int]) -> np.ndarray:
+        return self.grammars.masks([self.rows.get(number) for number in numbers])
+
+
+def started(grammars: Grammars, constraint: Constraint | None, text: str = "", new: int = 99) -> Rows:
+    rows = Rows(grammars)
+    rows.start(0, constraint, new)
     for token in grammars.tokenizer.encode(text):
         rows.advance(0, token)
     return rows
 
 
-def allowed(rows: ConstraintRows, row: int = 0) -> set[int]:
+def allowed(rows: Rows, row: int = 0) -> set[int]:
     words = rows.masks([row])
     assert words.dtype == np.int32
     return set(np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist())
@@ -127,9 +149,9 @@ def generate(tokenizer: Tokenizer, asked: list[Constraint | None], seed: int, st
     """Random logits through the masks: what an engine does, one step at a time."""
     V = tokenizer.vocab_size + 20
     stops = (tokenizer.im_end_id, tokenizer.eos_id)
-    rows = ConstraintRows(grammars_of(tokenizer, V))
+    rows = Rows(grammars_of(tokenizer, V))
     for row, constraint in enumerate(asked):
-        rows.start(row, constraint, name=f"prompt {row}", max_new_tokens=steps)
+        rows.start(row, constraint, steps)
     # Ends are likely, so that most completions close.
     logits = np.random.default_rng(seed).standard_normal((steps, len(asked), V)).astype(np.float32)
     logits[..., [*stops, *tokenizer.encode('"}]')]] += 4.0
@@ -182,10 +204,10 @@ def test_completions_match_or_are_reported_as_cut_off(tokenizer: Tokenizer) -> N
 
 def test_rows_are_apart_and_can_be_refilled(tokenizer: Tokenizer) -> None:
     grammars = grammars_of(tokenizer, 400)
-    rows = ConstraintRows(grammars)
-    rows.start(3, choice(["ab", "ac"]), name="a", max_new_tokens=9)
-    rows.start(5, choice(["ab", "ac"]), name="b", max_new_tokens=9)
-    rows.start(7, None, name="free", max_new_tokens=9)
+    rows = Rows(grammars)
+    rows.start(3, choice(["ab", "ac"]))
+    rows.start(5, choice(["ab", "ac"]))
+    rows.start(7, None)
     a, b = tokenizer.piece_id("a"), tokenizer.piece_id("b")
     rows.advance(3, a)
     assert a not in allowed(rows, 3) and a in allowed(rows, 5)
@@ -197,7 +219,7 @@ def test_rows_are_apart_and_can_be_refilled(tokenizer: Tokenizer) -> None:
     rows.advance(3, b)
     rows.advance(3, tokenizer.eos_id)
     np.testing.assert_array_equal(rows.masks([3]), -1)
-    rows.start(3, regex("b+"), name="c", max_new_tokens=9)
+    rows.start(3, regex("b+"))
     assert b in allowed(rows, 3) and a not in allowed(rows, 3)
 
 
@@ -322,7 +344,8 @@ def test_schemas_that_could_only_fail_later_are_refused_at_once(
 
 def test_a_token_that_is_not_allowed_is_named(tokenizer: Tokenizer) -> None:
     x = tokenizer.piece_id("x")
-    with pytest.raises(DataError, match=rf"prompt 17: token {x} \('x'\) is not allowed by choice .* after 'ye'"):
+    message = rf"prompt 17, sample 0: token {x} \('x'\) is not allowed by choice .* after 'ye'"
+    with pytest.raises(DataError, match=message):
         started(grammars_of(tokenizer), choice(["yes"]), "ye").advance(0, x)
     with pytest.raises(DataError, match=r"is not allowed by choice \[\"yes\"\] after 'y'"):
         started(grammars_of(tokenizer), choice(["yes"]), "y").advance(0, tokenizer.eos_id)

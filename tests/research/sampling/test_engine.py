@@ -98,8 +98,8 @@ def test_stragglers_run_in_a_smaller_batch() -> None:
 def test_the_cache_stays_as_small_as_the_rows_need() -> None:
     """56 rows of up to 14 tokens through 4 slots: what is behind is left out, so few sizes are compiled."""
     many = Prompts(np.tile(PROMPTS.tokens, (4, 1)), np.tile(PROMPTS.mask, (4, 1)), np.arange(28, dtype=np.int32))
-    out, stats = refilled(prompts=many)
-    assert stats.resizes > 5 and (out.lengths > 0).all()
+    out, _ = refilled(prompts=many)
+    assert (out.lengths > 0).all()
     engine = Engine(make_params(CONFIG), NUMBERS, config=CONFIG, spec=REFILLED)
     requests = [Request(text, number, 0, N) for number, text in enumerate(TEXTS * 4)]
     from research.sampling.engine import _Run  # the sizes are not part of what a run returns
