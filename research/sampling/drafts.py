@@ -96,15 +96,8 @@ def propose_by_model(
 ) -> tuple[Proposals, KVCache]:
     """A draft model's own k tokens, drawn as the target's would be, and the cache with all of them but the last.
 
-    Re-feed the second-to-last token: if it was the draft's own last proposal, its KV entry was never written.
-    Elsewhere that writes what is there already.
-
-    Args:
-      draft: with a model.
-      slots: with the draft's cache, in which the slot before `length` may be unwritten.
-      newest_B2: the last two tokens of each row.
-      noise: of this round; not read if the method is greedy.
-      scalars, method: temperature, top_p and how tokens are drawn.
+    Re-feed the second-to-last token (`newest_B2` are the last two): if it was the draft's own last proposal, its KV
+    entry was never written to the draft's cache, which `slots` hold. Elsewhere that writes what is there already.
     """
     assert draft.config is not None
     unembed_DV, cache = unembedding(draft.params), slots.cache
@@ -157,9 +150,7 @@ def verify(
     """Accepts the first proposals of each row, as many as rejection sampling allows, and draws the token after them.
 
     `target` is p at each proposal and after the last; where `greedy`, p and q are point masses and no noise is read.
-
-    Returns:
-      How many were accepted, and tokens: those, then the one drawn, then undefined ones.
+    Returns how many were accepted, and tokens: those, then the one drawn, then undefined ones.
     """
     k = proposals.tokens.shape[1]
     if greedy:
