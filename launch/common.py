@@ -20,8 +20,7 @@ from research.core.errors import ConfigError, TemperError, WorkdirError
 from research.core.files import explain_os_error
 from research.core.interrupts import Interrupted, end
 from research.core.progress import say
-from research.sampling.drafts import NGramDraft
-from research.sampling.speculative import Draft, SpeculativeSpec
+from research.sampling.drafts import Draft
 from research.tasks.sources import Sources
 from research.train.stored import Policy, load_policy
 
@@ -126,11 +125,11 @@ def load_draft(name: str, policy: Policy, draft_tokens: int) -> Draft:
       WorkdirError: the folder is not a policy's.
     """
     if name == NGRAM:
-        return Draft(None, SpeculativeSpec(NGramDraft(), draft_tokens))
+        return Draft(None, None, draft_tokens)
     draft = load_policy(Path(name).resolve(), policy.mesh)
     other = draft.tokenizer.pieces != policy.tokenizer.pieces
     refuse(other, f"--draft: {name}: has another tokenizer, expected the policy's")
-    return Draft(draft.params, SpeculativeSpec(draft.model, draft_tokens))
+    return Draft(draft.params, draft.model, draft_tokens)
 
 
 def run(main: Callable[[], None], *, arguments: bool = False, resumes: bool = False) -> None:

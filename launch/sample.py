@@ -27,9 +27,8 @@ from launch.common import given, refuse
 from objectives.prm import StepReduction
 from research.config.schema import expect
 from research.evals.scorers import Scorer, make_scorers, score_samples
-from research.sampling.constraints import Constraint, choice, json_schema, regex
 from research.sampling.limits import SAMPLES
-from research.sampling.rows import Row
+from research.sampling.rows import Constraint, Row, choice
 from research.sampling.streaming import TextDelta, TextGenerator, in_order
 from research.train.stored import Policy, load_stage
 
@@ -172,8 +171,10 @@ def _constraint() -> Constraint | None:
     if _CHOICE.value:
         return choice(_CHOICE.value)
     if _REGEX.value is not None:
-        return regex(_REGEX.value)
-    return None if _SCHEMA.value is None else json_schema(common.read_text(_SCHEMA.value, "--json_schema"))
+        return Constraint("regex", _REGEX.value)
+    if _SCHEMA.value is None:
+        return None
+    return Constraint("json_schema", common.read_text(_SCHEMA.value, "--json_schema"))
 
 
 def _check_flags() -> None:

@@ -9,7 +9,6 @@ Writes to --output: speculative.md (the table) and speculative.json (every repet
 Compare only numbers of one run.
 """
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,14 @@ from rich import get_console
 from rich.markdown import Markdown
 
 from launch import common
-from models.config import ModelConfig
 from research.comparisons.speculative import PLAIN, compare, problem_prompts, records, table
 from research.core.files import make_folder, write_json_atomic, write_text_atomic
 from research.core.mesh import make_mesh
 from research.core.progress import Progress
 from research.core.versions import collect_versions
+from research.sampling.drafts import Draft
 from research.sampling.limits import DRAFT_TOKENS
 from research.sampling.methods import SamplingMethod
-from research.sampling.speculative import Draft
 from research.sampling.types import SamplerSpec, make_scalars
 from research.train.stored import load_policy
 
@@ -63,10 +61,10 @@ def main() -> None:
     for number, path in enumerate(_DRAFT.value, 1):
         draft = common.load_draft(path, policy, counts[0])
         name = path if path == common.NGRAM else f"draft {number}"
-        if isinstance(draft.spec.draft, ModelConfig):
-            parameters[name] = draft.spec.draft.num_params()
+        if draft.config is not None:
+            parameters[name] = draft.config.num_params()
         for k in counts:
-            drafts[f"{name}, {k}"] = draft._replace(spec=dataclasses.replace(draft.spec, draft_tokens=k))
+            drafts[f"{name}, {k}"] = draft.replace(tokens=k)
     trials: list[dict[str, Any]] = []
     with jax.set_mesh(policy.mesh), Progress("speculate", total=len(scalars), unit="temperatures") as progress:
         for temperature, draws in scalars.items():

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from models.decode.cache import LayerCache, Reach
-from models.kernels.products import einsum_float32
-from models.kernels.xla import MASKED_SCORE
+from models.kernels.products import MASKED_SCORE, einsum_float32
 
 
 def cached_attention(q_BTHN: Float[Array, "B T H N"], cache: LayerCache, reach: Reach) -> Float[Array, "B T H N"]:

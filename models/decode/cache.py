@@ -23,13 +23,10 @@ _AXES = ("batch", "activation_kv_heads", "length", "head_dim")
 
 
 class LayerCache(flax.struct.PyTreeNode):
-    """Keys and values of one layer.
+    """Keys and values of one layer, in the compute dtype or int8.
 
-    Attributes:
-      keys, values: in the compute dtype, or int8; a single row may be kept without its batch axis (`KVCache.squeezed`).
-      key_scales, value_scales: of an int8 cache, `[B, K, S]` float32: the largest magnitude of each head's vector
-        in a slot, divided by 127. None where the cache is not quantized.
-      prefix_keys, prefix_values: `[P, K, C, N]`, of a prefix that B/P adjacent rows share; or None.
+    A single row may be kept without its batch axis (`KVCache.squeezed`). The scales are those of an int8 cache: the
+    largest magnitude of each head's vector in a slot, over 127. B/P adjacent rows share a prefix, if there is one.
     """
 
     keys: Float[Array, "B K S N"]
@@ -73,40 +70,26 @@ class Reach(NamedTuple):
 
 
 class KVCache(flax.struct.PyTreeNode):
-    """All layers' keys and values and which slots hold a real token.
-
-    Attributes:
-      layers: one LayerCache per layer.
-      segment_ids: `[B, S]` int32, 0 where a slot holds no token of this row.
-      length: int32 scalar, the next slot to write, the same for every row.
-      prefix: `[P, C]`, which slots of the layers' prefixes hold a real token; None without any.
-    """
+    """All layers' keys and values and which slots hold a real token."""
 
     layers: tuple[LayerCache, ...]
-    segment_ids: Int[Array, "B S"]
-    length: Int[Array, ""]
-    prefix: Bool[Array, "P C"] | None = None
+    segment_ids: Int[Array, "B S"]  # 0 where a slot holds no token of this row
+    length: Int[Array, ""]  # the next slot to write, the same for every row
+    prefix: Bool[Array, "P C"] | None = None  # which slots of the layers' prefixes hold a real token
 
     @property
     def slots(self) -> int:
         """S, the capacity of a row in tokens."""
         return self.segment_ids.shape[1]
 
-    def mask(self, num_queries: int, segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T S"]:
-        """Which slots each of the `num_queries` new tokens attends to, once they are written."""
-        slot = jnp.arange(self.slots)
-        query = self.length + jnp.arange(num_queries)
-        causal = slot[None, :] <= query[:, None]
-        same = segment_ids[:, :, None] == self.segment_ids[:, None, :]
-        return causal[None] & same
-
     def append(self, segment_ids: Int[Array, "B T"]) -> tuple["KVCache", "Reach"]:
         """The cache with T more slots, whose layers are still to be written, and where and what they attend to."""
         T = segment_ids.shape[1]
         seen = jax.lax.dynamic_update_slice(self.segment_ids, segment_ids, (0, self.length))
-        cache = self.replace(segment_ids=seen)
-        reach = Reach(self.length, cache.mask(T, segment_ids), self.prefix)
-        return cache.replace(length=self.length + T), reach
+        causal_TS = jnp.arange(self.slots)[None, :] <= (self.length + jnp.arange(T))[:, None]
+        same_BTS = segment_ids[:, :, None] == seen[:, None, :]
+        reach = Reach(self.length, causal_TS[None] & same_BTS, self.prefix)
+        return self.replace(segment_ids=seen, length=self.length + T), reach
 
     def squeezed(self) -> "KVCache":
         """One row's keys and values without the batch axis; the same cache if there are more rows.
@@ -114,16 +97,15 @@ class KVCache(flax.struct.PyTreeNode):
         For what a loop carries: XLA's CPU backend drops an axis of size one for the product, and then copies the
         cache at every step. `write` and `cached_attention` take both forms.
         """
-        return self._reshaped(lambda x: x[0])
+        return self.map_slots(lambda x: x[0]) if len(self.segment_ids) == 1 else self
 
     def unsqueezed(self) -> "KVCache":
         """Undoes `squeezed`."""
-        return self._reshaped(lambda x: x[None])
+        return self.map_slots(lambda x: x[None]) if len(self.segment_ids) == 1 else self
 
-    def _reshaped(self, fn: Callable[[Array], Array]) -> "KVCache":
-        if len(self.segment_ids) != 1:
-            return self
-        return self.replace(layers=tuple(layer.map_slots(fn) for layer in self.layers))
+    def map_slots(self, fn: Callable[[Array], Array], **changes: Array) -> "KVCache":
+        """`fn` on each array of the layers that has rows and slots, with other fields."""
+        return self.replace(layers=tuple(layer.map_slots(fn) for layer in self.layers), **changes)
 
 
 def quantize(x: Float[Array, "B K T N"]) -> tuple[Int[Array, "B K T N"], Float[Array, "B K T"]]:

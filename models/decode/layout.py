@@ -4,7 +4,6 @@ Shapes: D model, H heads, K kv heads, G = H/K, N head_dim, F feed-forward.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +26,15 @@ def decode_params(
 
     On a mesh the matrices are gathered over the batch's axes and stay sharded over `tensor`. In each layer,
     `attention` holds `wqkv` `[D, K, G + 2, N]` (per kv head its queries, key and value, so that it is sharded as heads
-    are) and `wo` `[H, N, D]`; `mlp` holds `gate_up` `[D, 2, F]` and `down` `[F, D]`. Parameters that are laid out
-    already are returned unchanged.
+    are) and `wo` `[H, N, D]`; `mlp` holds `gate_up` `[D, 2, F]` and `down` `[F, D]`. On a CPU a tied model gets its own
+    `unembed`. Parameters that are laid out already are returned unchanged.
 
     Args:
       params: as trained.
       config: of the model; products run in its compute dtype.
       dtype: of the stored matrices; None is the compute dtype.
       quantize: int8 quantisation of the layers' matrices; adds `wqkv_scale` `[K, G + 2, N]`, one scale for each
-        output, and so on. Embedding and LM head stay unquantised, in `dtype`. On a CPU a tied model gets its own
-        `unembed`.
+        output, and so on. Embedding and LM head stay unquantised, in `dtype`.
     """
     if isinstance(params["layers"], tuple) and "wqkv" in params["layers"][0]["attention"]:
         return params
@@ -59,28 +57,15 @@ def _fused(layer: Params, config: ModelConfig, kept: jnp.dtype, quantize: Quanti
     wk_DK1N, wv_DK1N = attention["wk"][:, :, None, :], attention["wv"][:, :, None, :]
     wqkv = jnp.concatenate([wq_DKGN, wk_DK1N, wv_DK1N], axis=2)
     gate_up = jnp.stack([mlp["gate"], mlp["up"]], axis=1)
-    keep = partial(_kept, dtype=kept, quantize=quantize)
-    return {
-        **layer,
-        "attention": {
-            **keep("wqkv", wqkv, (None, "kv_heads", None, "head_dim")),
-            **keep("wo", attention["wo"], ("heads", "head_dim", None), inputs=2),
-        },
-        "mlp": {**keep("gate_up", gate_up, (None, None, "mlp")), **keep("down", mlp["down"], ("mlp", None))},
-    }
 
+    def keep(name: str, w: jax.Array, *axes: str | None, inputs: int = 1) -> Params:
+        """A matrix, with its scales if it is quantised; its first `inputs` axes are summed over."""
+        if quantize is None:
+            return {name: constrain(w.astype(kept), *axes)}
+        values, scales = quantize(w, tuple(range(inputs, w.ndim)))
+        return {name: constrain(values, *axes), f"{name}_scale": constrain(scales, *axes[inputs:])}
 
-def _kept(
-    name: str,
-    w: jax.Array,
-    axes: tuple[str | None, ...],
-    *,
-    inputs: int = 1,
-    dtype: jnp.dtype,
-    quantize: Quantize | None,
-) -> Params:
-    """A matrix under its name, with its scales if it is quantised; its first `inputs` axes are summed over."""
-    if quantize is None:
-        return {name: constrain(w.astype(dtype), *axes)}
-    values, scales = quantize(w, tuple(range(inputs, w.ndim)))
-    return {name: constrain(values, *axes), f"{name}_scale": constrain(scales, *axes[inputs:])}
+    qkv = keep("wqkv", wqkv, None, "kv_heads", None, "head_dim")
+    out = keep("wo", attention["wo"], "heads", "head_dim", None, inputs=2)
+    up, down = keep("gate_up", gate_up, None, None, "mlp"), keep("down", mlp["down"], "mlp", None)
+    return {**layer, "attention": qkv | out, "mlp": up | down}

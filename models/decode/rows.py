@@ -3,6 +3,8 @@
 Shapes: B batch, R rows to insert, P prefixes of C slots.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
@@ -25,8 +27,7 @@ def take_rows(cache: KVCache, rows: Int[Array, " R"]) -> KVCache:
     """These rows, in this order; the cache has at most one prefix, because a row's index says which is its own."""
     assert cache.prefix is None or len(cache.prefix) == 1
     take = lambda x: jnp.take(x, rows, axis=0)  # noqa: E731
-    layers = tuple(layer.map_slots(take) for layer in cache.layers)
-    return cache.replace(layers=layers, segment_ids=take(cache.segment_ids))
+    return cache.map_slots(take, segment_ids=take(cache.segment_ids))
 
 
 def resize(cache: KVCache, slots: int, *, drop: int | Int[Array, ""] = 0) -> KVCache:
@@ -43,40 +44,23 @@ def resize(cache: KVCache, slots: int, *, drop: int | Int[Array, ""] = 0) -> KVC
         room[axis] = (0, slots - kept)
         return jnp.pad(x, room)
 
-    return cache.replace(
-        layers=tuple(layer.map_slots(lambda x: fit(x, 2)) for layer in cache.layers),
-        segment_ids=fit(cache.segment_ids, 1),
-        length=cache.length - drop,
-    )
+    return cache.map_slots(partial(fit, axis=2), segment_ids=fit(cache.segment_ids, 1), length=cache.length - drop)
 
 
 def insert_rows(cache: KVCache, filled: KVCache, rows: Int[Array, " R"], sources: Int[Array, " R"]) -> KVCache:
-    """Copies rows `sources` of a filled cache to rows `rows`, right-aligned before the next slot.
+    """Copies rows `sources` of a filled cache to rows `rows`, right-aligned before the next slot; B or more drops one.
 
-    Args:
-      cache: its `length` is at least the filled one's number of slots.
-      filled: prompts, padded on the left, in all its slots; not quantized.
-      rows: target rows; B or more drops the row.
-      sources: rows of `filled`.
+    `filled` holds left-padded prompts in all its slots, unquantised; the cache's `length` is at least as large.
     """
-    width = filled.slots
-    start = cache.length - width
+    start = cache.length - filled.slots
 
     def put(x: Array, new: Array, axis: int) -> Array:
         """One scatter of whole windows: in place, and partitioned over a sharded batch."""
         indices = jnp.stack([rows, jnp.full_like(rows, start)], axis=1)
-        windows = tuple(range(1, x.ndim))
-        numbers = jax.lax.ScatterDimensionNumbers(
-            update_window_dims=windows, inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, axis)
-        )
-        return jax.lax.scatter(
-            x,
-            indices,
-            jnp.take(new, sources, axis=0).astype(x.dtype),
-            numbers,
-            unique_indices=True,
-            mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
-        )
+        windows, values = tuple(range(1, x.ndim)), jnp.take(new, sources, axis=0).astype(x.dtype)
+        numbers = jax.lax.ScatterDimensionNumbers(windows, (0,), (0, axis))
+        mode = jax.lax.GatherScatterMode.FILL_OR_DROP
+        return jax.lax.scatter(x, indices, values, numbers, unique_indices=True, mode=mode)
 
     cleared = cache.segment_ids.at[rows].set(0, mode="drop")
     return cache.replace(

@@ -13,28 +13,20 @@ from jaxtyping import Array, Float, Int
 
 from models.config import AttentionKernel
 from models.groups import Group, fold, unfold
-from models.kernels import cpu_blocks, cudnn, splash, xla
+from models.kernels import cpu_blocks, dot_product, splash
 from models.kernels.dispatch import Platform, log_choice, target_platform
 
 Attend = Callable[[Array, Array, Array, Array], Array]
 
 
 class Kernel(NamedTuple):
-    """An implementation of causal attention within segments.
+    """An implementation of causal attention within segments."""
 
-    Attributes:
-      attend: from q, k, v and segment ids to the output.
-      platforms: where it runs.
-      multiple: T must be a multiple of it; rows are padded.
-      refusal: from dtype and head_dim to why it cannot serve; "" where it can.
-      attend_groups: its own version for folded rows; None unfolds them.
-    """
-
-    attend: Attend
-    platforms: tuple[Platform, ...] = get_args(Platform)
-    multiple: int = 1
-    refusal: Callable[[jnp.dtype, int], str] = lambda _dtype, _head_dim: ""
-    attend_groups: Callable[[Array, Array, Array, Array, Group], Array] | None = None
+    attend: Attend  # from q, k, v and segment ids to the output
+    platforms: tuple[Platform, ...] = get_args(Platform)  # where it runs
+    multiple: int = 1  # T must be a multiple of it; rows are padded
+    refusal: Callable[[jnp.dtype, int], str] = lambda _dtype, _head_dim: ""  # why it cannot serve; "" where it can
+    attend_groups: Callable[[Array, Array, Array, Array, Group], Array] | None = None  # of folded rows; None unfolds
 
     def run(self, q: Array, k: Array, v: Array, segments: Array, group: Group | None) -> Array:
         """The kernel on rows of any length, folded or not."""
@@ -56,10 +48,11 @@ class Kernel(NamedTuple):
 
 
 KERNELS: dict[str, Kernel] = {
-    "splash": Kernel(splash.attention, ("tpu",), splash.MULTIPLE, lambda _dtype, N: splash.refusal(N)),
-    "cudnn": Kernel(cudnn.attention, ("gpu",), cudnn.MULTIPLE, cudnn.refusal),
+    "splash": Kernel(splash.attention, ("tpu",), 128, splash.refusal),
+    "cudnn": Kernel(partial(dot_product.attention, implementation="cudnn"), ("gpu",), 2, dot_product.refusal),
     "cpu_blocks": Kernel(cpu_blocks.attention, attend_groups=cpu_blocks.grouped_attention),
-    "xla": Kernel(xla.attention),
+    # Scores are recomputed in the backward pass, not kept.
+    "xla": Kernel(jax.checkpoint(partial(dot_product.attention, implementation="xla"))),
 }
 _FASTEST: dict[Platform, str] = {"tpu": "splash", "gpu": "cudnn", "cpu": "cpu_blocks"}
 _LOWERED_AS = {"tpu": "tpu", "gpu": "cuda", "cpu": "cpu"}
@@ -76,14 +69,10 @@ def self_attention(
 ) -> Float[Array, "B T H N"]:
     """Causal attention within segments, with a float32 softmax.
 
-    Slots of padding (segment 0) attend to earlier padding, as any segment does.
+    Slots of padding (segment 0) attend to earlier padding, as any segment does. With `group` the rows are folded.
 
-    Args:
-      q_BTHN, k_BTKN, v_BTKN: queries, keys and values.
-      segment_ids_BT: int32.
-      kernel: a name forces that kernel; "auto" takes the platform's fastest, or plain XLA where that one cannot
-        serve. A program traced with "auto" may be lowered for any platform.
-      group: the rows are folded groups.
+    `kernel` forces a kernel by its name; "auto" takes the platform's fastest, or plain XLA where that one cannot serve.
+    A program traced with "auto" may be lowered for any platform.
 
     Raises:
       ValueError: the forced kernel cannot serve.
@@ -91,19 +80,18 @@ def self_attention(
     T, N, dtype, target = q_BTHN.shape[1], q_BTHN.shape[3], q_BTHN.dtype, target_platform()
     if group is not None:
         T = group.prompt + (T - group.prompt) // group.size
-    args = (q_BTHN, k_BTKN, v_BTKN, segment_ids_BT)
     name, refusal = choose_kernel(kernel, target, dtype=dtype, head_dim=N)
     padded = T + -T % KERNELS[name].multiple
     note = f", rows padded from {T} to {padded} slots" if padded > T else ""
     note += f", because {refusal}" if refusal else ""
     log_choice(f"attention: {name} on {target} for {dtype} and head_dim={N}{note}", fallback=bool(refusal))
+    args = (q_BTHN, k_BTKN, v_BTKN, segment_ids_BT)
+    run = {each: partial(KERNELS[each].run, group=group) for each in KERNELS}
     if kernel != "auto":
-        return KERNELS[name].run(*args, group)
+        return run[name](*args)
     names = {each: choose_kernel("auto", each, dtype=dtype, head_dim=N)[0] for each in _FASTEST}
-    fastest = {
-        _LOWERED_AS[each]: partial(KERNELS[name].run, group=group) for each, name in names.items() if name != "xla"
-    }
-    return jax.lax.platform_dependent(*args, **fastest, default=partial(KERNELS["xla"].run, group=group))
+    fastest = {_LOWERED_AS[each]: run[name] for each, name in names.items() if name != "xla"}
+    return jax.lax.platform_dependent(*args, **fastest, default=run["xla"])
 
 
 def choose_kernel(wanted: AttentionKernel, platform: Platform, *, dtype: jnp.dtype, head_dim: int) -> tuple[str, str]:

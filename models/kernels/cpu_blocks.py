@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from models.groups import Group, unfold
-from models.kernels.products import einsum_float32
-from models.kernels.xla import MASKED_SCORE
+from models.kernels.products import MASKED_SCORE, einsum_float32
 
 _LEAST_BLOCK = 128
 _MOST_BLOCKS = 8

@@ -14,6 +14,9 @@ from jaxtyping import Array, Float
 
 from models.kernels.dispatch import log_choice, target_platform
 
+MASKED_SCORE = float(jnp.finfo(jnp.float32).min)
+"""The score of a masked key: finite, so that a query that sees no key gives no NaN."""
+
 einsum_float32 = partial(jnp.einsum, preferred_element_type=jnp.float32)
 """Sums and result in float32, whatever the operands' dtype."""
 
@@ -31,15 +34,11 @@ def einsum(
     scale: Float[Array, "..."] | None = None,
     dtype: DTypeLike | None = None,
 ) -> Float[Array, "..."]:
-    """`einsum(spec, x, w)` of activations with weights, in the dtype of `x`.
+    """`einsum(spec, x, w)` of activations with weights `w`, in the dtype of `x` or a smaller one.
 
-    Args:
-      spec: sums over the last axes of `x`, which are the first ones of `w`.
-      x: activations.
-      w: weights, in the dtype of `x` or a smaller one.
-      scale: of int8 weights, one factor for each output. int8 is exact in bfloat16, so only the float32 sum is
-        scaled and rounded.
-      dtype: of the result; None is that of `x`. Sums are float32 where it is.
+    `spec` sums over the last axes of `x`, which are the first ones of `w`. `dtype` is the result's, by default that of
+    `x`; where it is float32, sums are too. int8 weights have a `scale`, one factor for each output: they are exact in
+    bfloat16, so only the float32 sum is scaled and rounded.
     """
     dtype = x.dtype if dtype is None else dtype
     if w.dtype.itemsize < x.dtype.itemsize:

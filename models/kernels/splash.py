@@ -11,11 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from models.axes import RULES, nn
 
-MULTIPLE = 128
-"""T must be a multiple of it."""
 
-
-def refusal(head_dim: int) -> str:
+def refusal(_dtype: jnp.dtype, head_dim: int) -> str:
     """Why the kernel cannot serve; "" where it can."""
     return f"head_dim={head_dim} is no multiple of 64" if head_dim % 64 else ""
 
@@ -30,10 +27,7 @@ def attention(
 ) -> Float[Array, "B T H N"]:
     """Causal attention within segments, on each device's own rows and heads: the partitioner cannot split a kernel.
 
-    Args:
-      q_BTHN, k_BTKN, v_BTKN: T a multiple of 128.
-      segment_ids_BT: int32.
-      interpret: run the kernel on any platform, slowly, to test it.
+    T is a multiple of 128. `interpret` runs the kernel on any platform, slowly, to test it.
     """
     local = partial(_local, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()

@@ -14,9 +14,10 @@ from research.comparisons.timing import Series, turns
 from research.core.errors import DataError
 from research.data.chat import normalize_record, render_messages
 from research.data.tokenizer import Tokenizer
+from research.sampling.drafts import Draft
 from research.sampling.programs import layout_program
 from research.sampling.sampler import sample
-from research.sampling.speculative import Draft, SpeculativeStats, sample_speculative
+from research.sampling.speculative import SpeculativeStats, sample_speculative
 from research.sampling.types import Completions, Prompts, SamplerScalars, SamplerSpec
 
 PLAIN = "plain"
@@ -52,9 +53,7 @@ def compare(
 
     def speculative(draft: Draft) -> Callable[[Prompts], tuple[Completions, SpeculativeStats]]:
         draft = draft.laid_out(spec.weights)
-        return lambda prompt: sample_speculative(
-            target, draft.params, prompt, scalars, config=config, spec=spec, speculative=draft.spec
-        )
+        return lambda prompt: sample_speculative(target, draft, prompt, scalars, config=config, spec=spec)
 
     runs: dict[str, Callable[[Prompts], tuple[Completions, SpeculativeStats | None]]]
     runs = {PLAIN: plain, **{name: speculative(draft) for name, draft in drafts.items()}}
@@ -89,9 +88,7 @@ def problem_prompts(
         whole = render_messages(normalize_record(record, where="problem"), tokenizer, where="problem")
         n = whole.prompt_length
         if n <= length and whole.tokens.size - n >= new_tokens:
-            tokens = np.full((1, length), tokenizer.pad_id, np.int32)
-            tokens[0, length - n :] = whole.tokens[:n]
-            found.append(Prompts(tokens, np.arange(length)[None] >= length - n, np.array([len(found)], np.int32)))
+            found.append(Prompts.of_one(whole.tokens[:n], len(found), length))
             if len(found) == count:
                 return found
     raise DataError(

@@ -6,9 +6,8 @@ drawn (`sampler_logps`) are those of the distribution after all of them; `policy
 Shapes: B rows, V vocabulary, L tokens of context, W = ceil(V / 32) words of a bit mask.
 """
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -16,69 +15,34 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from research.core.errors import ConfigError, DataError
+from research.config.schema import expect
+from research.core.errors import ConfigError
 from research.sampling.limits import LOGIT_BIAS, REPETITION_PENALTY, check_number
 
 
-@dataclasses.dataclass(frozen=True)
-class ControlSpec:
-    """Which controls are on: static, so that the compiled step holds nothing of the others.
-
-    Attributes:
-      logit_bias: add `Controls.logit_bias`.
-      repetition_penalty: penalise tokens already seen; the caller then keeps `seen`.
-      min_new_tokens: no stop token before that many tokens.
-      constrained: only tokens of the `allowed` bit mask; the caller then gets one from the host each step.
-    """
-
-    logit_bias: bool = False
-    repetition_penalty: bool = False
-    min_new_tokens: bool = False
-    constrained: bool = False
-
-    @property
-    def any(self) -> bool:
-        """Whether the logits drawn from differ from the model's."""
-        return self != ControlSpec()
-
-
 class Controls(flax.struct.PyTreeNode):
-    """The traced part, so that a sweep over it compiles once. What `ControlSpec` leaves off is not read.
+    """Traced numbers, so that a sweep over them compiles once; None is off and leaves nothing in the compiled step."""
 
-    Attributes:
-      logit_bias: `[V]` float32 added to the logits; -inf bans a token; None where off.
-      repetition_penalty: float32 scalar above 0; 1 changes nothing, above 1 discourages.
-      min_new_tokens: int32 scalar or `[B]`, tokens; the first that many of a completion are no stop tokens.
-    """
+    logit_bias: Float[Any, " V"] | None = None  # added to the logits; -inf bans a token
+    repetition_penalty: Float[Any, ""] | None = None  # above 1 discourages tokens already seen
+    min_new_tokens: Int[Any, ""] | None = None  # no stop token is among the first that many of a completion
 
-    logit_bias: Float[Any, " V"] | None
-    repetition_penalty: Float[Any, ""]
-    min_new_tokens: Int[Any, "*B"]
+
+NO_CONTROLS = Controls()
 
 
 def make_controls(
     vocab_size: int,
     *,
-    stop_tokens: Sequence[int],
     max_new_tokens: int,
     logit_bias: Mapping[int, float] | None = None,
     repetition_penalty: float = 1.0,
     min_new_tokens: int = 0,
-    constrained: bool = False,
-) -> tuple[ControlSpec, Controls]:
-    """Checks the settings of one call; a control at its neutral value is off.
-
-    Args:
-      vocab_size: V of the logits.
-      stop_tokens: ids that end a completion.
-      max_new_tokens: most tokens of a completion.
-      logit_bias: token id to what is added to its logit, in `limits.LOGIT_BIAS`; -inf bans it.
-      repetition_penalty: in `limits.REPETITION_PENALTY`; 1 is off.
-      min_new_tokens: tokens before a stop token may be drawn.
-      constrained: rows come with `allowed` masks.
+) -> Controls:
+    """Checks the settings of one call; a control at its neutral value (penalty 1, no bias, no minimum) is off.
 
     Raises:
-      ConfigError: a value out of range, or one that would have no effect.
+      ConfigError: a value out of range (`limits`; a bias may be -inf, which bans a token).
     """
     biases = dict(logit_bias or {})
     for token, bias in biases.items():
@@ -87,29 +51,23 @@ def make_controls(
         if bias != -math.inf:
             check_number(f"logit_bias: token {token}", bias, LOGIT_BIAS, other="-inf (banned) or ")
     check_number("repetition_penalty", repetition_penalty, REPETITION_PENALTY, other="1 (off) or ")
-    if not 0 <= min_new_tokens < max_new_tokens:
-        raise ConfigError(
-            f"min_new_tokens: got {min_new_tokens}, expected 0 to {max_new_tokens - 1}, "
-            f"because a stop token must fit into max_new_tokens {max_new_tokens}."
-        )
-    if min_new_tokens and not stop_tokens:
-        raise ConfigError(
-            f"min_new_tokens: got {min_new_tokens}, expected 0, because without stop tokens "
-            "every completion has max_new_tokens."
-        )
-    spec = ControlSpec(bool(biases), repetition_penalty != 1.0, min_new_tokens > 0, constrained)
+    most = f"0 to {max_new_tokens - 1}, because a stop token must fit into max_new_tokens {max_new_tokens}"
+    expect(0 <= min_new_tokens < max_new_tokens, "min_new_tokens", min_new_tokens, most)
     table = np.zeros(vocab_size, np.float32)
     table[list(biases)] = list(biases.values())
-    return spec, Controls(table if spec.logit_bias else None, np.float32(repetition_penalty), np.int32(min_new_tokens))
+    return Controls(
+        table if biases else None,
+        np.float32(repetition_penalty) if repetition_penalty != 1.0 else None,
+        np.int32(min_new_tokens) if min_new_tokens else None,
+    )
 
 
 def control_logits(
     logits_BV: Float[Array, "B V"],
-    spec: ControlSpec,
     controls: Controls,
     *,
     seen: Bool[Array, "B V"] | None = None,
-    drawn: Int[Array, "*B"] | None = None,
+    drawn: Int[Array, " B"] | None = None,
     stop_tokens: tuple[int, ...] = (),
     allowed: Int[Array, "B W"] | None = None,
 ) -> Float[Array, "B V"]:
@@ -121,48 +79,37 @@ def control_logits(
     3. -inf for stop tokens in rows of fewer than `min_new_tokens` tokens
     4. -inf for tokens whose bit is not set
 
-    A row can lose all of its tokens: each of them -inf. `sample_token` marks it by a `sampler_logp` of -inf, and
-    `refuse_empty_rows` turns the mark into an error; `ConstraintRows.masks` never gives an empty mask.
+    A row can lose all of its tokens: each of them -inf. `sample_token` marks it by a `sampler_logp` of -inf, which the
+    engine turns into an error; `Grammars.masks` never gives an empty mask.
 
     Args:
       logits_BV: the model's.
-      spec: static.
-      controls: traced.
+      controls: those that are on.
       seen: tokens of the prompt or of the completion so far (`seen_tokens`, `mark_seen`); for the penalty.
-      drawn: completion tokens drawn so far, scalar or one a row; for `min_new_tokens`.
-      stop_tokens: static.
-      allowed: bit v % 32 of word v // 32 allows token v; for `constrained`.
-
-    Raises:
-      ValueError: an argument that a control in `spec` reads is None.
+      drawn: completion tokens drawn so far; for `min_new_tokens`, with `stop_tokens`.
+      allowed: bit v % 32 of word v // 32 allows token v; None allows all.
     """
     logits_BV = logits_BV.astype(jnp.float32)
     V = logits_BV.shape[-1]
-    if spec.logit_bias:
-        logits_BV = logits_BV + _given(controls.logit_bias, "controls.logit_bias")[None, :]
-    if spec.repetition_penalty:
+    if controls.logit_bias is not None:
+        logits_BV = logits_BV + controls.logit_bias[None, :]
+    if controls.repetition_penalty is not None:
+        assert seen is not None
         penalty = controls.repetition_penalty
         penalised = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
-        logits_BV = jnp.where(_given(seen, "seen"), penalised, logits_BV)
-    if spec.min_new_tokens:
-        short = jnp.reshape(_given(drawn, "drawn") < controls.min_new_tokens, (-1, 1))
+        logits_BV = jnp.where(seen, penalised, logits_BV)
+    if controls.min_new_tokens is not None:
+        assert drawn is not None
         stops = jnp.isin(jnp.arange(V), jnp.asarray(stop_tokens, jnp.int32))[None, :]
-        logits_BV = jnp.where(short & stops, -jnp.inf, logits_BV)
-    if spec.constrained:
-        logits_BV = jnp.where(unpack_mask(_given(allowed, "allowed"), V), logits_BV, -jnp.inf)
+        logits_BV = jnp.where((drawn < controls.min_new_tokens)[:, None] & stops, -jnp.inf, logits_BV)
+    if allowed is not None:
+        logits_BV = jnp.where(unpack_mask(allowed, V), logits_BV, -jnp.inf)
     return logits_BV
 
 
-def _given(value: Array | None, name: str) -> Array:
-    if value is None:
-        raise ValueError(f"control_logits: {name} is None, but a control that is on reads it.")
-    return value
-
-
 def unpack_mask(allowed_BW: Int[Array, "B W"], vocab_size: int) -> Bool[Array, "B V"]:
-    """True where bit v % 32 of word v // 32 is set; int32 or uint32 words."""
-    shifts = jnp.arange(32, dtype=allowed_BW.dtype)[None, None, :]
-    bits = (allowed_BW[:, :, None] >> shifts) & 1
+    """True where bit v % 32 of word v // 32 is set."""
+    bits = (allowed_BW[:, :, None] >> jnp.arange(32, dtype=allowed_BW.dtype)[None, None, :]) & 1
     return bits.reshape(allowed_BW.shape[0], -1)[:, :vocab_size] == 1
 
 
@@ -177,19 +124,3 @@ def seen_tokens(tokens_BL: Int[Array, "B L"], mask_BL: Bool[Array, "B L"], vocab
 def mark_seen(seen_BV: Bool[Array, "B V"], tokens_B: Int[Array, " B"]) -> Bool[Array, "B V"]:
     """Adds the token that each row has just drawn."""
     return seen_BV.at[jnp.arange(tokens_B.shape[0]), tokens_B].set(True)
-
-
-def refuse_empty_rows(sampler_logps_BN: np.ndarray, names: Sequence[str]) -> None:
-    """Host side: DataError if some row had no token left to draw (a `sampler_logp` of -inf).
-
-    Args:
-      sampler_logps_BN: `[B, N]`, 0 after a completion's end.
-      names: how to call each row.
-    """
-    empty = np.argwhere(np.isneginf(np.asarray(sampler_logps_BN)))
-    if len(empty):
-        row, place = empty[0]
-        raise DataError(
-            f"{names[row]}: no token was left to draw at completion token {place}: logit_bias, min_new_tokens "
-            "and the constraint together removed all of them."
-        )

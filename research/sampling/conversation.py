@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,7 @@ from research.sampling.rows import Row
 from research.sampling.streaming import TextGenerator
 
 
-@dataclasses.dataclass(frozen=True)
-class Exchange:
+class Exchange(NamedTuple):
     """A user's turn and all that followed it: its tokens for later prompts, its messages for a transcript."""
 
     tokens: tuple[int, ...]
@@ -23,20 +22,13 @@ class Exchange:
 
 
 class Conversation:
-    """The turns so far.
-
-    Attributes:
-      system: the system turn, tools included; empty without both.
-      exchanges: finished ones, oldest first; those that no longer fit into the context too.
-      dropped: how many of the first exchanges are left out of prompts.
-    """
+    """The turns so far; those of `exchanges` that no longer fit into the context, the first `dropped`, are kept too."""
 
     def __init__(self, generator: TextGenerator, system: str = "") -> None:
         """A conversation without turns."""
         self.generator = generator
         first = [Message("system", system)] if system else []
-        user = Message("user", "")
-        self.system = tuple(message for message in generator.described([*first, user]) if message is not user)
+        self.system = generator.described([*first, Message("user", "")])[:-1]
         self.reset()
 
     def reset(self) -> None:
@@ -67,33 +59,27 @@ class Conversation:
 
     def answered(self, text: str, row: Row) -> None:
         """Appends a message and its answer, which is closed where it was cut."""
-        tokenizer = self.generator.tokenizer
+        tokenizer, user = self.generator.tokenizer, Message("user", text)
         drawn = row.tokens[: row.length].tolist()
         if drawn and drawn[-1] in (tokenizer.im_end_id, tokenizer.eos_id):
             drawn.pop()
         drawn.append(tokenizer.im_end_id)
-        user = Message("user", text)
         asked = render_prompt([user], tokenizer)[1:].tolist()
-        messages = (user, *completion_messages(drawn, tokenizer))
-        self.exchanges.append(Exchange((*asked, *drawn), messages))
+        self.exchanges.append(Exchange((*asked, *drawn), (user, *completion_messages(drawn, tokenizer))))
 
     def record(self) -> dict[str, Any]:
         """The whole conversation as a record of messages, the form that training data have."""
         messages = [*self.system, *(message for each in self.exchanges for message in each.messages)]
-        return {"messages": [_json(message) for message in messages]}
+        fields = [{**dataclasses.asdict(message), "tool_calls": list(message.tool_calls)} for message in messages]
+        return {"messages": [{k: v for k, v in each.items() if v or k in ("role", "content")} for each in fields]}
 
 
 def completion_messages(tokens: Sequence[int], tokenizer: Tokenizer) -> list[Message]:
-    """The turns of a completion: the assistant's, and those of tools between them.
-
-    Args:
-      tokens: what followed the prompt, up to the last turn's `<|im_end|>`.
-      tokenizer: of the tokens.
-    """
+    """The turns of a completion, the assistant's and those of tools between them, up to the last `<|im_end|>`."""
     found, role, start = [], "assistant", 0
     for place, token in enumerate(tokens):
         if token == tokenizer.im_sep_id and tokenizer.im_start_id in tokens[start:place]:
-            opened = place - list(reversed(tokens[start:place])).index(tokenizer.im_start_id)
+            opened = max(i for i in range(start, place) if tokens[i] == tokenizer.im_start_id) + 1
             role, start = tokenizer.decode(tokens[opened:place]), place + 1
         elif token == tokenizer.im_end_id:
             found.append(_message(role, tokens[start:place], tokenizer))
@@ -114,15 +100,8 @@ def _cut(tokens: Sequence[int], opening: str, closing: str, tokenizer: Tokenizer
     first, last = tokenizer.piece_id(opening), tokenizer.piece_id(closing)
     texts: list[str] = []
     rest = list(tokens)
-    while first in rest and last in rest[rest.index(first) :]:
-        start = rest.index(first)
+    while first in rest and last in rest[(start := rest.index(first)) :]:
         end = rest.index(last, start)
         texts.append(tokenizer.decode(rest[start:end]))
         rest[start : end + 1] = []
     return texts, rest
-
-
-def _json(message: Message) -> dict[str, Any]:
-    """A message without what it does not have."""
-    fields = {**dataclasses.asdict(message), "tool_calls": list(message.tool_calls)}
-    return {name: value for name, value in fields.items() if value or name in ("role", "content")}

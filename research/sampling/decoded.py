@@ -15,42 +15,30 @@ from models.transformer import Params
 from research.algorithms.base import completion_rows
 from research.config.sections import Sampler
 from research.core.batch import SequenceBatch
-from research.core.errors import ConfigError
 from research.core.mesh import to_device
 from research.data.records import Records
 from research.data.tokenizer import Tokenizer
 from research.environments.interaction import Interaction
 from research.environments.turns import RowTurns
+from research.sampling.callbacks import ToolCallback
 from research.sampling.engine import sample_refilled
 from research.sampling.methods import SamplingMethod
-from research.sampling.rows import RowCallback
 from research.sampling.sampler import sample
-from research.sampling.tool_turns import ToolCallback
 from research.sampling.types import STOPPED, Completions, EngineSpec, Prompts, SamplerScalars, SamplerSpec
 
 
 class Decoded(NamedTuple):
-    """Completions on the host, and what drawing them cost.
+    """Completions on the host, and what drawing them cost."""
 
-    Attributes:
-      arrays: what was sampled.
-      texts: what is judged: each completion after the last message that it was given, without markup, so that a
-        call's arguments and a tool's words are never taken for an answer.
-      stopped: `[B]` bool, False where a completion was cut: at its limit of tokens, or at a turn that was not
-        answered.
-      metrics: of the sampler.
-      given: `[B, N]` bool, the tokens that it was given; None without environments.
-      dialogues: whole completions with their markup; None without environments.
-      turns: where each sampled row stood at its end; empty without environments.
-    """
-
-    arrays: Completions
+    arrays: Completions  # what was sampled
+    # what is judged: each completion after the last message that it was given, without markup, so that a call's
+    # arguments and a tool's words are never taken for an answer
     texts: list[str]
-    stopped: np.ndarray
-    metrics: dict[str, float]
-    given: np.ndarray | None = None
-    dialogues: list[str] | None = None
-    turns: tuple[RowTurns, ...] = ()
+    stopped: np.ndarray  # False where a completion was cut: at its limit of tokens, or at a turn that was not answered
+    metrics: dict[str, float]  # of the sampler
+    given: np.ndarray | None = None  # the tokens that it was given; None without environments
+    dialogues: list[str] | None = None  # whole completions with their markup; None without environments
+    turns: tuple[RowTurns, ...] = ()  # where each sampled row stood at its end; empty without environments
 
     @property
     def lengths(self) -> np.ndarray:
@@ -72,13 +60,7 @@ def sampler_spec(
     method: SamplingMethod,
     interactive: bool = False,
 ) -> SamplerSpec:
-    """A chat model's completions: they end with the end-of-turn piece.
-
-    Raises:
-      ConfigError: environments (`interactive`) without slots.
-    """
-    if interactive and not sampler.slots:
-        raise ConfigError("sampler.slots: got 0, expected > 0 with tools")
+    """A chat model's completions, which end with the end-of-turn piece; environments (`interactive`) need slots."""
     forced = max_new_tokens if interactive else 0  # answers are cut to what is left of it
     return SamplerSpec(
         max_new_tokens=max_new_tokens,
@@ -105,52 +87,26 @@ def sample_prompts(
     interaction: Interaction | None = None,
     records: Records | None = None,
 ) -> Decoded:
-    """Draws completions of a batch of prompts and decodes them.
+    """Draws completions of a batch of prompts {prompt_tokens, prompt_mask, prompt_id} and decodes them.
 
-    Args:
-      params: the policy's.
-      prompts: {prompt_tokens, prompt_mask, prompt_id}; an id of -1 fills the batch.
-      scalars, spec: how to draw.
-      model: static model description.
-      mesh: the devices.
-      tokenizer: decodes.
-      interaction: answers turns on the way.
-      records: with `interaction`, what the episodes begin with, by prompt id.
+    An id of -1 fills the batch. `interaction` answers turns; its episodes begin with `records`, by prompt id.
     """
     batch = Prompts(prompts["prompt_tokens"], prompts["prompt_mask"], prompts["prompt_id"])
     metrics: dict[str, float] = {}
+    callback: ToolCallback | None = None
     if spec.engine is None:
         out = jax.device_get(sample(params, to_device(mesh, batch), scalars, config=model, spec=spec))
-    elif interaction is None or records is None:
-        out, metrics = _refilled(params, batch, scalars, model, spec, None)
     else:
-        source, G = records, spec.samples_per_prompt
-        callback = ToolCallback(
-            interaction.turns(spec.max_new_tokens),
-            lambda row: interaction.begin(source[int(batch.prompt_ids[row // G])]),
-        )
-        out, metrics = _refilled(params, batch, scalars, model, spec, callback)
-        turns = tuple(callback.states[row] for row in range(len(out.tokens)))
-        return decode_dialogues(out, turns, tokenizer, metrics)
+        if interaction is not None and records is not None:
+            begin, source, G = interaction.begin, records, spec.samples_per_prompt
+            turns = interaction.turns(spec.max_new_tokens)
+            callback = ToolCallback(turns, lambda row: begin(source[int(batch.prompt_ids[row // G])]))
+        out, stats = sample_refilled(params, batch, scalars, config=model, spec=spec, callback=callback)
+        metrics = stats.metrics()
+    if callback is not None:
+        return decode_dialogues(out, tuple(callback.states[row] for row in range(len(out.tokens))), tokenizer, metrics)
     texts = [tokenizer.decode(tokens[:length].tolist()) for tokens, length in zip(out.tokens, out.lengths, strict=True)]
     return Decoded(out, texts, out.stop_reason == STOPPED, metrics)
-
-
-def _refilled(
-    params: Params,
-    prompts: Prompts,
-    scalars: SamplerScalars,
-    model: ModelConfig,
-    spec: SamplerSpec,
-    callback: RowCallback | None,
-) -> tuple[Completions, dict[str, float]]:
-    """Completions by the engine, of no tokens for the rows at the end that only fill the batch: no prompt, no slot."""
-    real = int((prompts.prompt_ids >= 0).sum())
-    asked = jax.tree.map(lambda x: x[:real], prompts)
-    out, stats = sample_refilled(params, asked, scalars, config=model, spec=spec, callback=callback)
-    fill = (len(prompts.prompt_ids) - real) * spec.samples_per_prompt
-    filled = jax.tree.map(lambda x: np.pad(x, ((0, fill),) + ((0, 0),) * (x.ndim - 1)), out)
-    return filled, stats.metrics()
 
 
 def decode_dialogues(
@@ -178,15 +134,8 @@ def decode_dialogues(
 
 def decoded_rows(prompts: Mapping[str, np.ndarray], out: Decoded, group_size: int) -> SequenceBatch:
     """Prompt + completion rows `[B, L + N]` of sampled completions, on the host."""
-    prompt_tokens, prompt_mask = (
-        np.repeat(prompts[key], group_size, axis=0) for key in ("prompt_tokens", "prompt_mask")
-    )
+    prompt_tokens, prompt_mask = (np.repeat(prompts[f"prompt_{key}"], group_size, axis=0) for key in ("tokens", "mask"))
+    weights, drawn = np.ones(len(prompt_mask)), out.arrays
     return completion_rows(
-        prompt_tokens,
-        prompt_mask,
-        out.arrays.tokens,
-        out.arrays.mask,
-        np.ones(len(prompt_mask)),
-        out.given,
-        group_size=group_size,
+        prompt_tokens, prompt_mask, drawn.tokens, drawn.mask, weights, out.given, group_size=group_size
     )

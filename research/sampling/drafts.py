@@ -3,53 +3,58 @@
 Shapes: B rows, k proposed tokens, T = k + 1, S slots of text, V vocabulary.
 """
 
-import dataclasses
 from typing import NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from models.config import ModelConfig
 from models.decode.cache import KVCache
 from models.softmax import compute_logits, likeliest_token
 from models.transformer import Params, forward_cached, unembedding
-from research.sampling.limits import check_counts
+from research.sampling.limits import DRAFT_TOKENS, check_count
 from research.sampling.methods import SamplingMethod, draw, draw_size, gumbel_noise, scaled_logits
+from research.sampling.programs import layout_program
+from research.sampling.sampler import Slots
 from research.sampling.types import SamplerScalars
+from research.sampling.weights import Weights
+
+LONGEST_MATCH = 3
+"""Tokens of an n-gram that are matched at most."""
 
 
-@dataclasses.dataclass(frozen=True)
-class NGramDraft:
-    """Proposes what followed the last earlier occurrence of the text's last tokens (Saxena 2023).
+class Draft(flax.struct.PyTreeNode):
+    """What proposes tokens: a smaller model, or n-grams of the row's own text."""
 
-    Attributes:
-      longest: tokens that are matched at most; of several places the one that matches more wins, then the later.
-    """
-
-    longest: int = 3
+    params: Params | None  # the draft model's, as trained or laid out for decoding; None for n-grams
+    config: ModelConfig | None = flax.struct.field(pytree_node=False)  # the draft model; None for n-grams
+    tokens: int = flax.struct.field(pytree_node=False)  # k, proposals a round
 
     def __post_init__(self) -> None:
-        check_counts(self, longest=1)
+        check_count("draft_tokens", self.tokens, 1, DRAFT_TOKENS)
+
+    def laid_out(self, weights: Weights) -> "Draft":
+        """The same draft, its parameters laid out for decoding: once, not for every prompt."""
+        return (
+            self
+            if self.config is None
+            else self.replace(params=layout_program(self.params, config=self.config, weights=weights))
+        )
 
 
 class Categorical(NamedTuple):
-    """Distributions over the vocabulary at T places of each row, unnormalised: `logps = logits - log_normalizer`.
+    """Distributions over the vocabulary at T places of each row, unnormalised: `logps = logits - log_normalizer`."""
 
-    Attributes:
-      logits: `[B, T, V]` float32; -inf where a token cannot be drawn.
-      log_normalizer: `[B, T]` float32, `logsumexp` of the logits.
-    """
-
-    logits: Float[Array, "B T V"]
-    log_normalizer: Float[Array, "B T"]
+    logits: Float[Array, "B T V"]  # -inf where a token cannot be drawn
+    log_normalizer: Float[Array, "B T"]  # `logsumexp` of the logits
 
     def logps_of(self, tokens_BT: Int[Array, "B T"]) -> Float[Array, "B T"]:
         """Of one token at each of the first places."""
         T = tokens_BT.shape[1]
-        return (
-            jnp.take_along_axis(self.logits[:, :T], tokens_BT[:, :, None], axis=2)[:, :, 0] - self.log_normalizer[:, :T]
-        )
+        logits_BT = jnp.take_along_axis(self.logits[:, :T], tokens_BT[:, :, None], axis=2)[:, :, 0]
+        return logits_BT - self.log_normalizer[:, :T]
 
     def logps_at(self, place_B: Int[Array, " B"]) -> Float[Array, "B V"]:
         """Of all tokens at one place of each row."""
@@ -58,30 +63,20 @@ class Categorical(NamedTuple):
 
 
 class Proposals(NamedTuple):
-    """k proposed tokens a row.
-
-    Attributes:
-      tokens: `[B, k]` int32.
-      distribution: q, what they were drawn from; None for point masses.
-    """
+    """k proposed tokens a row, and q, what they were drawn from; None for point masses."""
 
     tokens: Int[Array, "B k"]
     distribution: Categorical | None
 
 
 class Noise(NamedTuple):
-    """The random numbers of one round, drawn in one call: on a CPU a call's cost hardly depends on its size.
+    """The random numbers of one round, drawn in one call: on a CPU a call's cost hardly depends on its size."""
 
-    Attributes:
-      draws: `[B, T, X]` standard Gumbel, for each proposal and for the token after them.
-      accept: `[B, k]` logarithms of uniform numbers.
-    """
-
-    draws: Float[Array, "B T X"]
-    accept: Float[Array, "B k"]
+    draws: Float[Array, "B T X"]  # standard Gumbel, for each proposal and for the token after them
+    accept: Float[Array, "B k"]  # logarithms of uniform numbers
 
     @classmethod
-    def of(cls, keys_B: Array, *, draft_tokens: int, vocab_size: int) -> "Noise":
+    def of(cls, keys_B: Array, draft_tokens: int, vocab_size: int) -> "Noise":
         """Each row's from its own key."""
         size = draw_size(vocab_size)
         gumbel = gumbel_noise(keys_B, (draft_tokens + 1) * size + draft_tokens)
@@ -92,47 +87,28 @@ class Noise(NamedTuple):
 
 
 def propose_by_model(
-    params: Params,
-    cache: KVCache,
+    draft: Draft,
+    slots: Slots,
     newest_B2: Int[Array, "B 2"],
-    positions_B: Int[Array, " B"],
-    live_B: Bool[Array, " B"],
     noise: Noise,
     scalars: SamplerScalars,
-    *,
-    config: ModelConfig,
     method: SamplingMethod,
-    count: int,
 ) -> tuple[Proposals, KVCache]:
-    """A draft model's own k tokens, drawn as the target's would be.
+    """A draft model's own k tokens, drawn as the target's would be, and the cache with all of them but the last.
 
-    Re-feed the second-to-last token: if it was the draft's own last proposal, its KV entry was never written.
-    Elsewhere that writes what is there already.
-
-    Args:
-      params: the draft's, as `models.decode.layout.decode_params` lays them out, or as trained.
-      cache: holds all tokens of each row but its last, but the slot before `length` may be unwritten.
-      newest_B2: the last two tokens of each row.
-      positions_B: of the last token.
-      live_B: unfinished rows.
-      noise: of this round; not read if the method is greedy.
-      scalars: temperature and top_p.
-      config: of the draft.
-      method: how tokens are drawn.
-      count: k.
-
-    Returns:
-      The proposals and the cache with all of them but the last.
+    Re-feed the second-to-last token (`newest_B2` are the last two): if it was the draft's own last proposal, its KV
+    entry was never written to the draft's cache, which `slots` hold. Elsewhere that writes what is there already.
     """
-    unembed_DV = unembedding(params)
+    assert draft.config is not None
+    unembed_DV, cache = unembedding(draft.params), slots.cache
     before_B1 = jax.lax.dynamic_slice_in_dim(cache.segment_ids, cache.length - 1, 1, axis=1)
     cache = cache.replace(length=cache.length - 1)
-    tokens, positions = newest_B2, jnp.stack([positions_B - 1, positions_B], axis=1)
-    segment_ids = jnp.concatenate([before_B1, live_B[:, None].astype(jnp.int32)], axis=1)
+    tokens, positions = newest_B2, jnp.stack([slots.positions - 1, slots.positions], axis=1)
+    segment_ids = jnp.concatenate([before_B1, slots.live[:, None].astype(jnp.int32)], axis=1)
     drawn, drawn_from, normalizers = [], [], []
-    for i in range(count):
-        hidden, cache = forward_cached(params, config, tokens, positions, segment_ids, cache)
-        logits_BV = compute_logits(hidden[:, -1], unembed_DV, config)
+    for i in range(draft.tokens):
+        hidden, cache = forward_cached(draft.params, draft.config, tokens, positions, segment_ids, cache)
+        logits_BV = compute_logits(hidden[:, -1], unembed_DV, draft.config)
         if method.greedy:
             token = likeliest_token(logits_BV)
         else:
@@ -146,22 +122,19 @@ def propose_by_model(
 
 
 def propose_by_ngram(
-    text_BS: Int[Array, "B S"], first_B: Int[Array, " B"], last_B: Int[Array, " B"], *, count: int, longest: int
+    text_BS: Int[Array, "B S"], first_B: Int[Array, " B"], last_B: Int[Array, " B"], count: int
 ) -> Proposals:
-    """The `count` tokens that followed the best earlier match; a match near the end goes on in its own rhythm.
+    """The `count` tokens that followed the last earlier occurrence of the text's last tokens (Saxena 2023).
 
-    Args:
-      text_BS: tokens of each row.
-      first_B, last_B: slots of its first and its last token.
-      count: k.
-      longest: tokens that are matched at most.
+    Of several places the one that matches more tokens wins, then the later. A match near the end goes on in its own
+    rhythm. `first_B` and `last_B` are the slots of a text's first and its last token.
     """
     S = text_BS.shape[1]
     slot = jnp.arange(S)[None, :]
     first_B1, last_B1 = first_B[:, None], last_B[:, None]
     run = (slot >= first_B1) & (slot < last_B1)
     score = jnp.where(run, slot, -1)
-    for i in range(longest):
+    for i in range(LONGEST_MATCH):
         wanted = jnp.take_along_axis(text_BS, jnp.maximum(last_B1 - i, 0), axis=1)
         run = run & (jnp.roll(text_BS, i, axis=1) == wanted) & (slot - i >= first_B1)
         score = score + S * run
@@ -176,14 +149,8 @@ def verify(
 ) -> tuple[Int[Array, " B"], Int[Array, "B T"]]:
     """Accepts the first proposals of each row, as many as rejection sampling allows, and draws the token after them.
 
-    Args:
-      proposals: k tokens a row and q.
-      target: p at each proposal and after the last.
-      noise: of this round; not read if greedy.
-      greedy: p and q are point masses on the likeliest token.
-
-    Returns:
-      How many were accepted, `[B]`, and tokens `[B, T]`: those, then the one drawn, then undefined ones.
+    `target` is p at each proposal and after the last; where `greedy`, p and q are point masses and no noise is read.
+    Returns how many were accepted, and tokens: those, then the one drawn, then undefined ones.
     """
     k = proposals.tokens.shape[1]
     if greedy:

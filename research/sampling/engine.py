@@ -1,8 +1,7 @@
 """Continuous batching: a fixed number of slots, and the next request takes the slot of a row that has ended.
 
-The host admits requests and calls back between chunks of decode steps; all arithmetic is in compiled programs
-whose shapes come from a few buckets. A completion is the one that `sampler.sample` draws, whatever slot it had and
-whatever its neighbours were.
+The host admits requests and calls back between chunks of decode steps; all arithmetic is in compiled programs whose
+shapes come from a few buckets. A completion is the one that `sampler.sample` draws, whatever slot it had.
 
 Shapes: B slots, R requests admitted together, L prompt slots, C steps of a chunk.
 """
@@ -17,42 +16,23 @@ import numpy as np
 from models.config import ModelConfig
 from models.decode.cache import KVCache
 from models.transformer import Params
-from research.sampling.constraints import ConstraintRows, Grammars
-from research.sampling.controls import Controls, refuse_empty_rows
-from research.sampling.decode import Chunk
-from research.sampling.programs import (
-    UNCHANGED,
-    Admissions,
-    act_program,
-    admit_program,
-    decode_program,
-    empty_slots,
-    layout_program,
-    prefill_program,
-    resize_program,
-    shrink_program,
-)
+from research.core.errors import DataError
+from research.sampling import programs
+from research.sampling.constraints import Grammars
+from research.sampling.controls import NO_CONTROLS, Controls
 from research.sampling.rows import ForceTokens, Request, Row, RowCallback, StopRow
+from research.sampling.sampler import Chunk
 from research.sampling.types import Completions, Prompts, SamplerScalars, SamplerSpec
 
 
 @dataclasses.dataclass
 class Stats:
-    """What a run of the engine cost.
+    """What a run of the engine cost."""
 
-    Attributes:
-      steps: decode steps.
-      tokens: completion tokens.
-      slot_steps: steps times slots: `tokens / slot_steps` is the slots' utilisation.
-      prefilled: prompt tokens that went through the model, a common prefix once.
-      resizes: how often the cache was reallocated.
-    """
-
-    steps: int = 0
-    tokens: int = 0
-    slot_steps: int = 0
-    prefilled: int = 0
-    resizes: int = 0
+    steps: int = 0  # decode steps
+    tokens: int = 0  # completion tokens
+    slot_steps: int = 0  # steps times slots: `tokens / slot_steps` is the slots' utilisation
+    prefilled: int = 0  # prompt tokens that went through the model, a common prefix once
 
     def metrics(self) -> dict[str, float]:
         """For the log of a run."""
@@ -73,24 +53,16 @@ class Engine:
         *,
         config: ModelConfig,
         spec: SamplerSpec,
-        controls: Controls | None = None,
+        controls: Controls = NO_CONTROLS,
         grammars: Grammars | None = None,
     ) -> None:
-        """Lays the parameters out for decoding, once.
+        """Lays the parameters out for decoding, once; the arguments are those of `sampler.sample`, and `grammars`.
 
-        Args:
-          params: the policy's, as trained or as `weights.sampling_params` gives them.
-          scalars: seed, step, temperature, top_p.
-          config: of the model.
-          spec: of the rollout, with an engine; `samples_per_prompt` is not used: each request is one completion.
-          controls: numbers of `spec.controls`; None where it is empty.
-          grammars: compiles the requests' constraints, where `spec.controls.constrained`.
+        `spec` has an engine; its `samples_per_prompt` is not used: each request is one completion.
         """
-        self.params = layout_program(params, config=config, weights=spec.weights)
-        if (controls is not None) != spec.controls.any or (grammars is not None) != spec.controls.constrained:
-            raise ValueError(f"controls: expected those that the spec has, {spec.controls}, and no others")
         if spec.engine is None:
             raise ValueError("spec.engine: got None, expected the sizes of an engine")
+        self.params = programs.layout_program(params, config=config, weights=spec.weights)
         self.scalars, self.config, self.spec, self.sizes = scalars, config, spec, spec.engine
         self.controls, self.grammars, self.stats = controls, grammars, Stats()
 
@@ -116,32 +88,25 @@ class _Run:
     def __init__(self, engine: Engine, requests: Sequence[Request], callback: RowCallback | None) -> None:
         self.engine, self.callback = engine, callback
         self.sizes, self.spec, self.config = engine.sizes, engine.spec, engine.config
+        self.penalised = engine.controls.repetition_penalty is not None
         self.waiting = deque(Row(number, request) for number, request in enumerate(requests))
-        B = self.sizes.slots
-        self.rows: list[Row | None] = [None] * B
-        self.starts = np.zeros(B, np.int64)  # the first cache slot of each row
+        self.rows: list[Row | None] = [None] * self.sizes.slots
+        self.starts = np.zeros(self.sizes.slots, np.int64)  # the first cache slot of each row
         shared = _common_prefix([request.prompt for request in requests], self.sizes.min_prefix)
-        self.prefix: KVCache | None = None
-        if shared.size:
-            self.prefix = prefill_program(
-                engine.params, shared[None], np.ones((1, shared.size), bool), config=self.config
-            )
-            engine.stats.prefilled += shared.size
         self.before = shared.size
+        self.prefix = self._prefilled(shared[None], np.ones((1, shared.size), bool), None) if shared.size else None
         longest = max(request.prompt.size for request in requests) - self.before - 1
-        self.width = _round_up(longest, self.sizes.prompt_bucket)
-        self.length = self.width  # the next cache slot
-        self.slots = empty_slots(
+        self.width = self.length = _round_up(longest, self.sizes.prompt_bucket)  # `length` is the next cache slot
+        self.slots = programs.empty_slots(
             self.prefix,
-            batch=B,
             length=self.width,
-            max_forced=self.sizes.max_forced,
             config=self.config,
-            spec=self.spec,
+            sizes=self.sizes,
+            int8=self.spec.int8_cache,
+            penalised=self.penalised,
         )
         self.sources: dict[bytes, int] = {}  # a prompt's key -> its row in `filled`
         self.filled: KVCache | None = None
-        self.constrained = None if engine.grammars is None else ConstraintRows(engine.grammars)
 
     def chunks(self) -> Iterator[tuple[list[Row], list[Row]]]:
         while self.waiting or any(self.rows):
@@ -149,60 +114,53 @@ class _Run:
             self._shrink()
             self._make_room()
             chunk = self._decode()
-            grown = [(slot, row) for slot, row in enumerate(self.rows) if row is not None and row.extend(chunk, slot)]
-            self._check(grown)
-            live, ended = self._act(grown), []
-            for slot, row in enumerate(self.rows):
-                if row is not None and not live[slot]:
-                    self.rows[slot] = None
-                    ended.append(row)
+            grown = [(slot, row) for slot, row in self._busy() if row.extend(chunk, slot)]
+            for _, row in grown:
+                self._check(row)
+            live = self._act(grown)
+            ended = [row for slot, row in self._busy() if not live[slot]]
+            self.rows = [row if goes_on else None for row, goes_on in zip(self.rows, live, strict=True)]
             yield [row for _, row in grown], ended
 
-    def _check(self, grown: Sequence[tuple[int, Row]]) -> None:
-        """Tells the constraints what was drawn, and refuses a row that had nothing left to draw."""
-        if self.spec.controls.any:
-            for _, row in grown:
-                refuse_empty_rows(row.sampler_logps[None, : row.length], [str(row.request)])
-        if self.constrained is not None:
-            for _, row in grown:
-                self.constrained.advance(row.number, int(row.tokens[row.length - 1]))
-                row.satisfied = self.constrained.satisfied(row.number)
+    def _busy(self) -> list[tuple[int, Row]]:
+        return [(slot, row) for slot, row in enumerate(self.rows) if row is not None]
+
+    def _check(self, row: Row) -> None:
+        """Tells the constraint what was drawn, and refuses a row that had nothing left to draw."""
+        empty = np.flatnonzero(np.isneginf(row.sampler_logps[: row.length]))
+        if empty.size:
+            raise DataError(
+                f"{row.request}: no token was left to draw at completion token {empty[0]}: logit_bias, min_new_tokens "
+                "and the constraint together removed all of them."
+            )
+        if self.engine.grammars is not None:
+            self.engine.grammars.advance(row)
 
     def _admit(self) -> None:
         """Fills free slots from the queue, R at a time."""
         free = [slot for slot, row in enumerate(self.rows) if row is None]
+        R = self.sizes.admit
         while self.waiting and len(free) >= self._enough():
             if self.waiting[0].request.key not in self.sources:
                 self._prefill()
             assert self.filled is not None
-            R = self.sizes.admit
-            rows, sources = np.full(R, self.sizes.slots, np.int32), np.zeros(R, np.int32)
-            last, positions, limits, prompt_ids, sample_ids = np.zeros((5, R), np.int32)
-            penalised = self.spec.controls.repetition_penalty
-            seen = np.zeros((R, self.config.vocab_size), bool) if penalised else None
+            new = np.zeros((7, R), np.int32)
+            new[0] = self.sizes.slots
+            seen = np.zeros((R, self.config.vocab_size), bool) if self.penalised else None
             for i in range(min(R, len(free), len(self.waiting))):
                 request = self.waiting[0].request
                 if request.key not in self.sources:
                     break
-                slot = free.pop(0)
-                row = self.rows[slot] = self.waiting.popleft()
-                self.starts[slot] = self.length - (request.prompt.size - self.before - 1)
-                rows[i], sources[i] = slot, self.sources[request.key]
-                last[i], positions[i] = request.prompt[-1], request.prompt.size - 1
-                limits[i], prompt_ids[i] = request.max_new_tokens, request.prompt_id
-                sample_ids[i] = request.sample_id
+                slot, row, source = free.pop(0), self.waiting.popleft(), self.sources[request.key]
+                self.rows[slot] = row
+                position, limit = request.prompt.size - 1, request.max_new_tokens
+                self.starts[slot] = self.length - (position - self.before)
+                new[:, i] = slot, source, request.prompt[-1], position, limit, request.prompt_id, request.sample_id
                 if seen is not None:
                     seen[i, request.prompt] = True
-                if self.constrained is not None:
-                    self.constrained.start(
-                        row.number, request.constraint, name=str(request), max_new_tokens=request.max_new_tokens
-                    )
-            self.slots = admit_program(
-                self.slots,
-                self.filled,
-                Admissions(rows, sources, last, positions, limits, prompt_ids, sample_ids, seen),
-                self.engine.scalars,
-            )
+                if self.engine.grammars is not None and request.constraint is not None:
+                    row.matcher = self.engine.grammars.matcher(request.constraint, limit)
+            self.slots = programs.admit_program(self.slots, self.filled, new, seen, self.engine.scalars)
 
     def _enough(self) -> int:
         """Free slots for which decoding is interrupted to admit requests."""
@@ -221,15 +179,17 @@ class _Run:
             own = prompt[self.before : -1]
             tokens[i, L - own.size :], mask[i, L - own.size :] = own, True
         self.sources = {key: i for i, key in enumerate(prompts)}
-        self.filled = prefill_program(self.engine.params, tokens, mask, prefix=self.prefix, config=self.config)
+        self.filled = self._prefilled(tokens, mask, self.prefix)
+
+    def _prefilled(self, tokens: np.ndarray, mask: np.ndarray, prefix: KVCache | None) -> KVCache:
         self.engine.stats.prefilled += int(mask.sum())
+        return programs.prefill_program(self.engine.params, tokens, mask, prefix=prefix, config=self.config)
 
     def _shrink(self) -> None:
         """Halve the slots once at most half are busy and the queue is empty, so stragglers run in a smaller batch."""
-        while not self.waiting and sum(row is not None for row in self.rows) <= len(self.rows) // 2:
-            order = sorted(range(len(self.rows)), key=lambda slot: self.rows[slot] is None)
-            kept = order[: len(self.rows) // 2]
-            self.slots = shrink_program(self.slots, np.array(kept, np.int32))
+        while not self.waiting and len(self._busy()) <= (half := len(self.rows) // 2):
+            kept = sorted(range(len(self.rows)), key=lambda slot: self.rows[slot] is None)[:half]
+            self.slots = programs.shrink_program(self.slots, np.array(kept, np.int32))
             self.rows = [self.rows[slot] for slot in kept]
             self.starts = self.starts[kept]
 
@@ -237,21 +197,18 @@ class _Run:
         """Drops the cache's first slots that no row needs any more, and grows or shrinks it to what they do need."""
         if self.length < self.slots.cache.slots:
             return
-        begins = [self.starts[slot] for slot, row in enumerate(self.rows) if row is not None]
-        drop = int(min(*begins, self.length - self.width)) if begins else self.length - self.width
+        drop = min([self.length - self.width, *(int(self.starts[slot]) for slot, _ in self._busy())])
         bucket = self.spec.cache_bucket
         size = _round_up(self.length - drop + (bucket + 1) // 2, bucket)
-        self.slots = resize_program(self.slots, np.int32(drop), slots=size)
+        self.slots = programs.resize_program(self.slots, np.int32(drop), slots=size)
         self.length, self.starts = self.length - drop, self.starts - drop
-        self.engine.stats.resizes += 1
 
     def _decode(self) -> Chunk:
         disabled = len(self.rows) + 1
         most = min(self.slots.cache.slots - self.length, self.sizes.chunk)
-        if self.constrained is not None:
-            masks = self.constrained.masks([-1 if row is None else row.number for row in self.rows])
-            self.slots, most = self.slots.replace(allowed=masks), 1
-        self.slots, chunk = decode_program(
+        if self.engine.grammars is not None:
+            self.slots, most = self.slots.replace(allowed=self.engine.grammars.masks(self.rows)), 1
+        self.slots, chunk = programs.decode_program(
             self.engine.params,
             self.slots,
             self.engine.scalars,
@@ -265,35 +222,33 @@ class _Run:
         chunk = jax.device_get(chunk)
         steps, stats = int(chunk.active.any(axis=1).sum()), self.engine.stats
         self.length += steps
-        stats.steps, stats.slot_steps = stats.steps + steps, stats.slot_steps + steps * len(self.rows)
+        stats.steps += steps
+        stats.slot_steps += steps * len(self.rows)
         stats.tokens += int(chunk.active.sum())
         return chunk
 
     def _act(self, grown: Sequence[tuple[int, Row]]) -> np.ndarray:
         """Which slots go on, `[B]` bool, after the callback's actions."""
         live = np.zeros(len(self.rows), bool)
-        for slot, row in enumerate(self.rows):
-            if row is not None:
-                ended = row.length > 0 and row.mask[row.length - 1]
-                row.stopped = bool(ended and row.tokens[row.length - 1] in self.spec.stop_tokens)
-                live[slot] = not row.stopped and row.length < row.request.max_new_tokens
+        for slot, row in self._busy():
+            drawn = row.length > 0 and row.mask[row.length - 1]
+            row.stopped = bool(drawn and row.tokens[row.length - 1] in self.spec.stop_tokens)
+            live[slot] = not row.stopped and row.length < row.request.max_new_tokens
         actions = self.callback([row for _, row in grown]) if self.callback is not None and grown else {}
         if not actions:
             return live
-        forced = np.zeros((len(self.rows), self.sizes.max_forced), np.int32)
-        left = np.full(len(self.rows), UNCHANGED, np.int32)
+        M = self.sizes.max_forced
+        forced, left = np.zeros((len(self.rows), M), np.int32), np.full(len(self.rows), programs.UNCHANGED, np.int32)
         for slot, row in grown:
-            action = actions.get(row.number)
-            if isinstance(action, StopRow):
-                live[slot], left[slot], row.length, row.stopped = False, 0, action.keep, True
-            elif isinstance(action, ForceTokens) and row.length < row.request.max_new_tokens:
-                if not 0 < len(action.tokens) <= self.sizes.max_forced:
-                    raise ValueError(
-                        f"forced tokens: got {len(action.tokens)} tokens, expected 1 to {self.sizes.max_forced}"
-                    )
-                live[slot], row.stopped, left[slot] = True, False, len(action.tokens)
-                forced[slot, -len(action.tokens) :] = action.tokens
-        self.slots = act_program(self.slots, live, forced, left)
+            match actions.get(row.number):
+                case StopRow(keep):
+                    live[slot], left[slot], row.length, row.stopped = False, 0, keep, True
+                case ForceTokens(tokens) if row.length < row.request.max_new_tokens:
+                    if not 0 < len(tokens) <= M:
+                        raise ValueError(f"forced tokens: got {len(tokens)} tokens, expected 1 to {M}")
+                    live[slot], row.stopped, left[slot] = True, False, len(tokens)
+                    forced[slot, -len(tokens) :] = tokens
+        self.slots = programs.act_program(self.slots, live, forced, left)
         return live
 
 
@@ -320,14 +275,18 @@ def sample_refilled(
     spec: SamplerSpec,
     callback: RowCallback | None = None,
 ) -> tuple[Completions, Stats]:
-    """`sampler.sample` by an engine (`spec.engine`): the same completions, on the host, and what they cost."""
+    """`sampler.sample` by an engine (`spec.engine`): the same completions, on the host, and what they cost.
+
+    Prompts at the end whose id is -1 only fill the batch: their completions have no tokens.
+    """
     G, N = spec.samples_per_prompt, spec.max_new_tokens
     requests = [
         Request(tokens[mask].astype(np.int32), int(prompt_id), sample, N)
         for tokens, mask, prompt_id in zip(prompts.tokens, prompts.mask, prompts.prompt_ids, strict=True)
         for sample in range(G)
+        if prompt_id >= 0
     ]
-    B = len(requests)
+    B = len(prompts.tokens) * G
     out = Completions(
         tokens=np.full((B, N), spec.pad_id, np.int32),
         mask=np.zeros((B, N), bool),

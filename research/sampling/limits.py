@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from research.config.schema import expect
 from research.core.errors import ConfigError
 
 TEMPERATURE = (1e-3, 100.0)
@@ -19,10 +20,7 @@ INT32 = 2**31 - 1
 
 
 def check_number(name: str, value: float, bounds: tuple[float, float], *, other: str = "") -> None:
-    """ConfigError unless a number is finite and within inclusive bounds.
-
-    `other` names what the caller accepts besides, such as "0 (greedy) or ".
-    """
+    """ConfigError unless a number is finite and within inclusive bounds; `other` names what is accepted besides."""
     low, high = bounds
     if not (math.isfinite(value) and low <= value <= high):
         raise ConfigError(f"{name}: got {value:g}, expected {other}a number from {low:g} to {high:g}")
@@ -30,8 +28,7 @@ def check_number(name: str, value: float, bounds: tuple[float, float], *, other:
 
 def check_count(name: str, value: int, low: int, high: int = INT32) -> None:
     """ConfigError unless an integer is within inclusive bounds."""
-    if not low <= value <= high:
-        raise ConfigError(f"{name}: got {value}, expected an integer from {low} to {high}")
+    expect(low <= value <= high, name, value, f"an integer from {low} to {high}")
 
 
 def check_counts(spec: Any, **least: int) -> None:

@@ -23,17 +23,12 @@ _BLOCK = 128
 class SamplingMethod:
     """The static part of a sampling method; its numbers (temperature, top_p) are traced.
 
-    Attributes:
-      greedy: take the most likely token; the distribution is then a point mass, its log-prob 0.
-      top_k: keep the k most likely tokens (Fan et al. 2018); 0 keeps all.
-      nucleus: keep the smallest set of tokens whose mass reaches `top_p` (Holtzman et al. 2020).
-
     Of equally likely tokens the first ids stay, so that k is never exceeded and `top_k=1` is greedy.
     """
 
-    greedy: bool = False
-    top_k: int = 0
-    nucleus: bool = False
+    greedy: bool = False  # take the most likely token; the distribution is then a point mass, its log-prob 0
+    top_k: int = 0  # keep the k most likely tokens (Fan et al. 2018); 0 keeps all
+    nucleus: bool = False  # keep the smallest set of tokens whose mass reaches `top_p` (Holtzman et al. 2020)
 
     def __post_init__(self) -> None:
         check_counts(self, top_k=0)
@@ -45,18 +40,13 @@ class SamplingMethod:
 
 
 class SampledTokens(NamedTuple):
-    """One drawn token a row.
-
-    Attributes:
-      tokens: `[B]` int32.
-      sampler_logps: `[B]` float32, nats, under the distribution drawn from. -inf only in a row where no token
-        was left to draw; its token is then 0 and means nothing.
-      policy_logps: `[B]` float32, nats, under the plain model.
-    """
+    """One drawn token a row, with its log-probs in nats."""
 
     tokens: Int[Array, " B"]
+    # under the distribution drawn from. -inf only in a row where no token was left to draw; its token is then 0 and
+    # means nothing
     sampler_logps: Float[Array, " B"]
-    policy_logps: Float[Array, " B"]
+    policy_logps: Float[Array, " B"]  # under the plain model
 
 
 def scaled_logits(
@@ -88,16 +78,8 @@ def sample_token(
 ) -> SampledTokens:
     """Draws a token a row from the softmax of `scaled_logits` and scores it, in few passes over `[B, V]`.
 
-    Args:
-      logits_BV: the model's logits; `policy_logps` are theirs.
-      method: static.
-      temperature: divides the logits; in `limits.TEMPERATURE`; traced.
-      top_p: mass of the nucleus; read if `method.nucleus`; traced.
-      keys_B: one key a row, of this position.
-      controlled_BV: what to draw from where controls changed the logits (`control_logits`); None: `logits_BV`.
-
-    Returns:
-      Tokens with both log-probs.
+    `policy_logps` are those of `logits_BV`, the model's, also where controls changed what to draw from
+    (`controlled_BV`, see `control_logits`). `keys_B` are one key a row, of this position.
     """
     logits_BV = logits_BV.astype(jnp.float32)
     drawn_BV = logits_BV if controlled_BV is None else controlled_BV.astype(jnp.float32)
@@ -116,8 +98,12 @@ def sample_token(
         if method.nucleus:
             drawn_BV = _without_tail(drawn_BV / temperature, method, top_p)
             temperature = jnp.ones_like(temperature)
+        # Log-mass of each block at the temperature and at temperature 1, from one maximum.
         blocks_BNK = _blocks(drawn_BV)
-        scaled_BN, plain_BN = _block_masses(blocks_BNK, temperature)
+        top_BN = _finite(jnp.max(blocks_BNK, axis=-1))
+        below_BNK = blocks_BNK - top_BN[..., None]
+        scaled_BN = top_BN / temperature + jnp.log(jnp.sum(jnp.exp(below_BNK / temperature), axis=-1))
+        plain_BN = top_BN + jnp.log(jnp.sum(jnp.exp(below_BNK), axis=-1))
         tokens = _draw_in_blocks(gumbel_noise(keys_B, draw_size(V)), blocks_BNK, scaled_BN, temperature)
         sampler_logps = _relative(_pick(drawn_BV, tokens) / temperature, jax.nn.logsumexp(scaled_BN, axis=-1))
         if not method.truncates and controlled_BV is None:
@@ -128,13 +114,9 @@ def sample_token(
 def draw(gumbel_BX: Float[Array, "B X"], logits_BV: Float[Array, "B V"]) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """One token a row from the softmax of its logits, 0 where all are -inf, and the rows' log-normalisers.
 
-    Gumbel-max (Maddison et al. 2014) in two levels: a block of tokens by its mass, then a token in it, so that
-    a row takes V / 128 + 128 random numbers and not V. There is no cumulative sum over the vocabulary, whose
-    rounding would swallow the tokens below 1e-7, and -inf plus noise stays -inf.
-
-    Args:
-      gumbel_BX: `gumbel_noise` of each row, `draw_size(V)` numbers.
-      logits_BV: of the distribution, float32, up to a constant a row.
+    Gumbel-max (Maddison et al. 2014) in two levels: a block of tokens by its mass, then a token in it, so that a row
+    takes `draw_size(V)`, V / 128 + 128, random numbers (`gumbel_noise`) and not V. There is no cumulative sum over the
+    vocabulary, whose rounding would swallow the tokens below 1e-7, and -inf plus noise stays -inf.
     """
     blocks_BNK = _blocks(logits_BV)
     mass_BN = jax.nn.logsumexp(blocks_BNK, axis=-1)
@@ -160,28 +142,25 @@ def nucleus_mask(logits_BV: Float[Array, "B V"], top_p: Float[Array, ""]) -> Boo
     """
     logits_BV = logits_BV.astype(jnp.float32)
     mass_BV = jnp.exp(logits_BV - _finite(jnp.max(logits_BV, axis=-1, keepdims=True)))
-    order_BV = _ordered_bits(logits_BV)
+    bits_BV = jax.lax.bitcast_convert_type(logits_BV, jnp.uint32)
+    # Unsigned integers in the order of the floats.
+    order_BV = jnp.where(bits_BV >> 31 == 1, ~bits_BV, bits_BV | jnp.uint32(1 << 31))
     wanted = top_p * jnp.sum(mass_BV, axis=-1)
-
-    def mass_from(bound: Array) -> Array:
-        return jnp.sum(jnp.where(order_BV >= bound[:, None], mass_BV, 0.0), axis=-1)
 
     def set_bit(i: Array, bound: Array) -> Array:
         higher = bound | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
-        return jnp.where(mass_from(higher) >= wanted, higher, bound)
+        mass = jnp.sum(jnp.where(order_BV >= higher[:, None], mass_BV, 0.0), axis=-1)
+        return jnp.where(mass >= wanted, higher, bound)
 
     # The largest bound reached by the mass may lie above every logit where `top_p` is 0.
     bound = jax.lax.fori_loop(0, 32, set_bit, jnp.zeros(logits_BV.shape[0], jnp.uint32))
     bound = jnp.minimum(bound, jnp.max(order_BV, axis=-1))
-    above = order_BV > bound[:, None]
-    tied = order_BV == bound[:, None]
+    above, tied = order_BV > bound[:, None], order_BV == bound[:, None]
     one = jnp.max(jnp.where(tied, mass_BV, 0.0), axis=-1)
     missing = wanted - jnp.sum(jnp.where(above, mass_BV, 0.0), axis=-1)
     room = jnp.maximum(jnp.ceil(missing / jnp.maximum(one, jnp.finfo(jnp.float32).tiny)), 1.0)
-    ties = jnp.sum(tied, axis=-1)
-    first = jax.lax.cond(
-        jnp.any(ties > room), lambda: tied & (jnp.cumsum(tied, axis=-1) <= room[:, None]), lambda: tied
-    )
+    crowded = jnp.any(jnp.sum(tied, axis=-1) > room)
+    first = jax.lax.cond(crowded, lambda: tied & (jnp.cumsum(tied, axis=-1) <= room[:, None]), lambda: tied)
     return above | first | (top_p >= 1.0)
 
 
@@ -205,12 +184,6 @@ def _finite(x: Array) -> Array:
 def _relative(logits: Array, mass: Array) -> Array:
     """`logits - mass`, -inf and not NaN where both are -inf."""
     return logits - _finite(mass)
-
-
-def _ordered_bits(x: Float[Array, "B V"]) -> Array:
-    """Unsigned integers in the order of the floats."""
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
 def _candidates(
@@ -237,16 +210,6 @@ def _blocks(logits_BV: Float[Array, "B V"]) -> Float[Array, "B N K"]:
         return logits_BV[:, None, :]
     padded = jnp.pad(logits_BV, ((0, 0), (0, -V % _BLOCK)), constant_values=-jnp.inf)
     return padded.reshape(B, -1, _BLOCK)
-
-
-def _block_masses(
-    blocks_BNK: Float[Array, "B N K"], temperature: Array
-) -> tuple[Float[Array, "B N"], Float[Array, "B N"]]:
-    """Log-mass of each block at the temperature and at temperature 1, from one maximum."""
-    top_BN = _finite(jnp.max(blocks_BNK, axis=-1))
-    below_BNK = blocks_BNK - top_BN[..., None]
-    scaled = top_BN / temperature + jnp.log(jnp.sum(jnp.exp(below_BNK / temperature), axis=-1))
-    return scaled, top_BN + jnp.log(jnp.sum(jnp.exp(below_BNK), axis=-1))
 
 
 def _draw_in_blocks(

@@ -4,7 +4,6 @@ Shapes: B slots, R requests admitted together, M forced tokens.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,46 +12,30 @@ from jaxtyping import Array, Bool, Int
 from models.config import ModelConfig
 from models.decode.cache import KVCache, init_cache
 from models.decode.rows import insert_rows, resize, take_rows, with_prefix
-from research.sampling.decode import COMPILER_OPTIONS, Slots, decode, prefill
 from research.sampling.methods import row_keys
-from research.sampling.types import SamplerScalars, SamplerSpec
+from research.sampling.sampler import COMPILER_OPTIONS, Slots, decode, prefill
+from research.sampling.types import EngineSpec, SamplerScalars
 from research.sampling.weights import sampling_params
 
 UNCHANGED = -1
 """As a number of forced tokens: those that a row still has stay."""
 
+# Once per update of the policy.
 layout_program = jax.jit(sampling_params, static_argnames=("config", "weights"))
-"""`weights.sampling_params`, once per update of the policy."""
-
 prefill_program = jax.jit(prefill, static_argnames="config", compiler_options=COMPILER_OPTIONS)
-"""`decode.prefill` of R prompts."""
-
 decode_program = jax.jit(
     decode, static_argnames=("steps", "config", "spec"), donate_argnames="slots", compiler_options=COMPILER_OPTIONS
 )
-"""`decode.decode`, the slots updated in place."""
 
 
-class Admissions(NamedTuple):
-    """R requests to admit; a slot of B or more admits nothing."""
-
-    slots: Int[Any, " R"]
-    sources: Int[Any, " R"]
-    last: Int[Any, " R"]
-    positions: Int[Any, " R"]
-    limits: Int[Any, " R"]
-    prompt_ids: Int[Any, " R"]
-    sample_ids: Int[Any, " R"]
-    seen: Bool[Any, "R V"] | None
-
-
-@partial(jax.jit, static_argnames=("batch", "length", "max_forced", "config", "spec"))
+@partial(jax.jit, static_argnames=("length", "config", "sizes", "int8", "penalised"))
 def empty_slots(
-    prefix: KVCache | None, *, batch: int, length: int, max_forced: int, config: ModelConfig, spec: SamplerSpec
+    prefix: KVCache | None, *, length: int, config: ModelConfig, sizes: EngineSpec, int8: bool, penalised: bool
 ) -> Slots:
     """Free slots only, behind a prefix, written up to `length`."""
-    cache = init_cache(config, batch, length, int8=spec.int8_cache).replace(length=jnp.int32(length))
-    zeros = jnp.zeros((batch,), jnp.int32)
+    B = sizes.slots
+    cache = init_cache(config, B, length, int8=int8).replace(length=jnp.int32(length))
+    zeros = jnp.zeros((B,), jnp.int32)
     return Slots(
         cache=with_prefix(cache, prefix),
         last=zeros,
@@ -61,26 +44,33 @@ def empty_slots(
         limits=zeros,
         live=zeros > 0,
         keys=row_keys(jnp.int32(0), jnp.int32(0), zeros, zeros),
-        forced=jnp.zeros((batch, max_forced), jnp.int32),
+        forced=jnp.zeros((B, sizes.max_forced), jnp.int32),
         forced_left=zeros,
-        seen=jnp.zeros((batch, config.vocab_size), bool) if spec.controls.repetition_penalty else None,
+        seen=jnp.zeros((B, config.vocab_size), bool) if penalised else None,
     )
 
 
 @partial(jax.jit, donate_argnames="slots")
-def admit_program(slots: Slots, filled: KVCache, new: Admissions, scalars: SamplerScalars) -> Slots:
-    """Rows of prefilled prompts into their slots."""
-    put = lambda x, values: x.at[new.slots].set(values, mode="drop")  # noqa: E731
+def admit_program(
+    slots: Slots, filled: KVCache, new: Int[Array, "7 R"], seen: Bool[Array, "R V"] | None, scalars: SamplerScalars
+) -> Slots:
+    """Rows of prefilled prompts into their slots.
+
+    `new` has for each request its slot (B or more admits nothing), row of `filled`, last token, that one's position,
+    limit of tokens, prompt id and sample id; `seen` the tokens of its prompt, for the repetition penalty.
+    """
+    rows, sources, last, positions, limits, prompt_ids, sample_ids = new
+    put = lambda x, values: x.at[rows].set(values, mode="drop")  # noqa: E731
     return slots.replace(
-        cache=insert_rows(slots.cache, filled, new.slots, new.sources),
-        last=put(slots.last, new.last),
-        positions=put(slots.positions, new.positions),
+        cache=insert_rows(slots.cache, filled, rows, sources),
+        last=put(slots.last, last),
+        positions=put(slots.positions, positions),
         drawn=put(slots.drawn, 0),
-        limits=put(slots.limits, new.limits),
+        limits=put(slots.limits, limits),
         live=put(slots.live, True),
-        keys=put(slots.keys, row_keys(scalars.seed, scalars.step, new.prompt_ids, new.sample_ids)),
+        keys=put(slots.keys, row_keys(scalars.seed, scalars.step, prompt_ids, sample_ids)),
         forced_left=put(slots.forced_left, 0),
-        seen=None if new.seen is None or slots.seen is None else put(slots.seen, new.seen),
+        seen=None if slots.seen is None else put(slots.seen, seen),
     )
 
 
@@ -93,8 +83,7 @@ def resize_program(state: Slots, drop: Int[Array, ""], *, slots: int) -> Slots:
 @jax.jit
 def shrink_program(slots: Slots, rows: Int[Array, " R"]) -> Slots:
     """These slots only."""
-    rest = slots.replace(cache=slots.cache.segment_ids)
-    kept = jax.tree.map(lambda x: x[rows], rest)
+    kept = jax.tree.map(lambda x: x[rows], slots.replace(cache=None))
     return kept.replace(cache=take_rows(slots.cache, rows))
 
 

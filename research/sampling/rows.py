@@ -1,32 +1,48 @@
 """The engine's rows on the host: what was asked for, what was drawn so far, and what a callback may do about it."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
-from research.sampling.constraints import Constraint
-from research.sampling.decode import Chunk
+from research.sampling.sampler import Chunk
 from research.sampling.types import STOPPED, TRUNCATED
+
+SHOWN = 80
+"""Characters of a constraint or a text that a message quotes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Constraint:
+    """What a completion, up to its stop token, must match as a whole."""
+
+    kind: Literal["json_schema", "regex", "choice"]  # what `value` is
+    # "json_schema": a schema as JSON text; its key `x-guidance` takes llguidance's options, such as
+    # `{"whitespace_flexible": false}`. "regex": a pattern in the syntax of Rust's `regex`, without look-around.
+    # "choice": the strings to choose from, as JSON text
+    value: str
+
+    def __str__(self) -> str:
+        text = self.value.replace("\n", "\\n")
+        return f"{self.kind} {text if len(text) <= SHOWN else text[:SHOWN] + ' ...'}"
+
+
+def choice(options: Sequence[str]) -> Constraint:
+    """A completion that is one of the options."""
+    return Constraint("choice", json.dumps(options, ensure_ascii=False))
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One completion to draw.
+    """One completion to draw."""
 
-    Attributes:
-      prompt: token ids, at least one.
-      prompt_id: with `sample_id` it keys the randomness.
-      sample_id: which of the prompt's completions.
-      max_new_tokens: at least 1.
-      constraint: what the completion must match; None is free.
-    """
-
-    prompt: np.ndarray
-    prompt_id: int
-    sample_id: int
-    max_new_tokens: int
-    constraint: Constraint | None = None
+    prompt: np.ndarray  # token ids, at least one
+    prompt_id: int  # with `sample_id` it keys the randomness
+    sample_id: int  # which of the prompt's completions
+    max_new_tokens: int  # at least 1
+    constraint: Constraint | None = None  # what the completion must match; None is free
 
     @property
     def key(self) -> bytes:
@@ -38,23 +54,15 @@ class Request:
 
 
 class Row:
-    """A request and its completion so far: the first `length` entries of each array.
-
-    Attributes:
-      number: of the request, in the order given.
-      request: what is drawn.
-      tokens, mask, sampler_logps, policy_logps: `[max_new_tokens]`; the mask is False on forced tokens.
-      length: tokens so far.
-      stopped: its last token was a stop token that the model drew.
-      satisfied: it matches its constraint, if any; False where it was cut off on the way.
-    """
+    """A request and its completion so far: the first `length` entries of each array."""
 
     def __init__(self, number: int, request: Request) -> None:
-        """A completion of no tokens."""
+        """A completion of no tokens; `number` is the request's, in the order given."""
         N = request.max_new_tokens
         self.number, self.request, self.length = number, request, 0
-        self.stopped, self.satisfied = False, True
-        self.tokens, self.mask = np.zeros(N, np.int32), np.zeros(N, bool)
+        self.matcher: Any = None  # follows its constraint (`Grammars.matcher`); None without, or when it has ended
+        self.stopped = False  # its last token was a stop token that the model drew
+        self.tokens, self.mask = np.zeros(N, np.int32), np.zeros(N, bool)  # the mask is False on forced tokens
         self.sampler_logps, self.policy_logps = np.zeros(N, np.float32), np.zeros(N, np.float32)
 
     def extend(self, chunk: Chunk, slot: int) -> bool:

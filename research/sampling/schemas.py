@@ -6,6 +6,7 @@ without byte fallback it starts towards texts that no pieces spell.
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from research.core.errors import ConfigError
@@ -38,10 +39,7 @@ def prepare_schema(
     """
     if not isinstance(schema, dict):
         return schema
-
-    def walk(inner: Any) -> Any:
-        return prepare_schema(inner, spells=spells, satisfiable=satisfiable, alphabet=alphabet)
-
+    walk = partial(prepare_schema, spells=spells, satisfiable=satisfiable, alphabet=alphabet)
     out = dict(schema)
     out |= {key: walk(out[key]) for key in _ONE if isinstance(out.get(key), dict)}
     out |= {key: [walk(inner) for inner in out[key]] for key in _MANY if isinstance(out.get(key), list)}

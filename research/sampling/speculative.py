@@ -11,7 +11,7 @@ S slots of the cache, V vocabulary.
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
@@ -25,66 +25,21 @@ from models.decode.rows import resize
 from models.softmax import compute_logits
 from models.transformer import Params, forward_cached, unembedding
 from research.core.errors import ConfigError
-from research.sampling.decode import COMPILER_OPTIONS, Slots
-from research.sampling.drafts import Categorical, NGramDraft, Noise, propose_by_model, propose_by_ngram, verify
-from research.sampling.limits import DRAFT_TOKENS, check_count
+from research.sampling.drafts import Categorical, Draft, Noise, propose_by_model, propose_by_ngram, verify
 from research.sampling.methods import scaled_logits
-from research.sampling.programs import layout_program
-from research.sampling.sampler import completions, start
+from research.sampling.sampler import COMPILER_OPTIONS, Slots, completions, start
 from research.sampling.types import Completions, Prompts, SamplerScalars, SamplerSpec
-from research.sampling.weights import Weights, sampling_params
-
-
-@dataclasses.dataclass(frozen=True)
-class SpeculativeSpec:
-    """The static part of speculation.
-
-    Attributes:
-      draft: the draft model, or n-grams of the row's own text.
-      draft_tokens: k, proposals a round, from 1 to `limits.DRAFT_TOKENS`.
-    """
-
-    draft: ModelConfig | NGramDraft
-    draft_tokens: int
-
-    def __post_init__(self) -> None:
-        check_count("draft_tokens", self.draft_tokens, 1, DRAFT_TOKENS)
-
-
-class Draft(NamedTuple):
-    """A proposer: its parameters (None without a draft model), as trained or laid out for decoding."""
-
-    params: Params | None
-    spec: SpeculativeSpec
-
-    def laid_out(self, weights: Weights) -> "Draft":
-        """The same draft, its parameters laid out for decoding: once, not for every prompt."""
-        if not isinstance(self.spec.draft, ModelConfig):
-            return self
-        return self._replace(params=layout_program(self.params, config=self.spec.draft, weights=weights))
+from research.sampling.weights import sampling_params
 
 
 class SpeculativeStats(flax.struct.PyTreeNode):
-    """Counts of what became of the proposals; int32 scalars.
+    """Counts of what became of the proposals."""
 
-    Attributes:
-      forwards: forward passes of the target after the prefill; each serves all unfinished rows.
-      row_rounds: rounds, summed over the rows that were unfinished.
-      proposed: proposals that fitted into `max_new_tokens`.
-      accepted: those of them that became part of a completion.
-      tokens: completion tokens.
-    """
-
-    forwards: Int[Any, ""]
-    row_rounds: Int[Any, ""]
-    proposed: Int[Any, ""]
-    accepted: Int[Any, ""]
-    tokens: Int[Any, ""]
-
-    @classmethod
-    def zero(cls) -> "SpeculativeStats":
-        """Before the first round."""
-        return cls(*[np.int32(0)] * 5)
+    forwards: Int[Any, ""] = np.int32(0)  # of the target after the prefill; each serves all unfinished rows
+    row_rounds: Int[Any, ""] = np.int32(0)  # rounds, summed over the rows that were unfinished
+    proposed: Int[Any, ""] = np.int32(0)  # proposals that fitted into `max_new_tokens`
+    accepted: Int[Any, ""] = np.int32(0)  # those of them that became part of a completion
+    tokens: Int[Any, ""] = np.int32(0)  # completion tokens
 
     def metrics(self) -> dict[str, float]:
         """Metrics, on the host: target forwards, share of proposals accepted, tokens of a row from one forward."""
@@ -96,34 +51,19 @@ class SpeculativeStats(flax.struct.PyTreeNode):
 
 
 class _State(flax.struct.PyTreeNode):
-    """Everything between two rounds.
+    """Everything between two rounds."""
 
-    Attributes:
-      slots: as plain decoding has them.
-      draft_layers: the draft's keys and values, in the same slots as the target's; () without a draft model.
-      text: `[B, L + N]` int32, prompts and completions.
-      sampler_logps, policy_logps: `[B, N]` float32.
-      stats: so far.
-    """
-
-    slots: Slots
-    draft_layers: tuple[LayerCache, ...]
-    text: Int[Array, "B W"]
+    slots: Slots  # as plain decoding has them
+    draft_layers: tuple[LayerCache, ...]  # in the same slots as the target's; () without a draft model
+    text: Int[Array, "B W"]  # prompts and completions, W = L + N
     sampler_logps: Float[Array, "B N"]
     policy_logps: Float[Array, "B N"]
     stats: SpeculativeStats
 
 
-@partial(jax.jit, static_argnames=("config", "spec", "speculative"), compiler_options=COMPILER_OPTIONS)
+@partial(jax.jit, static_argnames=("config", "spec"), compiler_options=COMPILER_OPTIONS)
 def sample_speculative(
-    params: Params,
-    draft_params: Params | None,
-    prompts: Prompts,
-    scalars: SamplerScalars,
-    *,
-    config: ModelConfig,
-    spec: SamplerSpec,
-    speculative: SpeculativeSpec,
+    params: Params, draft: Draft, prompts: Prompts, scalars: SamplerScalars, *, config: ModelConfig, spec: SamplerSpec
 ) -> tuple[Completions, SpeculativeStats]:
     """Draws what `sampler.sample` draws in distribution, in fewer forward passes of the model.
 
@@ -134,25 +74,17 @@ def sample_speculative(
     leaves gaps in the others; a cache without room for the next k + 1 tokens is packed. It has L - 1 + N + k slots, and
     `spec.cache_bucket` more for the gaps where B > 1.
 
-    Args:
-      params: the model's parameters.
-      draft_params: the draft model's; None without one.
-      prompts: left-padded prompts.
-      scalars: seed, step, temperature, top_p; traced; the draft's too.
-      config: static model description.
-      spec: static rollout description without controls; `spec.engine` is not used; the draft's weights too are kept
-        as `spec.weights` says.
-      speculative: the draft and k.
-
-    Returns:
-      Completions of P * G rows as `sampler.sample` lays them out, and counts of the proposals.
+    The draft draws with the same `scalars`, and its weights too are kept as `spec.weights` says; `spec.engine` is not
+    used. Returns completions as `sampler.sample` lays them out, and counts of the proposals.
 
     Raises:
-      ConfigError: the draft's vocabulary is not the model's, there are parameters without a draft model or the
-        other way round, or there are controls.
+      ConfigError: the draft's vocabulary is not the model's.
     """
-    k, N, draft = speculative.draft_tokens, spec.max_new_tokens, speculative.draft
-    _check(draft_params, config, spec, draft)
+    if draft.config is not None and draft.config.vocab_size != config.vocab_size:
+        raise ConfigError(
+            f"draft: got a vocabulary of {draft.config.vocab_size} tokens, expected the target's {config.vocab_size} "
+            "because their distributions are compared token by token"
+        )
     if prompts.tokens.shape[1] == 1:  # the draft re-reads the slot before the last token
         prompts = prompts.replace(
             tokens=jnp.pad(prompts.tokens, ((0, 0), (1, 0))), mask=jnp.pad(prompts.mask, ((0, 0), (1, 0)))
@@ -160,49 +92,26 @@ def sample_speculative(
     params = sampling_params(params, config, spec.weights)
     slots = start(params, prompts, scalars, config=config, spec=spec)
     draft_layers: tuple[LayerCache, ...] = ()
-    if isinstance(draft, ModelConfig):
-        draft_params = sampling_params(draft_params, draft, spec.weights)
+    if (small := draft.config) is not None:
+        draft = draft.replace(params=sampling_params(draft.params, small, spec.weights))
         plain = dataclasses.replace(spec, int8_cache=False)
-        draft_layers = start(draft_params, prompts, scalars, config=draft, spec=plain).cache.layers
-    (B,), L = slots.last.shape, prompts.tokens.shape[1]
+        draft_layers = start(draft.params, prompts, scalars, config=small, spec=plain).cache.layers
+    (B,), L, N, k = slots.last.shape, prompts.tokens.shape[1], spec.max_new_tokens, draft.tokens
     empty = jnp.full((B, N), spec.pad_id, jnp.int32)
     zeros = jnp.zeros((B, N), jnp.float32)
-    state = _State(
-        slots=slots,
-        draft_layers=draft_layers,
-        text=jnp.concatenate([jnp.repeat(prompts.tokens, spec.samples_per_prompt, axis=0), empty], axis=1),
-        sampler_logps=zeros,
-        policy_logps=zeros,
-        stats=jax.tree.map(jnp.asarray, SpeculativeStats.zero()),
-    )
+    text = jnp.concatenate([jnp.repeat(prompts.tokens, spec.samples_per_prompt, axis=0), empty], axis=1)
+    state = _State(slots, draft_layers, text, zeros, zeros, SpeculativeStats())
     first = L - 1 - slots.positions  # the slot of each row's first token in its text
-    step = partial(_round, params, draft_params, scalars, first, config=config, spec=spec, speculative=speculative)
+    step = partial(_round, params, draft, scalars, first, config=config, spec=spec)
     bucket = spec.cache_bucket
     for done in range(0, N, bucket):
         until = min(done + bucket, N)
-        state = _resized(state, L - 1 + until + k + (bucket if B > 1 else 0))
+        room = L - 1 + until + k + (bucket if B > 1 else 0)
+        state = _caches(state, lambda cache, room=room: resize(cache, room))
         state = _rounds(state, step, jnp.int32(until), k)
     mask = jnp.arange(N)[None, :] < state.slots.drawn[:, None]
     out = completions(state.text[:, -N:], mask, state.sampler_logps, state.policy_logps, spec)
     return out, state.stats
-
-
-def _check(
-    draft_params: Params | None, config: ModelConfig, spec: SamplerSpec, draft: ModelConfig | NGramDraft
-) -> None:
-    if spec.controls.any:
-        raise ConfigError(f"controls: got {spec.controls}, expected none because proposals are not controlled")
-    if isinstance(draft, NGramDraft):
-        if draft_params is not None:
-            raise ConfigError("draft_params: got parameters, expected None because n-grams have none")
-        return
-    if draft_params is None:
-        raise ConfigError("draft_params: got None, expected the draft model's parameters")
-    if draft.vocab_size != config.vocab_size:
-        raise ConfigError(
-            f"draft: got a vocabulary of {draft.vocab_size} tokens, expected the target's {config.vocab_size} "
-            "because their distributions are compared token by token"
-        )
 
 
 def _rounds(state: _State, step: Any, until: Int[Array, ""], k: int) -> _State:
@@ -225,39 +134,25 @@ def _rounds(state: _State, step: Any, until: Int[Array, ""], k: int) -> _State:
 
 def _round(
     params: Params,
-    draft_params: Params | None,
+    draft: Draft,
     scalars: SamplerScalars,
     first_B: Int[Array, " B"],
     state: _State,
     *,
     config: ModelConfig,
     spec: SamplerSpec,
-    speculative: SpeculativeSpec,
 ) -> _State:
     """Up to k + 1 tokens more a row."""
-    slots, cache, k = state.slots, state.slots.cache, speculative.draft_tokens
-    N = state.sampler_logps.shape[1]
-    last_B = state.text.shape[1] - N - 1 + slots.drawn  # the slot of the last token in the text
-    keys_B = jax.vmap(jax.random.fold_in)(slots.keys, slots.drawn)
-    noise = Noise.of(keys_B, draft_tokens=k, vocab_size=config.vocab_size)
+    slots, cache, k, V = state.slots, state.slots.cache, draft.tokens, config.vocab_size
+    last_B = state.text.shape[1] - spec.max_new_tokens - 1 + slots.drawn  # the slot of the last token in the text
+    noise = Noise.of(jax.vmap(jax.random.fold_in)(slots.keys, slots.drawn), k, V)
     draft_layers = state.draft_layers
-    if isinstance(speculative.draft, NGramDraft):
-        longest = speculative.draft.longest
-        proposals = propose_by_ngram(state.text, first_B, last_B, count=k, longest=longest)
+    if draft.config is None:
+        proposals = propose_by_ngram(state.text, first_B, last_B, k)
     else:
         newest_B2 = jnp.take_along_axis(state.text, last_B[:, None] + jnp.array([[-1, 0]]), axis=1)
-        proposals, read = propose_by_model(
-            draft_params,
-            cache.replace(layers=draft_layers),
-            newest_B2,
-            slots.positions,
-            slots.live,
-            noise,
-            scalars,
-            config=speculative.draft,
-            method=spec.method,
-            count=k,
-        )
+        known = slots.replace(cache=cache.replace(layers=draft_layers))
+        proposals, read = propose_by_model(draft, known, newest_B2, noise, scalars, spec.method)
         draft_layers = read.layers
 
     step_T = jnp.arange(k + 1, dtype=jnp.int32)[None, :]
@@ -274,9 +169,7 @@ def _round(
     policy = Categorical(logits_BTV, jax.nn.logsumexp(logits_BTV, axis=-1))
     drawn_from = policy
     if not spec.method.greedy:
-        scaled_RV = scaled_logits(
-            logits_BTV.reshape(-1, config.vocab_size), spec.method, scalars.temperature, scalars.top_p
-        )
+        scaled_RV = scaled_logits(logits_BTV.reshape(-1, V), spec.method, scalars.temperature, scalars.top_p)
         scaled_BTV = scaled_RV.reshape(logits_BTV.shape)
         drawn_from = Categorical(scaled_BTV, jax.nn.logsumexp(scaled_BTV, axis=-1))
     accepted_B, tokens_BT = verify(proposals, drawn_from, noise, greedy=spec.method.greedy)
@@ -333,10 +226,6 @@ def _caches(state: _State, fn: Any) -> _State:
     return state.replace(slots=state.slots.replace(cache=cache), draft_layers=draft.layers)
 
 
-def _resized(state: _State, slots: int) -> _State:
-    return _caches(state, lambda cache: resize(cache, slots))
-
-
 def _packed(state: _State) -> _State:
     """Each row's tokens moved together, their last in the slot before the next; finished rows are dropped."""
     cache, live = state.slots.cache, state.slots.live
@@ -349,11 +238,5 @@ def _packed(state: _State) -> _State:
         index = order_BS[:, None] if x.ndim == 3 else order_BS[:, None, :, None]
         return jnp.take_along_axis(x, index, axis=2)
 
-    return _caches(
-        state,
-        lambda cache: cache.replace(
-            layers=tuple(layer.map_slots(gather) for layer in cache.layers),
-            segment_ids=jnp.take_along_axis(held.astype(jnp.int32), order_BS, axis=1),
-            length=length,
-        ),
-    )
+    segment_ids = jnp.take_along_axis(held.astype(jnp.int32), order_BS, axis=1)
+    return _caches(state, lambda cache: cache.map_slots(gather, segment_ids=segment_ids, length=length))

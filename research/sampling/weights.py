@@ -4,7 +4,6 @@ Once per update of the policy: cast or quantized, fused, and on a mesh resharded
 of decoding (`models.decode.layout`).
 """
 
-from types import ModuleType
 from typing import Literal
 
 import jax.numpy as jnp
@@ -22,27 +21,21 @@ Weights = Literal["compute", "bfloat16", "int8"]
 def sampling_params(params: Params, config: ModelConfig, weights: Weights) -> Params:
     """Parameters to sample with; those that are laid out already are returned unchanged.
 
-    With int8, each output of a layer's matrix has one scale, its largest magnitude over 127.5. Embedding and LM head
-    stay unquantised. Sampler and trainer log-probs then differ; see the log-prob gap metric, and correct with
-    `importance`.
+    With int8, each output of a layer's matrix has one scale, its largest magnitude over 127.5; embedding and LM head
+    stay. Sampler and trainer log-probs then differ: see the log-prob gap metric, and correct with `importance`.
 
     Raises:
       ConfigError: int8 without the package qwix.
     """
-    if weights == "int8":
-        qwix = _import_qwix()
-
-        def quantize(w: Float[Array, "..."], outputs: tuple[int, ...]) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
-            found = qwix.quantize(w.astype(jnp.float32), jnp.int8, channelwise_axes=outputs)
-            return found.qvalue, found.scale.reshape([w.shape[axis] for axis in outputs])
-
-        return decode_params(params, config, quantize=quantize)
-    return decode_params(params, config, dtype=jnp.bfloat16 if weights == "bfloat16" else None)
-
-
-def _import_qwix() -> ModuleType:
+    if weights != "int8":
+        return decode_params(params, config, dtype=jnp.bfloat16 if weights == "bfloat16" else None)
     try:
         import qwix
     except ImportError as error:
         raise ConfigError("sampler.weights: int8 needs the package qwix: pip install 'temper[int8]'.") from error
-    return qwix
+
+    def quantize(w: Float[Array, "..."], outputs: tuple[int, ...]) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
+        found = qwix.quantize(w.astype(jnp.float32), jnp.int8, channelwise_axes=outputs)
+        return found.qvalue, found.scale.reshape([w.shape[axis] for axis in outputs])
+
+    return decode_params(params, config, quantize=quantize)

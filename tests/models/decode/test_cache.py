@@ -92,9 +92,10 @@ def test_float32_cache_dtype_and_layout() -> None:
 
 
 def test_mask_counts_from_the_write_position() -> None:
-    cache = init_cache(CONFIG, 1, 5).replace(segment_ids=jnp.array([[0, 1, 1, 1, 0]]), length=jnp.int32(2))
-    found = cache.mask(2, jnp.array([[1, 1]]))[0].astype(int)
-    np.testing.assert_array_equal(found, [[0, 1, 1, 0, 0], [0, 1, 1, 1, 0]])
+    cache = init_cache(CONFIG, 1, 5).replace(segment_ids=jnp.array([[0, 1, 0, 0, 0]]), length=jnp.int32(2))
+    longer, reach = cache.append(jnp.array([[1, 1]]))
+    np.testing.assert_array_equal(reach.mask_BTS[0].astype(int), [[0, 1, 1, 0, 0], [0, 1, 1, 1, 0]])
+    assert (int(reach.write_at), int(longer.length)) == (2, 4)
 
 
 @pytest.mark.parametrize("int8", [False, True])

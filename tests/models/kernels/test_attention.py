@@ -13,7 +13,7 @@ import pytest
 
 from models.axes import MESH_AXES
 from models.config import AttentionKernel
-from models.kernels import cpu_blocks, cudnn, splash, xla
+from models.kernels import cpu_blocks, dot_product, splash
 from models.kernels.attention import KERNELS, Kernel, choose_kernel, self_attention
 from models.kernels.dispatch import Platform, log_choice, target_platform
 from models.transformer import forward
@@ -193,7 +193,7 @@ class TestChoice:
 
     @pytest.mark.parametrize(("width", "expected"), [(64, "cudnn"), (12, "xla"), (256, "xla")])
     def test_of_a_gpu(self, width: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(cudnn.jax, "default_backend", lambda: "gpu")
+        monkeypatch.setattr(dot_product.jax, "default_backend", lambda: "gpu")
         assert choose_kernel("auto", "gpu", head_dim=width, dtype=jnp.dtype("bfloat16"))[0] == expected
 
     def test_one_program_takes_the_kernel_of_the_platform_it_is_lowered_for(self) -> None:
@@ -265,10 +265,10 @@ class TestChoice:
 @pytest.mark.parametrize("multiple", [4, 8])
 def test_padding_is_seen_by_no_slot(multiple: int) -> None:
     """Also where rows end with padding of their own, which is a segment."""
-    kernel = Kernel(xla.attention, multiple=multiple)
+    kernel = Kernel(KERNELS["xla"].attend, multiple=multiple)
     inputs, segments = arrays(13), packed(13)
     padded = value_and_gradient(lambda *args: kernel.run(*args, None), inputs, segments)
-    assert_close(padded, value_and_gradient(xla.attention, inputs, segments), 1e-6)
+    assert_close(padded, value_and_gradient(KERNELS["xla"].attend, inputs, segments), 1e-6)
 
 
 @pytest.mark.gpu

@@ -10,8 +10,7 @@ from research.comparisons.timing import Series
 from research.core.errors import DataError
 from research.data.chat import normalize_record, render_prompt
 from research.data.tokenizer import Tokenizer, train_tokenizer
-from research.sampling.drafts import NGramDraft
-from research.sampling.speculative import Draft, SpeculativeSpec
+from research.sampling.drafts import Draft
 from research.sampling.types import Prompts
 from tests.models.tiny import ONE_LAYER, make_params, make_tokens
 from tests.research.sampling.tiny import GREEDY, make_spec, scalars
@@ -41,10 +40,7 @@ def test_a_prompt_is_a_whole_problem_with_a_long_answer(tokenizer: Tokenizer) ->
 @pytest.mark.slow
 def test_every_prompt_is_timed_with_every_contender() -> None:
     params = make_params(ONE_LAYER)
-    contenders = {
-        "itself": Draft(params, SpeculativeSpec(ONE_LAYER, 3)),
-        "ngram": Draft(None, SpeculativeSpec(NGramDraft(), 2)),
-    }
+    contenders = {"itself": Draft(params, ONE_LAYER, 3), "ngram": Draft(None, None, 2)}
     found = compare(
         params,
         [

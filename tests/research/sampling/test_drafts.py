@@ -13,14 +13,14 @@ from tests.research.sampling.tiny import TEMPERATURE, TOP_K, TOP_P
 
 def test_noise_is_gumbel_and_uniform_and_each_row_its_own() -> None:
     keys = jax.random.split(jax.random.key(4), 600)
-    noise = jax.jit(lambda keys: Noise.of(keys, draft_tokens=3, vocab_size=300))(keys)
+    noise = jax.jit(lambda keys: Noise.of(keys, 3, 300))(keys)
     assert noise.draws.shape == (600, 4, draw_size(300)) and noise.accept.shape == (600, 3)
     assert kstest(np.asarray(noise.draws).ravel()[::7], "gumbel_r").pvalue > 1e-3
     assert kstest(np.exp(np.asarray(noise.accept)).ravel(), "uniform").pvalue > 1e-3
     numbers = [np.asarray(noise.draws).reshape(600, -1), np.asarray(noise.accept)]
     together = np.corrcoef(np.concatenate(numbers, axis=1).T)
     assert np.abs(together - np.eye(len(together))).max() < 6 / np.sqrt(600)  # no number serves twice
-    alone = Noise.of(keys[17:18], draft_tokens=3, vocab_size=300)
+    alone = Noise.of(keys[17:18], 3, 300)
     np.testing.assert_array_equal(alone.draws[0], noise.draws[17])
     np.testing.assert_array_equal(alone.accept[0], noise.accept[17])
 
@@ -38,7 +38,7 @@ def test_unnormalised_logits_give_normalised_log_probs() -> None:
 
 def test_what_is_hardly_likely_can_be_accepted() -> None:
     """The smallest of a million uniform numbers are no multiples of 2^-23, of which one would be 0 now and then."""
-    noise = jax.jit(lambda keys: Noise.of(keys, draft_tokens=100, vocab_size=2).accept)
+    noise = jax.jit(lambda keys: Noise.of(keys, 100, 2).accept)
     log_u = np.sort(np.asarray(noise(jax.random.split(jax.random.key(0), 10_000)), np.float64).ravel())
     steps = np.exp(log_u[:20]) * 2**23
     assert steps.max() < 400 and np.abs(steps - steps.round()).max() > 0.1
@@ -56,7 +56,7 @@ def test_tokens_of_a_round_follow_the_target(method: SamplingMethod, certain: bo
 
     @jax.jit
     def round_of(keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-        noise = Noise.of(keys_B, draft_tokens=k, vocab_size=V)
+        noise = Noise.of(keys_B, k, V)
         if certain:
             likeliest = jnp.broadcast_to(jnp.argmax(p[:k], axis=-1)[None], (B, k))
             proposals = Proposals(likeliest.astype(jnp.int32), None)

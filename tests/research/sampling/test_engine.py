@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from models.logprobs import token_logps
+from research.core.errors import DataError
 from research.core.mesh import make_mesh
-from research.sampling.controls import ControlSpec, make_controls
+from research.sampling.controls import make_controls
 from research.sampling.engine import Engine, sample_refilled
 from research.sampling.rows import ForceTokens, Request, Row, StopRow
 from research.sampling.sampler import sample
@@ -97,8 +98,8 @@ def test_stragglers_run_in_a_smaller_batch() -> None:
 def test_the_cache_stays_as_small_as_the_rows_need() -> None:
     """56 rows of up to 14 tokens through 4 slots: what is behind is left out, so few sizes are compiled."""
     many = Prompts(np.tile(PROMPTS.tokens, (4, 1)), np.tile(PROMPTS.mask, (4, 1)), np.arange(28, dtype=np.int32))
-    out, stats = refilled(prompts=many)
-    assert stats.resizes > 5 and (out.lengths > 0).all()
+    out, _ = refilled(prompts=many)
+    assert (out.lengths > 0).all()
     engine = Engine(make_params(CONFIG), NUMBERS, config=CONFIG, spec=REFILLED)
     requests = [Request(text, number, 0, N) for number, text in enumerate(TEXTS * 4)]
     from research.sampling.engine import _Run  # the sizes are not part of what a run returns
@@ -222,12 +223,11 @@ VOCABULARY = CONFIG.vocab_size
 
 def controlled(**settings: Any) -> tuple[Any, Any]:
     """What each completion of the refilled and of the one-batch sampler is under these controls."""
-    chosen, controls = make_controls(VOCABULARY, stop_tokens=STOPS, max_new_tokens=N, **settings)
-    spec = dataclasses.replace(REFILLED, controls=chosen)
-    engine = Engine(make_params(CONFIG), NUMBERS, config=CONFIG, spec=spec, controls=controls)
+    controls = make_controls(VOCABULARY, max_new_tokens=N, **settings)
+    engine = Engine(make_params(CONFIG), NUMBERS, config=CONFIG, spec=REFILLED, controls=controls)
     requests = [Request(text, 10 + i, g, N) for i, text in enumerate(TEXTS) for g in range(2)]
     rows = sorted(engine.run(requests), key=lambda row: row.number)
-    whole = sample(make_params(CONFIG), PROMPTS, NUMBERS, controls, config=CONFIG, spec=spec)
+    whole = sample(make_params(CONFIG), PROMPTS, NUMBERS, controls, config=CONFIG, spec=SPEC)
     for row, tokens, length in zip(rows, np.asarray(whole.tokens), np.asarray(whole.lengths), strict=True):
         assert row.length == length
         np.testing.assert_array_equal(row.tokens[:length], tokens[:length])
@@ -259,7 +259,8 @@ def test_repetition_penalty_sees_prompt_and_completion() -> None:
     assert repeats(out) < repeats(baseline()) / 2
 
 
-def test_controls_without_their_numbers() -> None:
-    spec = dataclasses.replace(REFILLED, controls=ControlSpec(logit_bias=True))
-    with pytest.raises(ValueError, match="controls: expected those that the spec has"):
-        Engine(make_params(CONFIG), NUMBERS, config=CONFIG, spec=spec)
+def test_a_row_without_tokens_is_an_error() -> None:
+    controls = make_controls(VOCABULARY, max_new_tokens=N, logit_bias=dict.fromkeys(range(VOCABULARY), -np.inf))
+    engine = Engine(make_params(CONFIG), NUMBERS, config=CONFIG, spec=REFILLED, controls=controls)
+    with pytest.raises(DataError, match=r"prompt 10, sample 0: no token was left to draw at completion token 0"):
+        list(engine.run([Request(TEXTS[0], 10, 0, N)]))

@@ -12,9 +12,8 @@ from models.axes import param_shardings
 from models.decode.rows import resize
 from models.transformer import init_params
 from research.core.mesh import make_mesh, to_device
-from research.sampling.decode import decode
 from research.sampling.methods import SamplingMethod
-from research.sampling.sampler import sample, start
+from research.sampling.sampler import decode, sample, start
 from research.sampling.types import Completions, Prompts
 from tests.models.tiny import ONE_LAYER as CONFIG
 from tests.models.tiny import make_params, make_tokens

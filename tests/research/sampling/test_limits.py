@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from research.core.errors import ConfigError
+from research.sampling.drafts import Draft
 from research.sampling.limits import LOGIT_BIAS, TEMPERATURE, TOP_P
 from research.sampling.methods import SamplingMethod, sample_token
-from research.sampling.speculative import SpeculativeSpec
 from research.sampling.streaming import GenerationSettings
 from research.sampling.types import EngineSpec, make_scalars
-from tests.models.tiny import ONE_LAYER
 from tests.research.sampling.tiny import make_spec
 
 BAD = (math.nan, math.inf, -math.inf, -1.0)
@@ -32,7 +31,7 @@ BAD = (math.nan, math.inf, -math.inf, -1.0)
         (lambda x: SamplingMethod(top_k=x), "top_k", (-1, 2**31)),
         (lambda x: make_spec(x), "max_new_tokens", (0, 2**31)),
         (lambda x: EngineSpec(slots=x), "slots", (0, -3)),
-        (lambda x: SpeculativeSpec(ONE_LAYER, x), "draft_tokens", (0, 10_000)),
+        (lambda x: Draft(None, None, x), "draft_tokens", (0, 10_000)),
     ],
 )
 def test_out_of_range(make: Any, name: str, numbers: tuple[Any, ...]) -> None:

@@ -14,11 +14,10 @@ from models.logprobs import token_logps
 from models.transformer import Params, init_params
 from research.core.errors import ConfigError
 from research.core.mesh import make_mesh, to_device
-from research.sampling.controls import ControlSpec
-from research.sampling.drafts import NGramDraft, propose_by_ngram
+from research.sampling.drafts import Draft, propose_by_ngram
 from research.sampling.methods import SamplingMethod
 from research.sampling.sampler import sample
-from research.sampling.speculative import SpeculativeSpec, SpeculativeStats, sample_speculative
+from research.sampling.speculative import SpeculativeStats, sample_speculative
 from research.sampling.types import STOPPED, TRUNCATED, Completions, Prompts
 from tests.models.reference import numpy_log_probs
 from tests.models.tiny import ONE_LAYER, make_params, make_tokens
@@ -29,8 +28,9 @@ NARROW = dataclasses.replace(ONE_LAYER, d_model=16, num_heads=2, num_kv_heads=1)
 Drawn = tuple[Completions, SpeculativeStats]
 
 
-def draft_params(draft: Any) -> Params | None:
-    return None if isinstance(draft, NGramDraft) else make_params(draft, seed=7)
+def make_draft(config: Any, k: int, params: Params | None = None) -> Draft:
+    """Of n-grams where there is no config."""
+    return Draft(make_params(config, seed=7) if config and params is None else params, config, k)
 
 
 # The distribution: many completions of three tokens, V = 7, by rounds of up to three.
@@ -43,8 +43,8 @@ CASES: dict[str, tuple[Any, SamplingMethod, float, float]] = {
     "hot": (SMALL_NARROW, TEMPERATURE, 1.8, 1.0),
     "top_k": (SMALL_NARROW, TOP_K, 1.0, 1.0),
     "top_p": (SMALL_NARROW, TOP_P, 1.0, 0.8),
-    "ngram": (NGramDraft(), TEMPERATURE, 1.0, 1.0),
-    "ngram_top_k": (NGramDraft(), TOP_K, 1.4, 1.0),
+    "ngram": (None, TEMPERATURE, 1.0, 1.0),
+    "ngram_top_k": (None, TOP_K, 1.4, 1.0),
     "quick_top_k": (SMALL_NARROW, TOP_K, 1.2, 1.0),
 }
 every_case = pytest.mark.parametrize(
@@ -62,12 +62,11 @@ def drawn(name: str) -> Drawn:
     return jax.device_get(
         sample_speculative(
             make_params(SMALL),
-            draft_params(draft),
+            make_draft(draft, 2),
             make_prompts([np.array(TEXT, np.int32)], len(TEXT)),
             scalars(seed=3, temperature=temperature, top_p=top_p),
             config=SMALL,
             spec=dataclasses.replace(make_spec(3, rows_of(name), method=method), cache_bucket=4),
-            speculative=SpeculativeSpec(draft, 2),
         )
     )
 
@@ -122,12 +121,11 @@ def speculate(prompts: Prompts, draft: Any, k: int, spec: Any, params: Params | 
     return jax.device_get(
         sample_speculative(
             make_params(ONE_LAYER),
-            draft_params(draft) if params is None else params,
+            make_draft(draft, k, params),
             prompts,
             scalars(**numbers),
             config=ONE_LAYER,
             spec=dataclasses.replace(spec, cache_bucket=8),  # two sizes of cache, both packed
-            speculative=SpeculativeSpec(draft, k),
         )
     )
 
@@ -211,7 +209,7 @@ def test_a_draft_equal_to_the_model_is_always_right(greedy: bool) -> None:
 
 @pytest.mark.parametrize(
     ("draft", "int8"),
-    [pytest.param(NARROW, False, marks=pytest.mark.slow), (NGramDraft(), True)],
+    [pytest.param(NARROW, False, marks=pytest.mark.slow), (None, True)],
     ids=["model", "ngram_int8_cache"],
 )
 def test_greedy_is_plain_greedy(draft: Any, int8: bool) -> None:
@@ -252,36 +250,14 @@ def test_ngrams_propose_what_followed_the_longest_and_latest_match(text: list[in
     """The padding before the text and the room behind it hold tokens that would match."""
     row = np.array([[*text[-1:] * 3, *text, *text[-1:] * 2]], np.int32)
     first, last = np.array([3]), np.array([2 + len(text)])
-    found = propose_by_ngram(row, first, last, count=3, longest=3)
+    found = propose_by_ngram(row, first, last, 3)
     assert found.distribution is None
     np.testing.assert_array_equal(found.tokens[0], expected)
 
 
-@pytest.mark.parametrize(
-    ("draft", "params", "message"),
-    [
-        (SMALL_NARROW, {}, "vocabulary of 7 tokens, expected the target's 40"),
-        (NARROW, None, "got None, expected the draft model's parameters"),
-        (NGramDraft(), {}, "got parameters, expected None"),
-    ],
-)
-def test_a_draft_that_does_not_fit_is_an_error(draft: Any, params: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        sample_speculative(
-            make_params(ONE_LAYER),
-            params,
-            make_prompts(TEXTS, 8),
-            scalars(),
-            config=ONE_LAYER,
-            spec=make_spec(),
-            speculative=SpeculativeSpec(draft, 2),
-        )
-
-
-def test_controls_are_an_error() -> None:
-    spec = dataclasses.replace(make_spec(), controls=ControlSpec(min_new_tokens=True))
-    with pytest.raises(ConfigError, match="min_new_tokens=True.*expected none"):
-        speculate(make_prompts(TEXTS, 8), NARROW, 2, spec)
+def test_a_draft_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="vocabulary of 7 tokens, expected the target's 40"):
+        speculate(make_prompts(TEXTS, 8), SMALL_NARROW, 2, make_spec())
 
 
 @pytest.mark.slow
@@ -297,12 +273,11 @@ def test_one_device_equals_eight() -> None:
     with jax.set_mesh(mesh):
         found, found_stats = sample_speculative(
             params,
-            draft,
+            Draft(draft, ONE_LAYER, 2),
             to_device(mesh, make_prompts(texts, 8)),
             scalars(seed=4),
             config=ONE_LAYER,
             spec=dataclasses.replace(spec, cache_bucket=8),
-            speculative=SpeculativeSpec(ONE_LAYER, 2),
         )
     np.testing.assert_array_equal(found.tokens, one.tokens)
     np.testing.assert_allclose(found.sampler_logps, one.sampler_logps, atol=1e-5)
@@ -311,6 +286,4 @@ def test_one_device_equals_eight() -> None:
 
 def test_no_proposals_are_an_error() -> None:
     with pytest.raises(ConfigError, match="draft_tokens: got 0, expected an integer from 1 to 64"):
-        SpeculativeSpec(NARROW, 0)
-    with pytest.raises(ConfigError, match="longest: got 0, expected an integer from 1"):
-        NGramDraft(longest=0)
+        Draft(None, None, 0)

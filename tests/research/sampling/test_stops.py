@@ -9,8 +9,7 @@ import pytest
 from models.decode.rows import resize
 from models.logprobs import token_logps
 from models.transformer import forward, unembedding
-from research.sampling.decode import decode
-from research.sampling.sampler import sample, start
+from research.sampling.sampler import decode, sample, start
 from research.sampling.types import STOPPED, TRUNCATED, Completions
 from tests.models.tiny import CONFIG, ONE_LAYER, make_params, make_tokens, right_padded
 from tests.research.sampling.tiny import GREEDY, make_prompts, make_spec, scalars

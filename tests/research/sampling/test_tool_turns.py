@@ -13,9 +13,8 @@ from research.environments.calls import Call, call_text
 from research.environments.tool_use import ToolUse
 from research.environments.toolbox import Toolbox
 from research.environments.turns import TurnLimits, Turns
+from research.sampling.callbacks import StopStrings, ToolCallback
 from research.sampling.rows import ForceTokens, Request, Row, StopRow
-from research.sampling.stop_strings import StopStrings
-from research.sampling.tool_turns import ToolCallback
 
 USER = (Message("user", "six by seven"),)
 N = 1200

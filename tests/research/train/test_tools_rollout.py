@@ -15,7 +15,6 @@ from research.algorithms.base import Frozen, Rollouts, completion_rows, rollout_
 from research.algorithms.kto import KTO
 from research.config.sections import Evaluation, Reward, Rollout, Sampler
 from research.core.batch import UnpairedBatch
-from research.core.errors import ConfigError
 from research.core.network import Network, batch_logps
 from research.data.chat import Message, render_messages, render_prompt
 from research.data.pipelines import prompt_batches
@@ -266,14 +265,6 @@ def test_prompts_list_the_tools_in_one_system_turn_once(tools: Interaction) -> N
         assert {key: record[key] for key in source if key != "prompt"} == {
             key: value for key, value in source.items() if key != "prompt"
         }
-
-
-def test_tools_need_slots(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ConfigError, match=r"sampler\.slots: got 0, expected > 0 with tools"):
-        decoded.sampler_spec(
-            tokenizer, dataclasses.replace(SAMPLER, slots=0), samples=1, max_new_tokens=8, method=SamplingMethod(),
-            interactive=True,
-        )  # fmt: skip
 
 
 def test_the_trainer_scores_drawn_tokens_as_the_sampler_did() -> None:

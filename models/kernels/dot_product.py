@@ -1,18 +1,17 @@
-"""cuDNN's flash attention on NVIDIA GPUs.
+"""JAX's own attention: cuDNN's flash attention on NVIDIA GPUs, or plain products for any platform, shape and dtype.
 
 Shapes: B batch, T time, H heads, K kv heads, N head_dim.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-MULTIPLE = 2
-"""T must be a multiple of it."""
-
 
 def refusal(dtype: jnp.dtype, head_dim: int) -> str:
-    """Why the kernel cannot serve; "" where it can."""
+    """Why cuDNN cannot serve; "" where it can."""
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"cuDNN takes bfloat16 and float16, not {dtype}"
     if head_dim % 8 or head_dim > 128:
@@ -27,9 +26,11 @@ def attention(
     k_BTKN: Float[Array, "B T K N"],
     v_BTKN: Float[Array, "B T K N"],
     segment_ids_BT: Int[Array, "B T"],
+    *,
+    implementation: Literal["cudnn", "xla"],
 ) -> Float[Array, "B T H N"]:
-    """Causal attention within segments, which are a mask: the kernel takes it as an additive `[B, 1, T, T]` bias."""
+    """Causal attention within segments, which are a mask: cuDNN takes it as an additive `[B, 1, T, T]` bias."""
     same_BTT = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
     return jax.nn.dot_product_attention(
-        q_BTHN, k_BTKN, v_BTKN, mask=same_BTT[:, None], is_causal=True, implementation="cudnn"
+        q_BTHN, k_BTKN, v_BTKN, mask=same_BTT[:, None], is_causal=True, implementation=implementation
     )
