@@ -1,7 +1,4 @@
-"""A frozen model, and what is read off a model's rows: log-probs, hidden states, a scorer's outputs.
-
-The auxiliary sums that models return beside them are empty, since every model is dense.
-"""
+"""A frozen model, and what is read off a model's rows: log-probs, hidden states, a scorer's outputs."""
 
 import flax.struct
 from jaxtyping import Array, Float
@@ -15,12 +12,7 @@ from research.core.batch import SequenceBatch
 
 
 class Network(flax.struct.PyTreeNode):
-    """A frozen model.
-
-    Attributes:
-      params: in the layout of its role: a policy's, or a scorer's {trunk, head}.
-      config: static model description.
-    """
+    """A frozen model; its parameters are in the layout of its role: a policy's, or a scorer's {trunk, head}."""
 
     params: Params
     config: ModelConfig = flax.struct.field(pytree_node=False)
@@ -38,7 +30,8 @@ def batch_logps(
 
     Where (nearly) `all_targets` of the rows count, it costs more to look for the others than to score them.
     """
-    scored, _ = token_logps(
+    needed = None if all_targets else rows.loss_mask
+    return token_logps(
         params,
         config,
         rows.tokens,
@@ -46,17 +39,16 @@ def batch_logps(
         rows.segment_ids,
         temperature=temperature,
         first=rows.first_target,
-        needed_BT=None if all_targets else rows.loss_mask,
+        needed_BT=needed,
         group=rows.group,
-    )
-    return scored
+    )[0]
 
 
 def row_states(params: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T D"]:
-    """Hidden states after reading each token of a SequenceBatch."""
+    """Hidden states after reading each token; the auxiliary sums are empty, since every model is dense."""
     return forward(params, config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)[0]
 
 
 def row_outputs(scorer: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, "B T O"]:
-    """A scorer's outputs after reading each token of a SequenceBatch."""
+    """A scorer's outputs after reading each token."""
     return scorer_outputs(scorer, config, rows.tokens, rows.positions, rows.segment_ids, group=rows.group)[0]

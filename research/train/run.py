@@ -14,7 +14,7 @@ from research.config.sections import Evaluation, Sampler
 from research.core.interrupts import Interrupts
 from research.core.network import Network
 from research.core.stages import StageDir
-from research.core.state import Layout, grow, init_state, policy_of
+from research.core.state import Layout, fresh_policy, grow, policy_of
 from research.environments.interaction import Interaction
 from research.evals.base import Evaluator
 from research.rewards.base import RewardFunction
@@ -65,7 +65,7 @@ class StageRun:
         """What training starts from: the result of another stage, with fresh heads where it has none."""
         stage = self.stage
         if not stage.start:
-            policy = init_state(self.model, self.mesh, stage.seed, stage.rule).params
+            policy = fresh_policy(self.model, self.mesh, stage.seed)
         else:
             start = self.result_of(stage.start)
             if start.layout == layout:

@@ -15,7 +15,7 @@ from research.core.checkpoint import Checkpointer, Restored, restore_subtree
 from research.core.compilations import CompilationCounter
 from research.core.errors import CheckpointError
 from research.core.interrupts import Interrupted
-from research.core.metrics import FILES, MetricsWriter
+from research.core.metrics import FILES, PERFORMANCE, MetricsWriter
 from research.core.progress import Progress
 from research.core.sinks import make_sinks
 from research.data.report import DataReport
@@ -185,14 +185,12 @@ class Session:
         self._clock()
         seconds, (before, tokens_before) = self.learner.spent.seconds, self._logged
         self._logged = (seconds, self._tokens)
-        self.writer.write_performance(
-            step,
-            {
-                "seconds": seconds,
-                "tokens_per_second": (self._tokens - tokens_before) / max(seconds - before, 1e-9),
-                "compilations": self._compiled.count,  # of this process, since it entered the stage
-            },
-        )
+        figures = {
+            "seconds": seconds,
+            "tokens_per_second": (self._tokens - tokens_before) / max(seconds - before, 1e-9),
+            "compilations": self._compiled.count,  # of this process, since it entered the stage
+        }
+        self.writer.write(step, figures, PERFORMANCE)
 
     def _advance(self, shown: Mapping[str, float] | None) -> None:
         """Moves the bar by the steps that the device is known to have done: only their times say a rate."""
