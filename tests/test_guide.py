@@ -30,7 +30,7 @@ from research.core.checkpoint import restore_subtree
 from research.train.chain import run_chain
 from research.train.setup import set_up
 from research.config.resolve import resolve
-from research.core.state import abstract_params, init_state
+from research.core.state import abstract_params, fresh_policy
 from tests.experiments.toy import shrink
 
 jax.config.update("jax_disable_most_optimizations", True)
@@ -47,7 +47,7 @@ setup = set_up(experiment, folder)
 assert done.stage.objective.name == "slic" and not done.stage.online
 assert math.isfinite(done.metrics["eval/loss"]), done.metrics
 model, mesh = setup.models["model"], setup.mesh
-first = jax.device_get(init_state(model, mesh, done.stage.seed, done.stage.rule).params)
+first = jax.device_get(fresh_policy(model, mesh, done.stage.seed))
 second = jax.device_get(restore_subtree(done.folder.checkpoints, abstract_params(model, mesh)).arrays)
 pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
 assert all(not np.array_equal(a, b) and np.isfinite(b).all() for a, b in pairs)

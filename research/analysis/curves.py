@@ -1,24 +1,24 @@
 """Panels with a line for each arm: evaluations while training, and what was logged at every step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
-from research.analysis.figures import CONTROL_COLOR, FAINT, MARKERS, PALETTE, drawable, dress, empty
+from research.analysis.figures import CONTROL_COLOR, FAINT, INK, MARKERS, PALETTE, drawable, dress
 from research.analysis.formatting import MetricFormat
 from research.analysis.glossary import describe
 from research.analysis.logs import Rows
 from research.analysis.results import RunResult
-from research.analysis.statistics import Comparison
+from research.analysis.statistics import ArmSummary, Comparison
 
 LineStyle = Literal["-", "--", ":"]
 LINES: tuple[LineStyle, ...] = ("-", "--", ":")
 XAxis = Literal["step", "tokens_spent"]
-Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Points = Mapping[float, tuple[float, float]]
+"""Step -> (x, value) of one run."""
 
 TRAINING = (("reward/mean",), ("kl/reference", "kl_ref"), ("entropy", "sampler_entropy_estimate"),
             ("completions/mean_length",))  # fmt: skip
@@ -26,42 +26,27 @@ TRAINING = (("reward/mean",), ("kl/reference", "kl_ref"), ("entropy", "sampler_e
 
 
 def draw_curves(
-    axes: Axes,
-    results: Sequence[RunResult],
-    comparison: Comparison,
-    style: MetricFormat,
-    *,
-    x: XAxis,
-    only: str | None = None,
+    axes: Axes, results: Sequence[RunResult], comparison: Comparison, style: MetricFormat, *, x: XAxis, only: str = ""
 ) -> None:
-    """Each arm's mean over seeds, with the seeds' range as a band, against steps or tokens spent.
+    """Each arm's mean over the seeds that have finished, with their range as a band, against steps or tokens spent.
 
-    Args:
-      axes: where to.
-      results: the runs.
-      comparison: gives the order of the arms, and the seeds that have finished.
-      style: how the metric is shown.
-      x: the axis.
-      only: this arm and the control, in a small panel with the arm's name.
+    `only` draws this arm and the control, in a small panel with the arm's name.
     """
-    if only is None:
-        name = {"step": "while training", "tokens_spent": "against tokens spent"}[x]
-        dress(axes, f"{style.name} {name}", "line: mean over seeds · band: lowest to highest seed")
-        axes.set_xlabel({"step": "optimizer step", "tokens_spent": "tokens spent (sampled + trained)"}[x])
+    if not only:
+        where = "while training" if x == "step" else "against tokens spent"
+        dress(axes, f"{style.name} {where}", "line: mean over seeds · band: lowest to highest seed")
+        axes.set_xlabel("optimizer step" if x == "step" else "tokens spent (sampled + trained)")
         axes.set_ylabel(style.label)
     else:
         dress(axes, drawable([only], 26)[0], "")
-    drawn = False
-    for place, summary in enumerate(comparison.arms):
-        if only is not None and summary.arm not in (only, comparison.control):
-            continue
+
+    def points(summary: ArmSummary) -> list[Points]:
+        if only and summary.arm not in (only, comparison.control):
+            return []
         runs = [r for r in results if r.arm == summary.arm and r.seed in summary.values]
-        points = [{p["step"]: (p[x], p[style.name]) for p in r.curve if style.name in p and x in p} for r in runs]
-        curve = mean_curve(points)
-        if curve is not None:
-            drawn = True
-            _draw_line(axes, place, curve)
-    _finish(axes, drawn, "no evaluations while training", style.percent)
+        return [{p["step"]: (p[x], p[style.name]) for p in r.curve if style.name in p and x in p} for r in runs]
+
+    drawn = _draw_lines(axes, comparison, points, "no evaluations while training", style.percent)
     if drawn and x == "tokens_spent":
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
 
@@ -76,39 +61,19 @@ def draw_training(axes: Axes, logs: Mapping[tuple[str, int], Rows], comparison: 
     """A logged metric of every arm: running means over a tenth of the steps, mean and range over seeds."""
     found = describe(metric)
     dress(axes, metric, "running mean over a tenth of the steps · band: lowest to highest seed")
-    drawn = False
-    for place, summary in enumerate(comparison.arms):
-        runs = [logs[summary.arm, seed] for seed in summary.values if (summary.arm, seed) in logs]
-        points = []
-        for rows in runs:
-            values = {row["step"]: row[metric] for row in rows if metric in row and np.isfinite(row[metric])}
-            smooth = running_mean(np.array(list(values.values()), np.float64))
-            late = len(values) - len(smooth)  # centred: as many steps are lost at either end
-            steps = list(values)[late // 2 : late // 2 + len(smooth)]
-            points.append({step: (step, value) for step, value in zip(steps, smooth, strict=True)})
-        curve = mean_curve(points)
-        if curve is not None:
-            drawn = True
-            _draw_line(axes, place, curve)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(found.unit if found else metric)
-    _finish(axes, drawn, "not logged", percent=False)
 
+    def smooth(rows: Rows) -> Points:
+        values = {row["step"]: row[metric] for row in rows if metric in row and np.isfinite(row[metric])}
+        means = running_mean(np.array(list(values.values()), np.float64))
+        early = (len(values) - len(means)) // 2  # centred: as many steps are lost at either end
+        return {step: (step, mean) for step, mean in zip(list(values)[early:], means, strict=False)}
 
-def mean_curve(runs: Sequence[Mapping[float, tuple[float, float]]]) -> Curve | None:
-    """x, mean, lowest and highest over the runs at the steps that all of them have; None without such.
+    def points(summary: ArmSummary) -> list[Points]:
+        return [smooth(logs[summary.arm, seed]) for seed in summary.values if (summary.arm, seed) in logs]
 
-    A step that only some seeds reached would shift the mean by who is in it.
-
-    Args:
-      runs: step -> (x, value).
-    """
-    steps = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
-    if not steps:
-        return None
-    points = np.array([[run[step] for step in steps] for run in runs], dtype=np.float64)
-    where, values = points[..., 0], points[..., 1]
-    return where.mean(axis=0), values.mean(axis=0), values.min(axis=0), values.max(axis=0)
+    _draw_lines(axes, comparison, points, "not logged", percent=False)
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
@@ -125,12 +90,6 @@ def arm_look(place: int) -> tuple[str, str, LineStyle]:
     return PALETTE[which], MARKERS[(which + turn) % len(MARKERS)], LINES[turn % len(LINES)]
 
 
-def arm_handles(count: int) -> list[Line2D]:
-    """The first `count` arms' marks, for a legend."""
-    looks = [arm_look(place) for place in range(count)]
-    return [Line2D([], [], color=c, marker=m, linestyle=line, linewidth=2.0, markersize=6) for c, m, line in looks]
-
-
 def number_axis(axes: Axes, which: Literal["x", "y"], percent: bool) -> None:
     """Few round ticks; shares as percentages."""
     axis = axes.xaxis if which == "x" else axes.yaxis
@@ -139,21 +98,34 @@ def number_axis(axes: Axes, which: Literal["x", "y"], percent: bool) -> None:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}"))
 
 
-def _draw_line(axes: Axes, place: int, curve: Curve) -> None:
-    color, marker, line = arm_look(place)
-    where, mean, low, high = curve
-    axes.fill_between(where, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.plot(where, mean, color=color, linestyle=line, linewidth=2.0, zorder=3, marker=marker, markersize=6,
-              markevery=[len(mean) - 1], markeredgecolor="white", markeredgewidth=0.7)  # fmt: skip
+def _draw_lines(
+    axes: Axes, comparison: Comparison, points: Callable[[ArmSummary], list[Points]], reason: str, percent: bool
+) -> bool:
+    """Each arm's mean and range at the steps that all of its runs have; says the `reason` where there is nothing.
 
-
-def _finish(axes: Axes, drawn: bool, reason: str, percent: bool) -> None:
+    A step that only some seeds reached would shift the mean by who is in it.
+    """
+    drawn = False
+    for place, summary in enumerate(comparison.arms):
+        runs = points(summary)
+        steps = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
+        if not steps:
+            continue
+        drawn = True
+        found = np.array([[run[step] for step in steps] for run in runs], dtype=np.float64)
+        where, values = found[..., 0].mean(axis=0), found[..., 1]
+        color, marker, line = arm_look(place)
+        axes.fill_between(where, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
+        axes.plot(where, values.mean(axis=0), color=color, linestyle=line, linewidth=2.0, zorder=3, marker=marker,
+                  markersize=6, markevery=[len(steps) - 1], markeredgecolor="white", markeredgewidth=0.7)  # fmt: skip
     if not drawn:
-        empty(axes, reason)
-        return
+        axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", color=INK)
+        axes.set(xticks=[], yticks=[])
+        return False
     axes.grid(color=FAINT, linewidth=0.8)
     axes.margins(x=0.03, y=0.08)
     axes.autoscale(axis="x")  # panels may share the axis: over the lines of all
     axes.set_xlim(left=0.0)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     number_axis(axes, "y", percent)
+    return True

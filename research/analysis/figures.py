@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +37,23 @@ def dress(axes: Axes, title: str, subtitle: str) -> None:
     axes.tick_params(labelsize=10, colors=INK)
 
 
-def blank_figure(width: float, height: float) -> Figure:
-    """A white figure of so many inches, laid out so that nothing overlaps."""
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
-    return Figure(figsize=(width, height), layout=layout, facecolor="white")
+def panels(
+    count: int, *, columns: int, width: float, height: float, least: float = 0.0, share: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A white figure with `count` panels, at most so many `columns` in a row, laid out so that nothing overlaps.
 
-
-def small_panels(count: int, height: float) -> tuple[Figure, Sequence[Axes]]:
-    """A figure with so many panels, four in a row, that share their axes; each `height` inches high."""
-    columns = min(4, count)
+    `width` and `height` are a panel's, `least` is a width of the whole figure, in inches; they may `share` their axes.
+    """
+    columns = min(columns, count)
     rows = -(-count // columns)
-    figure = blank_figure(max(6.0, 3.75 * columns), height * rows)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    for axes in panels[max(0, count - columns) : count]:  # the lowest of each column
+    size = (max(least, width * columns), height * rows)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08), facecolor="white")
+    found = list(figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel())
+    for axes in found[count - columns : count]:  # the lowest of each column
         axes.tick_params(labelbottom=True)
-    for axes in panels[count:]:
+    for axes in found[count:]:
         axes.set_axis_off()
-    return figure, list(panels[:count])
-
-
-def empty(axes: Axes, reason: str) -> None:
-    """Says why there is nothing to draw."""
-    axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", color=INK)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    return figure, found[:count]
 
 
 def drawable(names: Sequence[str], width: int) -> list[str]:
@@ -69,9 +61,12 @@ def drawable(names: Sequence[str], width: int) -> list[str]:
 
     The middle of a long name becomes "…"; a name that is then taken gets a number behind.
     """
+    font = get_font(findfont(FontProperties()))
     found: list[str] = []
     for name in names:
-        text = "".join(c if _has(c) else c.encode("unicode_escape").decode("ascii") for c in printable(name))
+        text = "".join(
+            c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode("ascii") for c in printable(name)
+        )
         if len(text) > width:
             text = f"{text[: width - width // 2 - 1]}…{text[len(text) - width // 2 :]}"
         base, number = text, 2
@@ -94,20 +89,11 @@ def legend_below(figure: Figure, handles: Sequence[Artist], names: Sequence[str]
         text.set_text(label)
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Writes a PNG, PDF or SVG, as the path's suffix says, whole or not at all; returns `path`.
-
-    Raises:
-      WorkdirError: it cannot be written.
-    """
-    kind, buffer = path.suffix[1:], io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format=kind, dpi=DPI, metadata=_METADATA[kind])
-    write_bytes_atomic(path, buffer.getvalue())
+def save(figure: Figure, path: Path, kinds: Sequence[str] = ()) -> Path:
+    """Writes a PNG, PDF or SVG, as the suffix says, and other `kinds` beside it, each whole or not at all."""
+    for kind in dict.fromkeys((path.suffix[1:], *kinds)):
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(buffer, format=kind, dpi=DPI, metadata=_METADATA[kind])
+        write_bytes_atomic(path.with_suffix(f".{kind}"), buffer.getvalue())
     return path
-
-
-@cache
-def _has(character: str) -> bool:
-    """Whether the default font can draw it."""
-    return get_font(findfont(FontProperties())).get_char_index(ord(character)) != 0

@@ -12,16 +12,10 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class MetricFormat:
-    """How one metric is shown.
-
-    Attributes:
-      name: the metric.
-      percent: show 0.412 as 41.2%.
-      higher_is_better: which way is up.
-    """
+    """How one metric is shown."""
 
     name: str
-    percent: bool
+    percent: bool  # show 0.412 as 41.2%
     higher_is_better: bool
 
     @property
@@ -31,22 +25,18 @@ class MetricFormat:
 
     def value(self, value: float | None) -> str:
         """A value: "41.2%" or "0.4123"."""
-        if value is None:
-            return NOTHING
-        return _minus(f"{100 * value:.1f}%" if self.percent else f"{value:.4g}")
+        return NOTHING if value is None else _minus(f"{100 * value:.1f}%" if self.percent else f"{value:.4g}")
 
     def difference(self, value: float | None) -> str:
         """A difference with its sign; percentages differ by points: "+22.6 pp"."""
-        if value is None:
-            return NOTHING
-        return _minus(f"{100 * value:+.1f} pp" if self.percent else f"{value:+.4g}")
+        return NOTHING if value is None else _minus(f"{100 * value:+.1f} pp" if self.percent else f"{value:+.4g}")
 
     def interval(self, interval: Interval | None) -> str:
         """An interval of values: "[38.0, 44.4]"."""
         if interval is None:
             return NOTHING
-        scale, spec = (100.0, ".1f") if self.percent else (1.0, ".4g")
-        return f"[{_minus(f'{scale * interval.low:{spec}}')}, {_minus(f'{scale * interval.high:{spec}}')}]"
+        ends = (f"{100 * end:.1f}" if self.percent else f"{end:.4g}" for end in interval)
+        return f"[{', '.join(map(_minus, ends))}]"
 
 
 def is_proportion(metric: str, values: Iterable[float]) -> bool:
@@ -58,19 +48,17 @@ def is_proportion(metric: str, values: Iterable[float]) -> bool:
 
 def format_p(p: float | None) -> str:
     """A p-value to two digits; "< 0.001" below that."""
-    if p is None:
-        return NOTHING
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    return NOTHING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 def format_count(count: float) -> str:
     """A count in words of three digits: 950, "2.4 M", "31.5 G"; FLOPs beyond in powers of ten."""
     if not math.isfinite(count):
         return NOTHING
-    for limit, suffix in ((1e3, ""), (1e6, " k"), (1e9, " M"), (1e12, " G")):
-        if abs(count) < limit * 0.9995:
-            scaled = count / (limit / 1e3)
-            return f"{scaled:.0f}" if not suffix else f"{scaled:.3g}{suffix}"
+    for place, suffix in enumerate(("", " k", " M", " G")):
+        scaled = count / 1000**place
+        if abs(scaled) < 999.5:
+            return f"{scaled:.3g}{suffix}" if suffix else f"{scaled:.0f}"
     return f"{count:.2e}".replace("e+", "e")
 
 

@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from research.analysis.curves import number_axis
-from research.analysis.figures import CONTROL_COLOR, FAINT, INK, PALETTE, blank_figure, drawable, dress
+from research.analysis.figures import CONTROL_COLOR, FAINT, INK, PALETTE, drawable, dress, panels
 from research.analysis.formatting import NOTHING, MetricFormat
 from research.analysis.results import RunResult
 from research.analysis.statistics import ArmSummary, Comparison
@@ -34,28 +34,22 @@ def draw_grid(points: Points, comparison: Comparison, style: MetricFormat) -> Fi
     """One figure: a line plot for one key, else a heat map for each pair of keys, at most three in a row."""
     keys = list(dict.fromkeys(key for grid in points.values() for key in grid))
     if len(keys) == 1:
-        figure = blank_figure(7.0, 4.4)
-        _draw_line(figure.subplots(), keys[0], points, comparison, style)
+        figure, (axes,) = panels(1, columns=1, width=7.0, height=4.4)
+        _draw_line(axes, keys[0], points, comparison, style)
         return figure
     pairs = list(itertools.combinations(keys, 2))
-    columns = min(3, len(pairs))
-    rows = -(-len(pairs) // columns)
     size = max(4.6, 1.9 + 0.75 * max(len(_values(key, points)) for key in keys))
-    figure = blank_figure(columns * (size + 0.9), rows * size)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, pair in zip(panels, pairs, strict=False):
+    figure, places = panels(len(pairs), columns=3, width=size + 0.9, height=size)
+    for axes, pair in zip(places, pairs, strict=True):
         _draw_heat_map(axes, pair, points, comparison, style)
         dress(axes, style.name, "mean over seeds" + (" and over the other keys" if len(keys) > 2 else ""))
         axes.spines[:].set_visible(False)
-    for axes in panels[len(pairs) :]:
-        axes.set_axis_off()
     return figure
 
 
 def _arms_at(where: Mapping[str, Any], points: Points, comparison: Comparison) -> list[ArmSummary]:
     """The arms whose keys have these values."""
-    here = {arm for arm, grid in points.items() if where.items() <= grid.items()}
-    return [summary for summary in comparison.arms if summary.arm in here]
+    return [s for s in comparison.arms if s.arm in points and where.items() <= points[s.arm].items()]
 
 
 def _draw_heat_map(
@@ -80,8 +74,8 @@ def _draw_heat_map(
     colors = matplotlib.colormaps["viridis"].with_extremes(bad="#f1f1f1")
     axes.imshow(np.ma.masked_invalid(cells), cmap=colors, norm=span, origin="lower", aspect="auto")
     axes.tick_params(length=0)
-    axes.set_xticks(range(len(columns)), drawable([_text(v) for v in columns], 14))
-    axes.set_yticks(range(len(rows)), drawable([_text(v) for v in rows], 14))
+    axes.set_xticks(range(len(columns)), _labels(columns))
+    axes.set_yticks(range(len(rows)), _labels(rows))
     axes.set_xlabel(drawable([keys[0]], 44)[0])
     axes.set_ylabel(drawable([keys[1]], 44)[0])
 
@@ -106,7 +100,7 @@ def _draw_line(axes: Axes, key: str, points: Points, comparison: Comparison, sty
     dress(axes, title, "mean, 95% t-interval, seeds · dashed: control")
     if (control := comparison.arms[0].mean) is not None:
         axes.axhline(control, color=CONTROL_COLOR, linestyle=(0, (4, 3)), linewidth=1.0, zorder=1)
-    axes.set_xticks(range(len(values)), drawable([_text(v) for v in values], 14))
+    axes.set_xticks(range(len(values)), _labels(values))
     axes.set_xlim(-0.4, len(values) - 0.6)
     axes.set_xlabel(drawable([key], 60)[0])
     axes.set_ylabel(style.label)
@@ -116,13 +110,10 @@ def _draw_line(axes: Axes, key: str, points: Points, comparison: Comparison, sty
 
 def _values(key: str, points: Points) -> list[Any]:
     """A key's values: numbers in order of size, anything else in order of the arms."""
-    found: list[Any] = []
-    for grid in points.values():
-        if key in grid and grid[key] not in found:
-            found.append(grid[key])
-    numeric = all(isinstance(value, int | float) for value in found)
-    return sorted(found) if numeric else found
+    found = [grid[key] for grid in points.values() if key in grid]
+    found = [value for place, value in enumerate(found) if value not in found[:place]]
+    return sorted(found) if all(isinstance(value, int | float) for value in found) else found
 
 
-def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+def _labels(values: Sequence[Any]) -> list[str]:
+    return drawable([f"{v:g}" if isinstance(v, float) and math.isfinite(v) else str(v) for v in values], 14)

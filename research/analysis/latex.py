@@ -25,25 +25,7 @@ def escape(text: str) -> str:
 
 
 def booktabs(header: Sequence[str], rows: Sequence[Sequence[str]], *, comment: str) -> str:
-    """A `tabular`: the first column to the left, the others to the right.
-
-    Args:
-      header: plain text.
-      rows: plain text, as many cells as the header.
-      comment: one line that goes before it.
-    """
-    lines = [" & ".join(map(escape, row)) + r" \\" for row in [header, *rows]]
-    return "\n".join(
-        [
-            f"% {printable(comment)}",
-            r"% \usepackage{booktabs}",
-            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-            r"\toprule",
-            lines[0],
-            r"\midrule",
-            *lines[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    """A `tabular` of plain text after a line of comment: the first column to the left, the others to the right."""
+    first, *rest = (" & ".join(map(escape, row)) + r" \\" for row in [header, *rows])
+    begin = [f"% {printable(comment)}", r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"]
+    return "\n".join([*begin, r"\toprule", first, r"\midrule", *rest, r"\bottomrule", r"\end{tabular}", ""])

@@ -15,27 +15,15 @@ Rows = Sequence[Mapping[str, float]]
 
 
 class Evidence(NamedTuple):
-    """Results with what was found about them.
+    """Results with what was found about them."""
 
-    Attributes:
-      results: diverged runs marked as failed, curves that another evaluation measured emptied.
-      logs: records by (arm, seed), of the compared stage; without the runs whose records are not there.
-      notes: what was changed or could not be read, in sentences.
-    """
-
-    results: list[RunResult]
-    logs: Mapping[tuple[str, int], Rows]
-    notes: list[str]
+    results: list[RunResult]  # diverged runs marked as failed, curves that another evaluation measured emptied
+    logs: Mapping[tuple[str, int], Rows]  # records of the compared stage by (arm, seed), where they are there
+    notes: list[str]  # what was changed or could not be read, in sentences
 
 
 def gather(results: Sequence[RunResult], workdir: Path, metric: str) -> Evidence:
-    """Reads the runs' records and judges the results by them.
-
-    Args:
-      results: as the runner left them.
-      workdir: what `RunResult.run_dir` is relative to.
-      metric: the one that is compared.
-    """
+    """Reads the runs' records below `workdir` and judges the results, as the runner left them, by them."""
     found: list[RunResult] = []
     logs: dict[tuple[str, int], Rows] = {}
     notes = []

@@ -18,18 +18,20 @@ def escape(text: str) -> str:
 def code(text: str) -> str:
     """A code span for a table cell; a pipe must be escaped even there."""
     one_line = printable(text).replace("|", "\\|") or " "
-    fence, blank = "`", " " if "`" in one_line else ""  # Markdown strips one blank at either end
-    while fence in one_line:
-        fence += "`"
+    fence, blank = _fence(one_line, 1), " " if "`" in one_line else ""  # Markdown strips one blank at either end
     return f"{fence}{blank}{one_line}{blank}{fence}"
 
 
 def fenced(text: str) -> str:
     """A code block."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
+    fence = _fence(text, 3)
     return f"{fence}text\n{text.rstrip()}\n{fence}"
+
+
+def _fence(text: str, least: int) -> str:
+    """More backticks than stand together in the text."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    return "`" * max(least, longest + 1)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right_from: int | None = None) -> str:

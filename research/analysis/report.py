@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, JustifyMethod
+from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -24,62 +24,35 @@ from research.analysis.results import RunResult, load_results
 from research.analysis.statistics import compare_arms
 from research.core.errors import DataError
 from research.core.files import make_folder, read_json, write_json_atomic, write_text_atomic
+from research.core.progress import say
 
 RESULTS, REPORT, SPEC = "results.json", "report", "report.json"
 FORMATS = ("latex", "pdf", "svg")
 """What a report can be written as besides Markdown, HTML and PNG."""
 
-_PICTURES = {
-    "summary": "Final values, differences and learning curves",
-    "curves": "Learning curves",
-    "training": "While training",
-    "reward_against_kl": "Reward against KL",
-    "grid": "Grid",
-}
-
 
 @dataclass(frozen=True)
 class ReportSpec:
-    """What a report is about; kept beside it as `report.json`, so that it can be written again.
-
-    Attributes:
-      title: heading.
-      metric: key of `RunResult.metrics` that decides.
-      control: the arm that the others are compared with.
-      question: what the ablation asks, in a sentence or two.
-      base_config_text: the resolved config that all arms start from.
-      versions: package versions, git revision, data versions.
-      higher_is_better: which way the metric is good.
-      percent: show the metric as a percentage; None for "if the glossary and its values say so".
-      pairs: (arm, other arm) that are compared too.
-    """
+    """What a report is about; kept beside it as `report.json`, so that it can be written again."""
 
     title: str
-    metric: str
-    control: str
-    question: str = ""
-    base_config_text: str = ""
-    versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    metric: str  # key of `RunResult.metrics` that decides
+    control: str  # the arm that the others are compared with
+    question: str = ""  # what the ablation asks, in a sentence or two
+    base_config_text: str = ""  # the resolved config that all arms start from
+    versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # packages, git revision, data
     higher_is_better: bool = True
-    percent: bool | None = None
-    pairs: tuple[tuple[str, str], ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()  # (arm, other arm) that are compared too
 
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """What was written, and the main result in words.
-
-    Attributes:
-      markdown, html: the report.
-      plots: PNGs by name.
-      latex: the main table; None unless asked for.
-      headline: the main result.
-    """
+    """What was written, and the main result in words."""
 
     markdown: Path
     html: Path
-    plots: Mapping[str, Path]
-    latex: Path | None
+    plots: Mapping[str, Path]  # PNGs by name
+    latex: Path | None  # the main table; None unless asked for
     headline: sections.Headline
 
 
@@ -91,34 +64,24 @@ def write_report(
     formats: Sequence[str] = (),
     directory: Path | str | None = None,
 ) -> ReportPaths:
-    """Writes the report; each file is written beside its place and renamed into it.
+    """Writes the report on all runs, failed ones included, whose training curves are read below `workdir`.
 
-    Args:
-      results: all runs, failed ones included; arms appear control first, then in this order.
-      spec: what it is about.
-      workdir: where the runs lie; their training curves are read there.
-      formats: of FORMATS, to be written too.
-      directory: where to; `<workdir>/report` unless given.
-
-    Raises:
-      DataError: no such arm or metric, a seed twice, or a config text that is not YAML or JSON.
-      WorkdirError: the disk is full or the directory cannot be written; names the file.
+    It goes to `directory`, or `<workdir>/report`, in some of FORMATS too. DataError where there is no such arm or
+    metric, a seed twice, or a config text that is not YAML or JSON; WorkdirError where a file cannot be written.
     """
     evidence = gather(results, Path(workdir), spec.metric)
     comparison = compare_arms(evidence.results, metric=spec.metric, control=spec.control, pairs=spec.pairs)
     values = [value for summary in comparison.arms for value in summary.values.values()]
-    percent = is_proportion(spec.metric, values) if spec.percent is None else spec.percent
-    style = MetricFormat(spec.metric, percent=percent, higher_is_better=spec.higher_is_better)
+    style = MetricFormat(spec.metric, is_proportion(spec.metric, values), spec.higher_is_better)
     head = sections.headline(comparison, style)
     head.remarks.extend(evidence.notes)
 
     folder = make_folder(directory or Path(workdir) / REPORT)
-    kinds = ("png", *(kind for kind in formats if kind != "latex"))
-    plots = write_plots(evidence, comparison, style, folder, kinds)
+    plots = write_plots(evidence, comparison, style, folder, [kind for kind in formats if kind != "latex"])
     by_arm = {arm.arm: [run for run in evidence.results if run.arm == arm.arm] for arm in comparison.arms}
     names = {key for run in evidence.results for key in run.metrics}
     names |= {key for rows in evidence.logs.values() for row in rows for key in row} - {"step"}
-    picture = {name: f"![{_PICTURES[name]}]({path.name})" for name, path in plots.items()}
+    picture = {name: f"![{name.replace('_', ' ')}]({path.name})" for name, path in plots.items()}
     versions = [[escape(key), code(str(value))] for key, value in sorted(spec.versions.items())]
     parts = {
         "Result": f"{sections.result_section(head)}\n\n{picture.pop('summary')}",
@@ -137,9 +100,8 @@ def write_report(
     }
     begin = f"# {escape(spec.title)}\n\n{escape(spec.question)}"
     markdown = "\n\n".join([begin, *(f"## {title}\n\n{text}" for title, text in parts.items() if text)]) + "\n"
-    images = {
-        path.name: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in plots.values()
-    }
+    data = {path.name: base64.b64encode(path.read_bytes()).decode() for path in plots.values()}
+    images = {name: f"data:image/png;base64,{text}" for name, text in data.items()}
     table_path = folder / "table.tex" if "latex" in formats else None
     paths = ReportPaths(folder / "report.md", folder / "report.html", plots, table_path, head)
     write_text_atomic(paths.markdown, markdown)
@@ -161,18 +123,11 @@ def rewrite_report(
     formats: Sequence[str] = (),
     directory: Path | None = None,
 ) -> ReportPaths:
-    """Writes an ablation's report again from what is on disk; what is None is as in the last report.
+    """Writes an ablation's report again from its `results.json`; what is None is as in the last report.
 
-    Args:
-      workdir: the ablation's; holds `results.json`.
-      metric: another metric.
-      control: another control.
-      higher_is_better: where the metric changes, None is True unless it is a loss.
-      pairs: each "arm:other arm".
-      formats, directory: see `write_report`.
-
-    Raises:
-      DataError: there are no results, or no report yet that says which metric decides; see also `write_report`.
+    Where the metric changes, higher is better unless it is a loss, or `higher_is_better` says otherwise. Each of the
+    `pairs` is "arm:other arm". DataError, besides those of `write_report`, where there are no results, or no report yet
+    that says which metric decides.
     """
     results = load_results(workdir / RESULTS)
     if not results:
@@ -181,15 +136,14 @@ def rewrite_report(
     earlier: dict[str, Any] = {"title": workdir.resolve().name, "metric": None, "control": results[0].arm}
     if place.exists():
         earlier |= read_json(place)
+        earlier.pop("percent", None)  # of an earlier version
     if metric not in (None, earlier["metric"]):
-        earlier |= {"metric": metric, "higher_is_better": not is_loss(str(metric)), "percent": None}
+        earlier |= {"metric": metric, "higher_is_better": not is_loss(str(metric))}
     if earlier["metric"] is None:
         known = sorted({key for result in results for key in result.metrics})
         raise DataError(f"{place}: is not there, so the metric must be given; expected one of {known}.")
-    if control is not None:
-        earlier["control"] = control
-    if higher_is_better is not None:
-        earlier["higher_is_better"] = higher_is_better
+    given = {"control": control, "higher_is_better": higher_is_better}
+    earlier |= {key: value for key, value in given.items() if value is not None}
     kept = [pair for pair in earlier.get("pairs", ()) if earlier["control"] not in pair]
     names = {result.arm for result in results}
     earlier["pairs"] = tuple(map(tuple, kept)) if pairs is None else tuple(_pair(text, names) for text in pairs)
@@ -211,16 +165,13 @@ def print_headline(console: Console, paths: ReportPaths) -> None:
     grid = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown = [place for place, title in enumerate(titles) if title]  # without p: Holm's counts
     for place in shown:
-        justify: JustifyMethod = "right" if place else "left"
-        grid.add_column(titles[place], overflow="fold", justify=justify, no_wrap=place > 0)
+        grid.add_column(titles[place], overflow="fold", justify="right" if place else "left", no_wrap=place > 0)
     for row in head.rows:
         grid.add_row(*(Text(printable(row[place])) for place in shown))
     if not console.is_terminal:
         wide = Measurement.get(console, console.options.update(max_width=10_000), grid).maximum
         console = Console(file=console.file, width=max(wide, console.width))
-    first = f"{head.header[2]}. {head.verdict}"
-    lines = [printable(line) for line in (first, *head.remarks, f"report: {paths.html}")]
-    console.print(lines[0], markup=False, highlight=False, soft_wrap=True)
+    say(printable(f"{head.header[2]}. {head.verdict}"), console)
     console.print(grid)
-    for line in lines[1:]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in (*head.remarks, f"report: {paths.html}"):
+        say(printable(line), console)

@@ -28,7 +28,7 @@ from research.core.batch import SequenceBatch
 from research.core.mesh import make_mesh, to_device
 from research.core.network import Network
 from research.core.optim import OptimizerScalars
-from research.core.state import TrainState, init_state
+from research.core.state import TrainState, fresh_policy, state_from_params
 from research.data.examples import Examples
 from research.data.pipelines import batched
 from research.data.report import DataReport
@@ -68,7 +68,7 @@ def main(work: Work, say: Callable[..., None]) -> None:
 def build(work: Work, mesh: Mesh) -> tuple[int, Run]:
     """The model's parameters, counted, and what a repetition does."""
     config = make_model(parse_section(Model, work["model"]).value, work["vocab_size"])
-    state = init_state(config, mesh, work["seed"], ADAMW)
+    state = state_from_params(fresh_policy(config, mesh, work["seed"]), config, mesh, ADAMW)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     kinds = {"rollout": rollout, "train": train, "grpo": grpo}
     return parameters, kinds[work["kind"]](work, config, mesh, state)

@@ -1,6 +1,6 @@
 """The kinds of batch that algorithms eat. Every leaf has the batch as its first axis.
 
-Shapes: B rows, T tokens, P prompts, K candidates.
+Shapes: B rows, T tokens, P prompts, K candidates. Log-probs are in nats.
 """
 
 from collections.abc import Mapping
@@ -15,33 +15,24 @@ from models.groups import Group, groups_split
 
 
 class SequenceBatch(flax.struct.PyTreeNode):
-    """Rows of tokens, packed or padded.
-
-    Attributes:
-      tokens: `[B, T]` int32.
-      loss_mask: `[B, T]` bool, True where this token is a target (predicted from those before it).
-      segment_ids: `[B, T]` int32, 0 is padding; tokens see only their own segment.
-      positions: `[B, T]` int32, counted within the segment.
-      weights: `[B]` float32, 0 for a row that only fills the batch.
-      first_target: static; no slot before it is a target, so none is scored there (the prompts' width).
-      group_size: static; so many adjacent rows are equal before `first_target`: completions of one prompt.
-    """
+    """Rows of tokens, packed or padded."""
 
     tokens: Int[Any, "B T"]
-    loss_mask: Bool[Any, "B T"]
-    segment_ids: Int[Any, "B T"]
-    positions: Int[Any, "B T"]
-    weights: Float[Any, " B"]
+    loss_mask: Bool[Any, "B T"]  # True where this token is a target (predicted from those before it)
+    segment_ids: Int[Any, "B T"]  # 0 is padding; tokens see only their own segment
+    positions: Int[Any, "B T"]  # counted within the segment
+    weights: Float[Any, " B"]  # 0 for a row that only fills the batch
+    # Static: no slot before it is a target, so none is scored there (the prompts' width).
     first_target: int = flax.struct.field(pytree_node=False, default=0)
+    # Static: so many adjacent rows are equal before `first_target`: completions of one prompt.
     group_size: int = flax.struct.field(pytree_node=False, default=1)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], prefix: str = "") -> "SequenceBatch":
         """Rows of a data pipeline; those that only fill it (no target at all) get weight 0."""
         names = ("tokens", "loss_mask", "segment_ids", "positions")
-        found = {name: arrays[f"{prefix}{name}"] for name in names}
-        weights = found["loss_mask"].any(axis=-1).astype(np.float32)
-        return cls(found["tokens"], found["loss_mask"], found["segment_ids"], found["positions"], weights)
+        found: dict[str, Any] = {name: arrays[f"{prefix}{name}"] for name in names}
+        return cls(**found, weights=found["loss_mask"].any(axis=-1).astype(np.float32))
 
     @property
     def group(self) -> Group | None:
@@ -55,94 +46,56 @@ class SequenceBatch(flax.struct.PyTreeNode):
 
 
 class PreferenceBatch(flax.struct.PyTreeNode):
-    """Pairs of completions of one prompt.
+    """Pairs of completions of one prompt."""
 
-    Attributes:
-      chosen, rejected: rows of the two sides; `chosen.weights` are the pairs' weights.
-      margins: `[B]` float32, how much better the chosen side is rated; 0 where nobody said.
-      soft_labels: `[B]` float32, probability that the chosen side is the better one; 1 where nobody said.
-      ref_chosen_logps, ref_rejected_logps: `[B, T]` token log-probs under the reference, nats.
-    """
-
-    chosen: SequenceBatch
+    chosen: SequenceBatch  # its weights are the pairs' weights
     rejected: SequenceBatch
-    margins: Float[Any, " B"]
-    soft_labels: Float[Any, " B"]
+    margins: Float[Any, " B"]  # how much better the chosen side is rated; 0 where nobody said
+    soft_labels: Float[Any, " B"]  # probability that the chosen side is the better one; 1 where nobody said
     ref_chosen_logps: Float[Any, "B T"] | None = None
     ref_rejected_logps: Float[Any, "B T"] | None = None
 
 
 class RankingBatch(flax.struct.PyTreeNode):
-    """K ranked completions of each prompt.
+    """K ranked completions of each prompt."""
 
-    Attributes:
-      rows: leaves `[P, K, T]`, weights `[P, K]`: 0 for a candidate that is not there.
-      ranks: `[P, K]` int32, lower is better.
-    """
-
-    rows: SequenceBatch
-    ranks: Int[Any, "P K"]
+    rows: SequenceBatch  # leaves [P, K, T], weights [P, K]: 0 for a candidate that is not there
+    ranks: Int[Any, "P K"]  # lower is better
 
 
 class UnpairedBatch(flax.struct.PyTreeNode):
-    """Completions that are each desirable or not, and mismatched ones to measure the KL on.
-
-    Attributes:
-      rows: prompt + completion.
-      mismatched: the same prompts with another prompt's completion.
-      desirable: `[B]` bool.
-      ref_logps: `[B]` sequence log-probs of `rows` under the reference, nats.
-      reference_point: `[B]` float32, z of the global batch on every row, nats.
-    """
+    """Completions that are each desirable or not, and mismatched ones to measure the KL on."""
 
     rows: SequenceBatch
-    mismatched: SequenceBatch
+    mismatched: SequenceBatch  # the same prompts with another prompt's completion
     desirable: Bool[Any, " B"]
-    ref_logps: Float[Any, " B"] | None = None
-    reference_point: Float[Any, " B"] | None = None
+    ref_logps: Float[Any, " B"] | None = None  # of whole sequences
+    reference_point: Float[Any, " B"] | None = None  # z of the global batch on every row, nats
 
 
 class StepBatch(flax.struct.PyTreeNode):
-    """Solutions with labelled steps.
+    """Solutions with labelled steps."""
 
-    Attributes:
-      rows: prompt + solution; `loss_mask` is True at the last token of each labelled step.
-      step_labels: `[B, T]` float32 in [0, 1], the probability that the step is right.
-    """
-
-    rows: SequenceBatch
-    step_labels: Float[Any, "B T"]
+    rows: SequenceBatch  # `loss_mask` is True at the last token of each labelled step
+    step_labels: Float[Any, "B T"]  # in [0, 1], the probability that the step is right
 
 
 class RolloutBatch(flax.struct.PyTreeNode):
-    """Sampled completions with their advantages.
+    """Sampled completions with their advantages."""
 
-    Attributes:
-      sequences: left-padded prompt + right-padded completion; `loss_mask` is True on the drawn tokens that enter
-        the loss: all of `completion_mask`, or nothing of a truncated completion that is masked out.
-      completion_mask: `[B, T]` bool, True on every drawn token, those of masked-out completions included.
-      sampler_logps: `[B, T]` float32, nats, under the distribution sampled from.
-      scores: `[B]` float32, rewards after shaping.
-      advantage_scale: `[B]` float32, difficulty weights of the advantages.
-      step_rewards: `[B, T]` float32, paid at the last token of a step; None where no step is paid.
-      step_mask: `[B, T]` bool, the last token of each step; None with `step_rewards`.
-      advantages: `[B]` or `[B, T]` float32.
-      old_logps: `[B, T]` float32, nats, under the policy before the first update on this batch.
-      ref_logps: `[B, T]` float32, nats, under the reference.
-      values, returns: `[B, T]` float32, of the value model before the first update on this batch.
-    """
-
+    # Left-padded prompt + right-padded completion; `loss_mask` is True on the drawn tokens that enter the loss: all of
+    # `completion_mask`, or nothing of a truncated completion that is masked out.
     sequences: SequenceBatch
-    completion_mask: Bool[Any, "B T"]
-    sampler_logps: Float[Any, "B T"]
-    scores: Float[Any, " B"]
-    advantage_scale: Float[Any, " B"]
-    step_rewards: Float[Any, "B T"] | None = None
-    step_mask: Bool[Any, "B T"] | None = None
-    advantages: Float[Any, "..."] | None = None
-    old_logps: Float[Any, "B T"] | None = None
-    ref_logps: Float[Any, "B T"] | None = None
-    values: Float[Any, "B T"] | None = None
+    completion_mask: Bool[Any, "B T"]  # True on every drawn token, those of masked-out completions included
+    sampler_logps: Float[Any, "B T"]  # under the distribution sampled from
+    scores: Float[Any, " B"]  # rewards after shaping
+    advantage_scale: Float[Any, " B"]  # difficulty weights of the advantages
+    step_rewards: Float[Any, "B T"] | None = None  # paid at the last token of a step; None where no step is paid
+    step_mask: Bool[Any, "B T"] | None = None  # the last token of each step; None with `step_rewards`
+    advantages: Float[Any, "..."] | None = None  # [B] or [B, T]
+    old_logps: Float[Any, "B T"] | None = None  # under the policy before the first update on this batch
+    ref_logps: Float[Any, "B T"] | None = None  # under the reference
+    values: Float[Any, "B T"] | None = None  # as the returns, of the value model before that update
     returns: Float[Any, "B T"] | None = None
 
     @property
@@ -152,17 +105,11 @@ class RolloutBatch(flax.struct.PyTreeNode):
 
 
 class DistillBatch(flax.struct.PyTreeNode):
-    """The student's rows and what the teacher sees of the same responses.
+    """The student's rows and what the teacher sees of the same responses."""
 
-    Attributes:
-      student: prompt + response; `loss_mask` is the response.
-      teacher: the same responses, after a longer context where there is one.
-      teacher_slots: `[B, T]` int32, the teacher's slot of each student token, its own slot where it has none.
-    """
-
-    student: SequenceBatch
-    teacher: SequenceBatch
-    teacher_slots: Int[Any, "B T"]
+    student: SequenceBatch  # prompt + response; `loss_mask` is the response
+    teacher: SequenceBatch  # the same responses, after a longer context where there is one
+    teacher_slots: Int[Any, "B T"]  # the teacher's slot of each student token, its own slot where it has none
 
 
 Batch = SequenceBatch | PreferenceBatch | RankingBatch | UnpairedBatch | StepBatch | RolloutBatch | DistillBatch
@@ -170,17 +117,16 @@ Batch = SequenceBatch | PreferenceBatch | RankingBatch | UnpairedBatch | StepBat
 
 def rows_of(batch: Batch) -> list[SequenceBatch]:
     """The rows of tokens that the policy (or scorer) being trained reads."""
-    if isinstance(batch, SequenceBatch):
-        return [batch]
-    if isinstance(batch, PreferenceBatch):
-        return [batch.chosen, batch.rejected]
-    if isinstance(batch, RankingBatch | StepBatch):
-        return [batch.rows]
-    if isinstance(batch, UnpairedBatch):
-        return [batch.rows]
-    if isinstance(batch, DistillBatch):
-        return [batch.student]
-    return [batch.sequences]
+    match batch:
+        case SequenceBatch():
+            return [batch]
+        case PreferenceBatch():
+            return [batch.chosen, batch.rejected]
+        case DistillBatch():
+            return [batch.student]
+        case RolloutBatch():
+            return [batch.sequences]
+    return [batch.rows]
 
 
 def split_batch(batch: Batch, parts: int) -> Any:
@@ -190,11 +136,9 @@ def split_batch(batch: Batch, parts: int) -> Any:
     device stop sharing.
     """
     [together] = {rows.group_size for rows in rows_of(batch)}
-    if together > 1:
-        B = rows_of(batch)[0].weights.shape[0]
-        if not groups_split(B // parts, together):
-            together = 1
-            batch = _ungrouped(batch)
+    if together > 1 and not groups_split(rows_of(batch)[0].weights.shape[0] // parts, together):
+        together = 1
+        batch = jax.tree.map(_alone, batch, is_leaf=lambda node: isinstance(node, SequenceBatch))
 
     def split(x: Array) -> Array:
         units = x.reshape(x.shape[0] // (parts * together), parts, together, *x.shape[1:])
@@ -203,9 +147,6 @@ def split_batch(batch: Batch, parts: int) -> Any:
     return jax.tree.map(split, batch)
 
 
-def _ungrouped(batch: Batch) -> Batch:
-    """The same rows, each with its own prompt."""
-    is_rows = lambda x: isinstance(x, SequenceBatch)  # noqa: E731
-    alone = lambda x: x.replace(group_size=1) if is_rows(x) else x  # noqa: E731
-    found: Batch = jax.tree.map(alone, batch, is_leaf=is_rows)
-    return found
+def _alone(node: Any) -> Any:
+    """Rows, each with its own prompt."""
+    return node.replace(group_size=1) if isinstance(node, SequenceBatch) else node

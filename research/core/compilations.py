@@ -11,9 +11,7 @@ _EVENT = "/jax/core/compile/backend_compile_duration"
 class CompilationCounter:
     """A context manager: `count` is the number of programs compiled since it was entered, by the whole process."""
 
-    def __init__(self) -> None:
-        """Counts nothing yet."""
-        self.count = 0
+    count = 0
 
     def __enter__(self) -> "CompilationCounter":
         jax.monitoring.register_event_duration_secs_listener(self._record)
@@ -22,7 +20,5 @@ class CompilationCounter:
     def __exit__(self, *exc: Any) -> None:
         jax.monitoring.unregister_event_duration_listener(self._record)
 
-    def _record(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        """JAX's signature of a listener."""
-        del duration_secs, kwargs
+    def _record(self, event: str, duration_secs: float, **kwargs: str | int) -> None:  # noqa: ARG002 (JAX's signature)
         self.count += event == _EVENT

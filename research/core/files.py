@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,15 @@ def explain_os_error(error: OSError, path: Path | str) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{path}: cannot be written ({error.strerror}); choose a directory that you may write to."
     return f"{path}: cannot be written ({error.strerror or error})."
+
+
+@contextlib.contextmanager
+def explained(path: Path | str) -> Iterator[None]:
+    """Raises WorkdirError, in the words of `explain_os_error`, for an `OSError` met while `path` is written."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkdirError(explain_os_error(error, path)) from error
 
 
 def sync_directory(path: Path) -> None:
@@ -40,36 +49,32 @@ def sync_directory(path: Path) -> None:
 def write_bytes_atomic(path: Path | str, data: bytes) -> None:
     """Writes `data` to `path`: readers, and whoever comes after a crash, see the old file or the new one.
 
-    Args:
-      path: the file; its folder must exist.
-      data: the whole content.
-
-    Raises:
-      WorkdirError: the disk is full or the folder cannot be written; `path` is then as it was.
+    WorkdirError where the disk is full or the folder cannot be written; `path` is then as it was.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    beside = _beside(path)
     try:
-        with open(beside, "xb") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # says that its writer lives, see `remove_leftovers`
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-            os.replace(beside, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise WorkdirError(explain_os_error(error, path)) from error
+        with explained(path):
+            with open(beside, "xb") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX)  # says that its writer lives, see `remove_leftovers`
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+                os.replace(beside, path)
+            sync_directory(path.parent)
     finally:
-        with contextlib.suppress(FileNotFoundError):  # gone already where the rename took place
-            os.unlink(beside)
+        beside.unlink(missing_ok=True)  # gone already where the rename took place
 
 
-def remove_leftovers(folder: Path | str) -> list[Path]:
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def remove_leftovers(folder: Path | str) -> None:
     """Removes what killed writers of this module have left under `folder`, but for folders of checkpoints.
 
     A living writer holds its file locked, from the moment after it made it.
     """
-    removed = []
     for where, inner, names in os.walk(folder):
         inner[:] = [name for name in inner if name != "checkpoints"]
         for path in (Path(where, name) for name in names if name.startswith(".") and name.endswith(".tmp")):
@@ -77,8 +82,6 @@ def remove_leftovers(folder: Path | str) -> list[Path]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if time.time() - os.fstat(handle.fileno()).st_mtime > 1.0:
                     path.unlink()
-                    removed.append(path)
-    return removed
 
 
 def write_text_atomic(path: Path | str, text: str) -> None:
@@ -89,8 +92,7 @@ def write_text_atomic(path: Path | str, text: str) -> None:
 def write_json_atomic(path: Path | str, obj: Any) -> None:
     """Writes `obj` as indented JSON with sorted keys; see `write_bytes_atomic`.
 
-    Raises:
-      WorkdirError: as above, or `obj` holds something JSON cannot express (NaN and infinity included).
+    WorkdirError too where `obj` holds something JSON cannot express (NaN and infinity included).
     """
     try:
         text = json.dumps(obj, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
@@ -100,11 +102,7 @@ def write_json_atomic(path: Path | str, obj: Any) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """Reads a JSON file that `write_json_atomic` wrote.
-
-    Raises:
-      WorkdirError: the file cannot be read or is not JSON, so something other than Temper has changed it.
-    """
+    """Reads what `write_json_atomic` wrote; WorkdirError where it cannot be read or something else has changed it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -114,18 +112,13 @@ def read_json(path: Path | str) -> Any:
 
 
 def make_folder(path: Path | str) -> Path:
-    """Creates the folder `path` with its parents and returns it.
-
-    Raises:
-      WorkdirError: it cannot be created, or a file is in its place.
-    """
+    """Creates the folder `path` with its parents and returns it; WorkdirError where it cannot be, or is a file."""
     path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise WorkdirError(f"{path}: expected a folder, found a file.") from error
-    except OSError as error:
-        raise WorkdirError(explain_os_error(error, path)) from error
+    with explained(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise WorkdirError(f"{path}: expected a folder, found a file.") from error
     return path
 
 
@@ -135,30 +128,20 @@ def fit_for_path(text: str) -> str:
 
 
 def check_writable(path: Path | str) -> None:
-    """Makes sure that a file can be written later: creates its folder and, for a moment, a file beside it.
-
-    Raises:
-      WorkdirError: its folder cannot be created or written, or `path` is a folder.
-    """
+    """Raises WorkdirError where `path` could not be written later; creates its folder, for a moment a file in it."""
     path = Path(path)
     if path.is_dir():
         raise WorkdirError(f"{path}: expected a file, found a folder.")
-    make_folder(path.parent)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    beside = _beside(make_folder(path.parent) / path.name)
     write_bytes_atomic(beside, b"")
-    os.unlink(beside)
+    beside.unlink()
 
 
 def to_plain_json(obj: Any, where: str = "", *, finite: bool = True) -> Any:
     """A deep copy of `obj` in JSON's own types (tuples become lists), which reads back equal to itself.
 
-    Args:
-      obj: mappings with string keys, lists, tuples, strings, numbers, booleans, None.
-      where: dotted key of `obj`, for messages.
-      finite: refuse NaN and infinity, which JSON proper does not have.
-
-    Raises:
-      WorkdirError: names the dotted key whose value would not survive.
+    WorkdirError for the dotted key, in the object `where`, whose value would not survive: another type, a key that is
+    no string, and, unless they may be there, NaN and infinity, which JSON proper does not have.
     """
     if isinstance(obj, Mapping):
         for key in obj:
@@ -175,3 +158,12 @@ def to_plain_json(obj: Any, where: str = "", *, finite: bool = True) -> Any:
         return obj
     kind = type(obj).__name__
     raise WorkdirError(f"{where or 'top level'}: got a value of type {kind}, expected what JSON can express.")
+
+
+def first_difference(one: Mapping[str, str], other: Mapping[str, str], text: str, *, missing: str) -> str | None:
+    """`text` with {key}, {one} and {other} of the first key whose values differ; None if none do."""
+    keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    if not keys:
+        return None
+    found = text.format(key=keys[0] or "top level", one=one.get(keys[0], missing), other=other.get(keys[0], missing))
+    return found + (f" (+{len(keys) - 1} more)" if keys[1:] else "")

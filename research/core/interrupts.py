@@ -31,16 +31,12 @@ class Interrupts:
 
     A signal ends the process, with one sentence and exit status 128 + its number. Inside of `deferred`, a first one
     is only noted in `received`.
-
-    Attributes:
-      received: number of the signal that was noted, 0 if none was.
-      advice: what is said when a signal ends the process.
     """
 
     def __init__(self) -> None:
         """Nothing received."""
-        self.received = 0
-        self.advice = "interrupted"
+        self.received = 0  # number of the signal that was noted, 0 if none was
+        self.advice = "interrupted"  # what is said when a signal ends the process
         self._said = ""  # of a signal that is only noted; "" outside of `deferred`
         self._lock = threading.Lock()
         self._installed = False
@@ -61,11 +57,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def deferred(self, said: str) -> Iterator[None]:
-        """Within, a first signal is only noted; whoever reads `received` stops when it is safe to.
-
-        Args:
-          said: what is printed when it comes.
-        """
+        """Within, a first signal only prints `said`; whoever reads `received` stops when it is safe to."""
         with self._lock:
             self._said = said
         try:
@@ -82,29 +74,25 @@ class Interrupts:
 
     def _watch(self, pipe: int) -> None:
         while numbers := os.read(pipe, 16):
-            for number in numbers:
-                if number in SIGNALS:
-                    self._note(number)
-
-    def _note(self, number: int) -> None:
-        with self._lock:
-            if self.received or not self._said:
-                end(number, self.advice)
-            self.received = number
-            _print(f"{signal.Signals(number).name}: {self._said}")
+            for number in filter(SIGNALS.__contains__, numbers):
+                with self._lock:
+                    if self.received or not self._said:
+                        end(number, self.advice)
+                    self.received = number
+                    _print(number, self._said)
 
 
 def end(number: int, said: str) -> None:
     """Ends the process because of a signal, whatever its threads are doing: everything on disk is whole."""
     with contextlib.suppress(OSError, ValueError):  # a closed stream
         sys.stdout.flush()
-    _print(f"{signal.Signals(number).name}: {said}")
+    _print(number, said)
     os._exit(128 + number)
 
 
-def _print(line: str) -> None:
+def _print(number: int, said: str) -> None:
     with contextlib.suppress(OSError, ValueError):
-        print(f"\n{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+        print(f"{chr(10) * sys.stderr.isatty()}{signal.Signals(number).name}: {said}", file=sys.stderr, flush=True)
 
 
 def _reset(interrupt: Any = signal.SIG_DFL) -> None:

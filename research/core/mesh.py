@@ -12,16 +12,10 @@ from research.core.errors import ConfigError
 
 
 def make_mesh(data: int, fsdp: int, tensor: int, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of shape (data, fsdp, tensor); one of the sizes may be -1, meaning all devices left over.
+    """A mesh of `devices` (all of them by default); one of the sizes may be -1, meaning all devices left over.
 
-    Args:
-      data: replicas that split the batch.
-      fsdp: devices that split the batch and the parameters.
-      tensor: devices that split heads, hidden width and vocabulary.
-      devices: which; all of them by default.
-
-    Raises:
-      ConfigError: the sizes do not multiply to the number of devices.
+    The batch is split over `data` and `fsdp`, the parameters over `fsdp`, heads, hidden width and vocabulary over
+    `tensor`. ConfigError where the sizes do not multiply to the number of devices.
     """
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     count = jax.device_count() if devices is None else len(devices)

@@ -18,13 +18,11 @@ Numbers = Mapping[str, Float[Any, ""]]
 class Rule:
     """An optimizer.
 
-    Attributes:
-      options: its keys, all traced numbers.
-      make: options -> the direction of an update, before the learning rate, weight decay included. The shape of its
-        state must not depend on the numbers.
+    `make` turns its options into the direction of an update, before the learning rate, weight decay included. The
+    shape of its state must not depend on the numbers.
     """
 
-    options: Mapping[str, Any]
+    options: Mapping[str, Any]  # its keys, all traced numbers
     make: Callable[[Numbers], optax.GradientTransformation]
 
 
@@ -32,32 +30,21 @@ class Rule:
 class Schedule:
     """A learning rate's course after the warm-up.
 
-    Attributes:
-      options: its keys, all traced numbers.
-      make: options, share of the decay that is done (0 at the first update after the warm-up, 1 after the last one of
-        the stage) -> share of the peak rate.
+    `make` turns its options and the share of the decay that is done (0 at the first update after the warm-up, 1 after
+    the last one of the stage) into the share of the peak rate.
     """
 
-    options: Mapping[str, Any]
+    options: Mapping[str, Any]  # its keys, all traced numbers
     make: Callable[[Numbers, Float[Array, ""]], Float[Array, ""]]
 
 
 class OptimizerScalars(flax.struct.PyTreeNode):
-    """What an update is computed by. Float32 scalars, traced: changing one never recompiles.
+    """What an update is computed by. Float32 scalars, traced: changing one never recompiles; the rules are static."""
 
-    Attributes:
-      learning_rate: peak learning rate.
-      warmup_steps: length of the linear warm-up, optimizer steps.
-      decay_steps: all optimizer steps, warm-up included; the schedule ends after the last of them.
-      clip_norm: largest global gradient norm.
-      rule_options, schedule_options: of the rule and of the schedule.
-      rule, schedule: static.
-    """
-
-    learning_rate: Float[Any, ""]
-    warmup_steps: Float[Any, ""]
-    decay_steps: Float[Any, ""]
-    clip_norm: Float[Any, ""]
+    learning_rate: Float[Any, ""]  # at its peak
+    warmup_steps: Float[Any, ""]  # length of the linear warm-up, optimizer steps
+    decay_steps: Float[Any, ""]  # all optimizer steps, warm-up included; the schedule ends after the last of them
+    clip_norm: Float[Any, ""]  # largest global gradient norm
     rule_options: Numbers
     schedule_options: Numbers
     rule: Rule = flax.struct.field(pytree_node=False)
@@ -67,9 +54,8 @@ class OptimizerScalars(flax.struct.PyTreeNode):
 def learning_rate_at(step: Int[Array, ""], s: OptimizerScalars) -> Float[Array, ""]:
     """Learning rate of optimizer step `step`, counted from 0; positive at every step before `decay_steps`.
 
-    `lr * min((step + 1) / warmup, 1) * schedule(done)` with `done = (step - warmup) / (decay - warmup)` within [0, 1].
-
-    The first update is at `lr / warmup`, the last one of the warm-up and the first one after it are at the peak, and
+    `lr * min((step + 1) / warmup, 1) * schedule(done)` with `done = (step - warmup) / (decay - warmup)` within [0, 1]:
+    the first update is at `lr / warmup`, the last one of the warm-up and the first one after it are at the peak, and
     the schedule's end is reached right after the last update, at step `decay_steps`.
     """
     step = step.astype(jnp.float32)
@@ -97,7 +83,11 @@ def init_optimizer(params: Any, rule: Rule) -> optax.OptState:
 
 def decayed(coef: Float[Any, ""]) -> optax.GradientTransformation:
     """Decoupled weight decay (Loshchilov and Hutter 2019), on matrices only: norms' scales are not decayed."""
-    return optax.add_decayed_weights(coef, mask=_is_matrix)
+
+    def is_matrix(params: Any) -> Any:  # not by ndim: layer stacking turns scales into matrices too
+        return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", "") != "scale", params)
+
+    return optax.add_decayed_weights(coef, mask=is_matrix)
 
 
 def adamw(o: Numbers) -> optax.GradientTransformation:
@@ -118,8 +108,3 @@ def cosine(o: Numbers, done: Float[Array, ""]) -> Float[Array, ""]:
 def linear(o: Numbers, done: Float[Array, ""]) -> Float[Array, ""]:
     """`1 - (1 - end) done`."""
     return 1.0 - (1.0 - o["end_fraction"]) * done
-
-
-def _is_matrix(params: Any) -> Any:
-    """True on every parameter but the norms' scales (which layer stacking turns into matrices too)."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", "") != "scale", params)

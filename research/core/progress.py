@@ -1,19 +1,8 @@
-"""Progress of long work: a bar with rates and time left on a terminal, plain lines in a log.
-
-    with Progress("ablation", total=12, unit="runs") as overall:
-        for run in runs:
-            with Progress(run.name, total=200, unit="steps") as bar:
-                for step in range(200):
-                    bar.advance(1, tokens=4096, metrics={"loss": 0.7})
-            overall.advance(1)
-
-Bars nest, the inner one below the outer one. On several hosts, only process 0 should show one.
-"""
+"""Progress of long work: a bar with rates and time left on a terminal (bars nest), plain lines in a log."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from types import TracebackType
 
 from rich import get_console
 from rich.console import Console
@@ -25,13 +14,17 @@ WINDOW_SECONDS = 60.0  # rates are those of the last minute, so that compilation
 LINE_SECONDS = 20.0  # a plain line at most this often
 
 
-def say(line: str) -> None:
-    """Prints one line on the console as it is."""
-    get_console().print(line, markup=False, highlight=False, soft_wrap=True)
+def say(line: str, console: Console | None = None) -> None:
+    """Prints one line as it is, on standard output unless a console is given."""
+    (console or get_console()).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class Progress:
-    """Shows how far one piece of work has come. Use as a context manager."""
+    """Shows how far one piece of work has come.
+
+    with Progress("grpo, seed 1", total=200, unit="steps") as bar:
+        bar.advance(1, tokens=4096, metrics={"loss": 0.7})
+    """
 
     def __init__(
         self,
@@ -43,22 +36,16 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepares the bar; it is shown between `__enter__` and `__exit__`.
+        """Prepares the bar, which is shown between `__enter__` and `__exit__`.
 
-        Args:
-          description: what is being done, e.g. "grpo, seed 1".
-          total: units of work in all, or None if nobody knows.
-          unit: what is counted, in the plural.
-          initial: units that a resumed run has done already; they do not count towards the rates.
-          console: where to write; standard output by default.
-          clock: seconds that only grow; tests replace it.
+        A `total` of None is unknown; `unit` is what is counted, in the plural. The `initial` units, which a resumed run
+        has done already, do not count towards the rates.
         """
         self.description, self.total, self.unit = description, total, unit
         self.done, self.tokens = initial, 0
         self._metrics: dict[str, float] = {}
-        self._console = console if console is not None else get_console()
-        self._clock = clock
-        self._marks: deque[tuple[float, int, int]] = deque()
+        self._console, self._clock = console or get_console(), clock
+        self._marks: deque[tuple[float, int, int]] = deque()  # when so many units and tokens were done
         self._line_at: float | None = None
         self._line_done = -1
         self._bar: RichProgress | None = None
@@ -76,22 +63,14 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         if self._bar is not None:
             self._bar.stop()
         elif self.done != self._line_done:
             self._print_line()
 
     def advance(self, amount: int = 1, *, tokens: int = 0, metrics: Mapping[str, float] | None = None) -> None:
-        """Counts finished work; of work that a device does meanwhile, only what it is known to have finished.
-
-        Args:
-          amount: units of work done since the last call.
-          tokens: tokens processed in them; a rate is shown once there are any.
-          metrics: what to show beside the rates; stays until replaced.
-        """
+        """Counts what is known to be finished, on a device too; `metrics` are shown until they are replaced."""
         self.done += amount
         self.tokens += tokens
         if metrics is not None:
@@ -113,9 +92,9 @@ class Progress:
         """The state in words: "120/200 steps (60%), 3.2 steps/s, 12,345 tokens/s, 0:25 left, loss 1.23"."""
         (start, done, tokens), (now, _, _) = self._marks[0], self._marks[-1]
         elapsed = now - start
-        parts = [f"{self.done}/{self.total} {self.unit}" if self.total else f"{self.done} {self.unit}"]
+        parts = [f"{self.done} {self.unit}"]
         if self.total:
-            parts[0] += f" ({100 * self.done // self.total}%)"
+            parts = [f"{self.done}/{self.total} {self.unit} ({100 * self.done // self.total}%)"]
         rate = (self.done - done) / elapsed if elapsed > 0 else 0.0
         if rate > 0:
             parts.append(f"{rate:,.3g} {self.unit}/s" if rate >= 0.1 else f"{_span(1 / rate)} each")
@@ -128,15 +107,15 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Prints a line of its own, above the bar where there is one."""
-        self._console.print(f"{self.description}: {line}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{self.description}: {line}", self._console)
 
     def _print_line(self) -> None:
         self._line_at, self._line_done = self._marks[-1][0], self.done
-        self._console.print(f"{self.description}: {self.summary()}", markup=False, highlight=False, soft_wrap=True)
+        self.say(self.summary())
 
 
 def _span(seconds: float) -> str:
     """Seconds as "0:25", "12:05" or "3:12:05"."""
     minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    hours = f"{minutes // 60}:" if minutes >= 60 else ""
+    return f"{hours}{minutes % 60:{'02' if hours else ''}d}:{rest:02d}"

@@ -14,6 +14,7 @@ the run that made it may stand before that: `<name>-<label>-<hash>`.
 
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -23,16 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from research.core import files
 from research.core.errors import WorkdirError
-from research.core.files import (
-    explain_os_error,
-    fit_for_path,
-    make_folder,
-    read_json,
-    remove_leftovers,
-    to_plain_json,
-    write_json_atomic,
-)
+from research.core.files import read_json, to_plain_json, write_json_atomic
 from research.core.metrics import decode_numbers, encode_numbers
 from research.core.versions import collect_versions
 
@@ -40,14 +34,8 @@ from research.core.versions import collect_versions
 def stage_hash(resolved: Mapping[str, Any], inputs: Sequence[str]) -> str:
     """Twelve hex digits of the SHA-256 of the canonical JSON of config and inputs.
 
-    Key order does not matter, tuples equal lists, and `1.0` equals `1`; the order of `inputs` does matter.
-
-    Args:
-      resolved: the resolved config of the stage, of what JSON can express.
-      inputs: hashes of the stages and versions of the data that it starts from.
-
-    Raises:
-      WorkdirError: names the dotted key whose value has no canonical form.
+    Key order does not matter, tuples equal lists, and `1.0` equals `1`; the order of `inputs`, the hashes of the stages
+    and versions of the data that it starts from, does matter. WorkdirError names a key whose value is no plain JSON.
     """
     canonical = _canonical(to_plain_json({"config": resolved, "inputs": list(inputs)}))
     text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -56,45 +44,29 @@ def stage_hash(resolved: Mapping[str, Any], inputs: Sequence[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class StageDir:
-    """The folder of one stage.
-
-    Attributes:
-      path: `<workdir>/stages/<name>-<hash>`.
-      hash: what a stage that starts from this one passes among its `inputs`.
-    """
+    """The folder of one stage, `<workdir>/stages/<name>-<hash>`."""
 
     path: Path
-    hash: str
 
     @classmethod
     def open(
         cls, workdir: Path | str, name: str, resolved: Mapping[str, Any], inputs: Sequence[str] = (), *, label: str = ""
     ) -> "StageDir":
-        """Finds the stage's folder, or makes it with its config in it.
+        """Finds the folder of the stage that `stage_hash` names, or makes it with its config in it.
 
-        Args:
-          workdir: holds `stages/`.
-          name: the stage's.
-          resolved: what its result depends on.
-          inputs: hashes of what it was made from.
-          label: becomes part of a new folder's name, as far as it is fit for one.
-
-        Raises:
-          WorkdirError: the folder cannot be written, or holds another config than its hash says.
+        A `label` becomes part of a new folder's name, as far as it is fit for one. WorkdirError where the folder cannot
+        be written, or holds another config than its hash says.
         """
         digest = stage_hash(resolved, inputs)
         stages = Path(workdir) / "stages"
         found = sorted(stages.glob(f"*-{digest}"))
-        parts = [name, *([fit_for_path(label)] if label else []), digest]
-        stage = cls(found[0] if found else stages / "-".join(parts), digest)
-        make_folder(stage.path)
+        parts = [name, *([files.fit_for_path(label)] if label else []), digest]
+        stage = cls(files.make_folder(found[0] if found else stages / "-".join(parts)))
         for file, content in (("config.json", resolved), ("inputs.json", list(inputs))):
-            place = stage.path / file
+            place, plain = stage.path / file, to_plain_json(content)
             if not place.exists():
-                write_json_atomic(place, to_plain_json(content))
-                continue
-            difference = describe_difference(read_json(place), to_plain_json(content))
-            if difference is not None:
+                write_json_atomic(place, plain)
+            elif difference := describe_difference(read_json(place), plain):
                 raise WorkdirError(
                     f"{place}: disagrees with the hash in its folder's name, so it was edited: {difference};"
                     f" delete {stage.path} to run the stage again."
@@ -103,16 +75,16 @@ class StageDir:
 
     @classmethod
     def at(cls, folder: Path) -> "StageDir":
-        """A stage's folder, wherever it lies and whatever its name is.
-
-        Raises:
-          WorkdirError: it is none.
-        """
+        """A stage's folder, wherever it lies and whatever its name is; WorkdirError where it is none."""
         for name in ("config.json", "inputs.json"):
             if not (folder / name).exists():
                 raise WorkdirError(f"{folder}: is not the folder of a stage that has run, expected {name} in it")
-        stage = cls(folder, "")
-        return dataclasses.replace(stage, hash=stage_hash(stage.config(), stage.inputs()))
+        return cls(folder)
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """What a stage that starts from this one passes among its `inputs`."""
+        return stage_hash(self.config(), self.inputs())
 
     def config(self) -> dict[str, Any]:
         """What its result depends on, besides its inputs."""
@@ -128,11 +100,7 @@ class StageDir:
         return self.path / "checkpoints"
 
     def result(self) -> dict[str, Any] | None:
-        """What `finish` was given, or None where the stage is unfinished.
-
-        Raises:
-          WorkdirError: the file holds something else.
-        """
+        """What `finish` was given, or None where the stage is unfinished; WorkdirError where it is something else."""
         done = self.path / "done.json"
         if not done.exists():
             return None
@@ -150,37 +118,27 @@ class StageDir:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Holds the stage for this process and notes what it is run with.
+        """Holds the stage for this process and notes what it is run with; WorkdirError where another one runs it.
 
         The operating system releases the stage when the process ends, however it ends.
-
-        Raises:
-          WorkdirError: another process is running the stage.
         """
         with _locked(self.path / ".lock", f"stage {self.path}"):
-            self._note_versions()
+            place, versions = self.path / "versions.json", collect_versions()
+            noted = read_json(place) if place.exists() else []
+            if versions not in noted[-1:]:
+                write_json_atomic(place, [*noted, versions])
             yield
-
-    def _note_versions(self) -> None:
-        place = self.path / "versions.json"
-        noted = read_json(place) if place.exists() else []
-        versions = collect_versions()
-        if not noted or noted[-1] != versions:
-            write_json_atomic(place, [*noted, versions])
 
 
 @contextmanager
 def hold_workdir(workdir: Path | str, config: Mapping[str, Any]) -> Iterator[None]:
-    """Holds a working directory for this process and notes the config that it runs, in `config.json`.
+    """Holds a working directory for this process and notes the config that it runs; another one may follow in it.
 
-    Stages are addressed by content, so that another config may follow in the same directory: what both share is read.
-
-    Raises:
-      WorkdirError: another process works in it, or it cannot be written.
+    WorkdirError where another process works in it, or it cannot be written.
     """
-    folder = make_folder(workdir)
+    folder = files.make_folder(workdir)
     with _locked(folder / ".lock", f"workdir {folder}"):
-        remove_leftovers(folder)
+        files.remove_leftovers(folder)
         write_json_atomic(folder / "config.json", to_plain_json(config))
         yield
 
@@ -188,45 +146,30 @@ def hold_workdir(workdir: Path | str, config: Mapping[str, Any]) -> Iterator[Non
 def describe_difference(there: Any, here: Any) -> str | None:
     """`"optim.lr: there 0.1, here 0.2 (+3 more)"`, or None where the two are equal."""
     flat_there, flat_here = _flatten(_canonical(there)), _flatten(_canonical(here))
-    keys = sorted(flat_there.keys() | flat_here.keys())
-    differing = [k for k in keys if flat_there.get(k, "absent") != flat_here.get(k, "absent")]
-    if not differing:
-        return None
-    first, more = differing[0], len(differing) - 1
-    there_text, here_text = flat_there.get(first, "absent"), flat_here.get(first, "absent")
-    suffix = f" (+{more} more)" if more else ""
-    return f"{first or 'top level'}: there {there_text}, here {here_text}{suffix}"
+    return files.first_difference(flat_there, flat_here, "{key}: there {one}, here {other}", missing="absent")
 
 
 def _flatten(obj: Any, where: str = "") -> dict[str, str]:
     """Dotted key of every leaf and its JSON text."""
-    if isinstance(obj, dict) and obj:
-        items = [(f"{where}.{key}" if where else key, value) for key, value in obj.items()]
-    elif isinstance(obj, list) and obj:
-        items = [(f"{where}[{i}]", value) for i, value in enumerate(obj)]
-    else:
+    if not isinstance(obj, dict | list) or not obj:
         return {where: json.dumps(obj, ensure_ascii=False)}
+    if isinstance(obj, dict):
+        items = [(f"{where}.{key}" if where else key, value) for key, value in obj.items()]
+    else:
+        items = [(f"{where}[{i}]", value) for i, value in enumerate(obj)]
     return {key: text for name, value in items for key, text in _flatten(value, name).items()}
 
 
 def _canonical(plain: Any) -> Any:
     """Plain JSON in which equal numbers are spelled alike: 1.0 as 1, -0.0 as 0."""
-    if isinstance(plain, dict):
-        return {key: _canonical(value) for key, value in plain.items()}
-    if isinstance(plain, list):
-        return [_canonical(value) for value in plain]
-    if isinstance(plain, float) and plain.is_integer():
-        return int(plain)
-    return plain
+    return json.loads(json.dumps(plain), parse_float=lambda text: int(x) if (x := float(text)).is_integer() else x)
 
 
 @contextmanager
 def _locked(lock: Path, what: str) -> Iterator[None]:
     """Holds an exclusive `flock` on the file `lock`, in which the holder leaves its name."""
-    try:
+    with files.explained(lock):
         handle = open(lock, "a+", encoding="utf-8")  # noqa: SIM115 - closed below, where the lock is released
-    except OSError as error:
-        raise WorkdirError(explain_os_error(error, lock)) from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

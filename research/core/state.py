@@ -1,5 +1,6 @@
 """What training changes: parameters, optimizer state, step; and how parameters are laid out."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -7,7 +8,6 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
@@ -27,58 +27,42 @@ with two (wrong, right). actor_critic: {policy, value}, the value model being a 
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """A pytree that a checkpoint holds whole.
+    """A pytree that a checkpoint holds whole."""
 
-    Attributes:
-      step: int32 scalar, batches that this stage has seen; one whose update was skipped counts too.
-      params: what is trained, in the algorithm's layout.
-      opt_state: optax state.
-    """
-
-    step: Int[Array, ""]
-    params: Params
-    opt_state: Any
+    step: Int[Array, ""]  # int32, batches that this stage has seen; one whose update was skipped counts too
+    params: Params  # what is trained, in the algorithm's layout
+    opt_state: Any  # of optax
 
 
-def init_state(config: ModelConfig, mesh: Mesh, seed: int, rule: Rule, layout: Layout = "policy") -> TrainState:
-    """A fresh state, created already split over the mesh."""
-    init = jax.jit(
-        _unboxed_init,
-        static_argnames=("config", "rule", "layout"),
-        out_shardings=state_shardings(config, mesh, rule, layout),
-    )
-    return init(jax.random.key(seed), config=config, rule=rule, layout=layout)
+def fresh_policy(config: ModelConfig, mesh: Mesh, seed: int) -> Params:
+    """A policy's parameters before any training, created already split over the mesh."""
+    shardings = _shardings(abstract_params(config, mesh))
+    init = jax.jit(_init_policy, static_argnames="config", out_shardings=shardings)
+    return init(jax.random.key(seed), config=config)
 
 
 def state_from_params(
     params: Params, config: ModelConfig, mesh: Mesh, rule: Rule, layout: Layout = "policy"
 ) -> TrainState:
     """A state that starts from given parameters with a fresh optimizer and step 0."""
-
-    def start(params: Params) -> TrainState:
-        return TrainState(jnp.int32(0), params, init_optimizer(params, rule))
-
-    return jax.jit(start, out_shardings=state_shardings(config, mesh, rule, layout))(params)
+    shardings = _shardings(abstract_state(config, mesh, rule, layout))
+    return jax.jit(lambda params: _start(params, rule), out_shardings=shardings)(params)
 
 
 def grow(
     policy: Params, config: ModelConfig, mesh: Mesh, layout: Layout, seed: int, value: Params | None = None
 ) -> Params:
-    """A policy's parameters as the trunk of what an algorithm trains, with fresh heads.
+    """A policy's parameters as the trunk of what an algorithm trains, with fresh heads drawn from `seed`.
 
-    Args:
-      policy: a transformer's parameters.
-      config: static model description.
-      mesh: the devices.
-      layout: what is trained.
-      seed: of the heads.
-      value: a scorer to start the value model from; None starts it from the policy with a head of zeros.
+    `value` is a scorer to start the value model from; None starts it from the policy with a head of zeros.
     """
     if layout == "policy":
         return policy
-    outputs = 2 if layout == "step_scorer" else 1
-    boxed = partial(init_head, config, outputs=outputs, head_std=_head_std(config, layout))
-    shardings = param_shardings(jax.eval_shape(boxed, jax.random.key(0)), mesh)
+
+    def boxed(key: Array) -> Params:
+        return init_head(config, key, **_head(config, layout))
+
+    shardings = _shardings(_abstract(boxed, config, mesh))
     head = jax.jit(lambda key: nn.meta.unbox(boxed(key)), out_shardings=shardings)(jax.random.key(seed))
     if layout != "actor_critic":
         return {"trunk": policy, "head": head}
@@ -88,11 +72,7 @@ def grow(
 
 
 def policy_of(params: Params, layout: Layout) -> Params:
-    """The policy among what an algorithm trains.
-
-    Raises:
-      ValueError: a scorer is no policy.
-    """
+    """The policy among what an algorithm trains; ValueError where that is a scorer."""
     if layout == "actor_critic":
         return params["policy"]
     if layout != "policy":
@@ -100,57 +80,54 @@ def policy_of(params: Params, layout: Layout) -> Params:
     return params
 
 
-def state_shardings(config: ModelConfig, mesh: Mesh, rule: Rule, layout: Layout = "policy") -> TrainState:
-    """NamedShardings of every leaf of a TrainState.
+def abstract_state(config: ModelConfig, mesh: Mesh, rule: Rule, layout: Layout = "policy") -> TrainState:
+    """Shapes, dtypes and shardings of a TrainState: what a checkpoint is restored into.
 
-    Raises:
-      ConfigError: a sharded axis of the model does not divide over the mesh.
+    ConfigError where a sharded axis of the model does not divide over the mesh.
     """
+    return _abstract(lambda key: _start(_boxed_params(config, layout, key), rule), config, mesh)
+
+
+def abstract_params(config: ModelConfig, mesh: Mesh, layout: Layout = "policy") -> Params:
+    """Shapes, dtypes and shardings of the parameters alone; see `abstract_state`."""
+    return _abstract(partial(_boxed_params, config, layout), config, mesh)
+
+
+def _abstract(boxed: Callable[[Array], Any], config: ModelConfig, mesh: Mesh) -> Any:
+    """The same of what a function of a random key returns, with its logical axis names."""
     try:
         check_divisible(config, mesh)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    boxed = jax.eval_shape(lambda key: _boxed_init(key, config, rule, layout), jax.random.key(0))
-    return param_shardings(boxed, mesh)  # type: ignore[return-value]
-
-
-def abstract_state(config: ModelConfig, mesh: Mesh, rule: Rule, layout: Layout = "policy") -> TrainState:
-    """Shapes, dtypes and shardings of a TrainState: what a checkpoint is restored into."""
-    shapes = jax.eval_shape(lambda key: _unboxed_init(key, config, rule, layout), jax.random.key(0))
+    shapes = jax.eval_shape(boxed, jax.random.key(0))
     return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        shapes,
-        state_shardings(config, mesh, rule, layout),
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        nn.meta.unbox(shapes),
+        param_shardings(shapes, mesh),
     )
 
 
-def abstract_params(config: ModelConfig, mesh: Mesh, layout: Layout = "policy") -> Params:
-    """Shapes, dtypes and shardings of the parameters alone."""
-    return abstract_state(config, mesh, _NO_RULE, layout).params
+def _shardings(abstract: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, abstract)
 
 
-_NO_RULE = Rule({}, lambda _options: optax.identity())
-
-
-def _head_std(config: ModelConfig, layout: Layout) -> float:
-    if layout == "scorer":
-        return reward_head_std(config)
-    return STEP_HEAD_STD if layout == "step_scorer" else VALUE_HEAD_STD
-
-
-def _boxed_init(key: Array, config: ModelConfig, rule: Rule, layout: Layout) -> TrainState:
-    std = _head_std(config, layout)
-    params: Params
-    if layout == "policy":
-        params = init_params(config, key)
-    elif layout == "actor_critic":
-        value = init_scorer(config, key, outputs=1, head_std=std)
-        params = {"policy": init_params(config, key), "value": value}
-    else:
-        outputs = 2 if layout == "step_scorer" else 1
-        params = init_scorer(config, key, outputs=outputs, head_std=std)
+def _start(params: Params, rule: Rule) -> TrainState:
     return TrainState(jnp.int32(0), params, init_optimizer(params, rule))
 
 
-def _unboxed_init(key: Array, config: ModelConfig, rule: Rule, layout: Layout) -> TrainState:
-    return nn.meta.unbox(_boxed_init(key, config, rule, layout))
+def _init_policy(key: Array, config: ModelConfig) -> Params:
+    return nn.meta.unbox(init_params(config, key))
+
+
+def _boxed_params(config: ModelConfig, layout: Layout, key: Array) -> Params:
+    if layout == "policy":
+        return init_params(config, key)
+    scorer = init_scorer(config, key, **_head(config, layout))
+    return {"policy": init_params(config, key), "value": scorer} if layout == "actor_critic" else scorer
+
+
+def _head(config: ModelConfig, layout: Layout) -> dict[str, Any]:
+    """Options of the fresh head that the layout has."""
+    if layout == "step_scorer":
+        return {"outputs": 2, "head_std": STEP_HEAD_STD}
+    return {"outputs": 1, "head_std": reward_head_std(config) if layout == "scorer" else VALUE_HEAD_STD}

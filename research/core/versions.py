@@ -1,5 +1,6 @@
 """What a run was made with: package versions, Python, platform and git revision, saved with each run."""
 
+import contextlib
 import platform
 import subprocess
 from importlib import metadata
@@ -7,41 +8,20 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "temper",
-    "jax",
-    "jaxlib",
-    "libtpu",
-    "jax-cuda12-plugin",
-    "jax-cuda13-plugin",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "tensorstore",
-    "tensorflow-datasets",
-    "array_record",
-    "grain",
-    "sentencepiece",
-    "chex",
-    "ml_collections",
-    "ml_dtypes",
-    "numpy",
-    "scipy",
+    "temper jax jaxlib libtpu jax-cuda12-plugin jax-cuda13-plugin flax optax orbax-checkpoint tensorstore"
+    " tensorflow-datasets array_record grain sentencepiece chex ml_collections ml_dtypes numpy scipy"
 )
 
 
-def collect_versions(checkout: Path | None = None) -> dict[str, Any]:
-    """The versions that can change a result.
-
-    Args:
-      checkout: root of the git checkout to ask; by default the one this file is in.
-
-    Returns:
-      `packages` (name to version, absent ones left out), `python`, `platform`, `git_revision` ("unknown"
-      outside a checkout) and `git_dirty` (uncommitted changes; None where the revision is unknown).
-    """
-    revision, dirty = git_revision(checkout or Path(__file__).resolve().parent.parent)
+def collect_versions() -> dict[str, Any]:
+    """What can change a result: `packages` (absent ones left out), `python`, `platform`, and the state of git."""
+    packages = {}
+    for name in PACKAGES.split():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
+    revision, dirty = git_revision(Path(__file__).resolve().parents[2])
     return {
-        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "packages": packages,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "git_revision": revision,
@@ -54,11 +34,8 @@ def git_revision(checkout: Path) -> tuple[str, bool | None]:
 
     `checkout` must be the root: a package installed inside somebody else's repository has no revision.
     """
-    root = _git(checkout, "rev-parse", "--show-toplevel")
-    if root is None or Path(root).resolve() != checkout.resolve():
-        return "unknown", None
-    revision = _git(checkout, "rev-parse", "HEAD")
-    if revision is None:  # a repository without a commit
+    root, _, revision = (_git(checkout, "rev-parse", "--show-toplevel", "HEAD") or "").partition("\n")
+    if not root or Path(root).resolve() != checkout.resolve():
         return "unknown", None
     return revision, bool(_git(checkout, "status", "--porcelain"))
 
@@ -70,10 +47,3 @@ def _git(checkout: Path, *arguments: str) -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -15,7 +15,7 @@ from models.transformer import Params
 from objectives.kl import kl_estimate
 from objectives.reduce import sequence_sum, token_mean
 from research.algorithms.base import rollout_batch
-from research.analysis.rl_plots import write_reward_against_kl
+from research.analysis.plots import write_reward_against_kl
 from research.core.batch import Batch, RolloutBatch
 from research.core.errors import DataError
 from research.core.mesh import to_device

@@ -10,7 +10,7 @@ from models.transformer import Params
 from research.config.experiment import Experiment, Stage
 from research.core.interrupts import Interrupts
 from research.core.stages import StageDir
-from research.core.state import Layout, grow, init_state
+from research.core.state import Layout, fresh_policy, grow
 from research.evals.base import Evaluator
 from research.tasks.sources import Sources
 from research.train.setup import Setup
@@ -50,7 +50,7 @@ class StageRun:
         """What training starts from: the result of another stage, with fresh heads where it has none."""
         stage = self.stage
         if not stage.start:
-            policy = init_state(self.model, self.mesh, stage.seed, stage.rule).params
+            policy = fresh_policy(self.model, self.mesh, stage.seed)
         else:
             start = self.result_of(stage.start)
             if start.layout == layout:

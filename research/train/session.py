@@ -16,7 +16,7 @@ from research.core.checkpoint import Checkpointer, Restored, restore_subtree
 from research.core.compilations import CompilationCounter
 from research.core.errors import CheckpointError
 from research.core.interrupts import Interrupted
-from research.core.metrics import FILES, MetricsWriter
+from research.core.metrics import FILES, PERFORMANCE, MetricsWriter
 from research.core.progress import Progress
 from research.core.sinks import make_sinks
 from research.data.report import DataReport
@@ -186,7 +186,7 @@ class Session:
         rate = (self._tokens - tokens_before) / max(seconds - before, 1e-9)
         compilations = self._compiled.count  # of this process, since it entered the stage
         figures = {"seconds": seconds, "tokens_per_second": rate, "compilations": compilations}
-        self.writer.write_performance(step, figures)
+        self.writer.write(step, figures, PERFORMANCE)
 
     def _advance(self, shown: Mapping[str, float] | None) -> None:
         """Moves the bar by the steps that the device is known to have done: only their times say a rate."""

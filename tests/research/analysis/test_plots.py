@@ -12,7 +12,7 @@ from research.analysis.curves import draw_curves, draw_training, training_metric
 from research.analysis.figures import CONTROL_COLOR, drawable
 from research.analysis.formatting import MetricFormat
 from research.analysis.grids import draw_grid, grid_points
-from research.analysis.intervals import draw_differences, draw_values, label_rows
+from research.analysis.intervals import draw_differences, draw_values
 from research.analysis.logs import Evidence
 from research.analysis.plots import write_plots
 from research.analysis.statistics import compare_arms
@@ -55,12 +55,11 @@ def test_values_and_differences_are_shown_by_row():
     comparison = _compare(results())
     left, right = Figure().subplots(1, 2)
     draw_values(left, comparison, STYLE)
-    label_rows(left, comparison)
     draw_differences(right, comparison, STYLE)
     for line, summary in zip(_marks(left), comparison.arms, strict=True):
         np.testing.assert_allclose(line.get_xdata(), list(summary.values.values()))
     for line, difference in zip(_marks(right), comparison.differences, strict=True):
-        np.testing.assert_allclose(line.get_xdata(), list(difference.differences.values()))
+        np.testing.assert_allclose(line.get_xdata(), list(difference.values.values()))
     assert [text.get_text() for text in left.get_yticklabels()][:2] == ["sft\n(control)", "rejection_sampling"]
     numbers = [text.get_text() for text in right.texts[1:]]
     assert numbers == ["control", *(STYLE.difference(d.mean) for d in comparison.differences)]

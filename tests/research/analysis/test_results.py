@@ -7,7 +7,7 @@ import math
 import pytest
 
 from research.analysis.results import StageUse, load_results, save_results
-from research.core.errors import DataError
+from research.core.errors import DataError, WorkdirError
 from tests.research.analysis.made_up import failed, results
 
 
@@ -28,7 +28,8 @@ def test_round_trip(tmp_path):
 
 
 def test_results_of_an_older_version_are_read(tmp_path):
-    records = [result.to_json() for result in results()[:2]]
+    save_results(tmp_path / "results.json", results()[:2])
+    records = json.loads((tmp_path / "results.json").read_text())
     for record in records:
         for key in ("grid", "stages", "evaluation", "curve_evaluation"):
             del record[key]
@@ -47,7 +48,8 @@ def test_results_of_an_older_version_are_read(tmp_path):
 )
 def test_damaged_record_is_named(tmp_path, change, message):
     path = tmp_path / "results.json"
-    records = [result.to_json() for result in results()[:2]]
+    save_results(path, results()[:2])
+    records = json.loads(path.read_text())
     change(records[1])
     path.write_text(json.dumps(records))
     with pytest.raises(DataError, match=message):
@@ -55,10 +57,10 @@ def test_damaged_record_is_named(tmp_path, change, message):
 
 
 def test_unreadable_files(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(WorkdirError, match="cannot be read"):
         load_results(tmp_path / "absent.json")
     (tmp_path / "half.json").write_text('[{"arm":')
-    with pytest.raises(DataError, match="half.json: not JSON"):
+    with pytest.raises(WorkdirError, match="half.json: is not the JSON file"):
         load_results(tmp_path / "half.json")
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(DataError, match="expected a list"):

@@ -54,7 +54,7 @@ def test_paired_difference_against_closed_form():
     comparison = compare_arms(_runs(arm=arm, control=control), metric=METRIC, control="control")
     (found,) = comparison.differences
     assert [summary.arm for summary in comparison.arms] == ["control", "arm"]
-    np.testing.assert_allclose(list(found.differences.values()), differences)
+    np.testing.assert_allclose(list(found.values.values()), differences)
     assert found.mean == pytest.approx(mean)
     assert found.p == found.p_holm == pytest.approx(p)
     np.testing.assert_allclose(
@@ -107,7 +107,7 @@ def test_equal_differences_use_the_sign_flip_test(shift, p):
     control = [0.60, 0.50, 0.40]
     runs = _runs(c=control, a=[value + shift for value in control])
     (difference,) = compare_arms(runs, metric=METRIC, control="c").differences
-    values = np.array(list(difference.differences.values()))
+    values = np.array(list(difference.values.values()))
     flips = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf)
     assert difference.p == pytest.approx(flips.pvalue) == p
     assert difference.t_interval is None
@@ -125,7 +125,7 @@ def test_failed_missing_and_nan_runs_are_left_out_and_said():
     assert control.missing == ("seed 1 failed: loss is NaN at step 120 | see <log>",)
     assert arm.missing == (f"seed 0 ended with {METRIC} = nan", f"seed 2 without {METRIC}")
     (difference,) = comparison.differences
-    assert list(difference.differences) == [3]
+    assert list(difference.values) == [3]
     assert difference.note == "one shared seed: no interval and no p-value; compared on seeds 3 only"
 
 

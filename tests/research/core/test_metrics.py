@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from research.core.errors import DataError, WorkdirError
-from research.core.metrics import FILES, MetricsWriter, load_jsonl, load_metrics
+from research.core.metrics import FILES, PERFORMANCE, MetricsWriter, load_jsonl, load_metrics
 
 
 def _record(writer: MetricsWriter, step: int) -> None:
     rng = np.random.default_rng(step)
     writer.write(step, {"loss": rng.random(), "reward/mean": jnp.float32(0.1) * step, "tokens": step * 128})
-    writer.write_performance(step, {"tokens_per_second": 1e3 / (step + 1)})
+    writer.write(step, {"tokens_per_second": 1e3 / (step + 1)}, PERFORMANCE)
     writer.write_samples(step, [{"prompt": "2+3=", "completion": f"{step} ß", "reward": np.float32(1)}])
 
 
@@ -85,15 +85,6 @@ def test_metric_that_is_not_one_number_is_named(tmp_path, value):
     assert _bytes(tmp_path) == dict.fromkeys(FILES, b"")
 
 
-def test_new_run_refuses_another_runs_directory(tmp_path):
-    with MetricsWriter(tmp_path) as writer:
-        _record(writer, 0)
-    before = _bytes(tmp_path)
-    with pytest.raises(WorkdirError, match="metrics.jsonl: holds .* of an earlier run"):
-        MetricsWriter(tmp_path)
-    assert _bytes(tmp_path) == before
-
-
 def _shorten(path):
     path.write_bytes(path.read_bytes()[:-2])
 
@@ -155,8 +146,8 @@ def test_sinks_get_every_number_of_the_files_and_are_told_where_a_resumed_run_go
         _record(writer, 1)
     rows = load_metrics(tmp_path / "metrics.jsonl") + load_metrics(tmp_path / "performance.jsonl")
     expected = {(row.pop("step"), tuple(sorted(row.items()))) for row in rows}
-    assert {(step, tuple(sorted(values.items()))) for step, values in sink.got[:-1]} == expected
-    assert sink.got[-1] == "closed"
+    assert {(step, tuple(sorted(values.items()))) for step, values in sink.got[1:-1]} == expected
+    assert sink.got[0] == (0, "restart") and sink.got[-1] == "closed"
     again = Remembering()
     MetricsWriter(tmp_path, offsets=offsets, sinks=[again]).close()
     assert again.got == [(1, "restart"), "closed"]

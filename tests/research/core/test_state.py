@@ -11,7 +11,7 @@ from research.config.optimizers import ADAMW
 from research.core.errors import ConfigError
 from research.core.mesh import make_mesh
 from research.core.optim import init_optimizer
-from research.core.state import abstract_state, init_state, state_from_params, state_shardings
+from research.core.state import abstract_state, fresh_policy, state_from_params
 from tests.research.algorithms.toy import MODEL, eight_devices, host_params, one_device, quick_compilation
 
 
@@ -23,7 +23,7 @@ def _quick() -> Iterator[None]:
 
 def test_initialisation_has_the_promised_shapes_and_shardings_and_ignores_the_mesh() -> None:
     mesh = eight_devices()
-    state = init_state(MODEL, mesh, 3, ADAMW)
+    state = state_from_params(fresh_policy(MODEL, mesh, 3), MODEL, mesh, ADAMW)
     abstract = abstract_state(MODEL, mesh, ADAMW)
     assert jax.tree.structure(state) == jax.tree.structure(abstract)
     for (path, leaf), promised in zip(
@@ -32,11 +32,9 @@ def test_initialisation_has_the_promised_shapes_and_shardings_and_ignores_the_me
         name = jax.tree_util.keystr(path)
         assert (leaf.shape, leaf.dtype) == (promised.shape, promised.dtype), name
         assert leaf.sharding.is_equivalent_to(promised.sharding, leaf.ndim), name
-    one = init_state(MODEL, one_device(), 3, ADAMW)
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(one), strict=True):
+    one = fresh_policy(MODEL, one_device(), 3)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
-    other = jax.eval_shape(lambda: init_state(MODEL, one_device(), 4, ADAMW))
-    assert jax.tree.structure(other) == jax.tree.structure(one)
 
 
 def test_parameters_and_their_moments_are_really_split() -> None:
@@ -69,4 +67,4 @@ def test_init_optimizer_keeps_boxes() -> None:
 )
 def test_a_model_that_does_not_divide_is_refused(change: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        state_shardings(dataclasses.replace(MODEL, **change), make_mesh(2, 2, 2), ADAMW)
+        abstract_state(dataclasses.replace(MODEL, **change), make_mesh(2, 2, 2), ADAMW)

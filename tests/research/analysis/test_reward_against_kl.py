@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from research.analysis.rl_plots import reward_curve, write_reward_against_kl
+from research.analysis.plots import reward_curve, write_reward_against_kl
 from tests.objectives.cases import SEEDS
 from tests.research.analysis.made_up import log
 
