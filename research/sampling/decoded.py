@@ -127,7 +127,7 @@ def sample_prompts(
         source, G = records, spec.samples_per_prompt
         callback = ToolCallback(
             interaction.turns(spec.max_new_tokens),
-            lambda row: interaction.begin(source[int(batch.prompt_ids[row // G])]),
+            lambda row: interaction.begin(source[int(batch.prompt_ids[row // G])])[0],
         )
         out, metrics = _refilled(params, batch, scalars, model, spec, callback)
         turns = tuple(callback.states[row] for row in range(len(out.tokens)))

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from research.core.metrics import decode_numbers
 from research.data.tokenizer import train_tokenizer
-from research.evals.scaling import scaling_curves, vote_weights
+from research.evals.scaling import scaling_curves
 from tests.launch.forks import Forks, Outcome
 from tests.launch.test_launch import assert_one_sentence, stage_folder
 
@@ -108,7 +108,7 @@ def test_from_stages_to_curves(forks: Forks, trained: Path, tmp_path: Path) -> N
         lengths=[record["lengths"] for record in samples],
         prompt_lengths=[record["prompt_length"] for record in samples],
         scores=scores,
-        weights={"reward": vote_weights(scores["reward"]), **probabilities},
+        weights={"reward": np.exp(scores["reward"] - scores["reward"].max(axis=1, keepdims=True)), **probabilities},
         trials=50,
     )
     for name, curve in again.curves.items():

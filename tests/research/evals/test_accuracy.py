@@ -10,8 +10,7 @@ import pytest
 from research.core.errors import ConfigError
 from research.data.records import first_records
 from research.evals.accuracy import Accuracy, judge
-from research.evals.base import Sample
-from research.evals.policy import TrainedPolicy
+from research.evals.policy import Sample, TrainedPolicy
 from research.evals.results import evaluate
 from research.tasks.jsonl import Jsonl
 
