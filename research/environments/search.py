@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from research.config.schema import key
-from research.core.errors import ConfigError, DataError
+from research.config.schema import expect, key
+from research.core.errors import DataError
 from research.data.jsonl import read_records, read_text
 from research.data.store import file_hash
 from research.environments.base import Tool, optional_package, text_tool
@@ -99,8 +99,7 @@ class Search:
 
     def __call__(self) -> Tool:
         """Reads and indexes the corpus."""
-        if not self.corpus:
-            raise ConfigError("tools.search.corpus: got '', expected a JSONL or text file to search")
+        expect(self.corpus, "tools.search.corpus", self.corpus, "a JSONL or text file to search")
         index = Index(read_corpus(self.corpus))
 
         def answer(query: str) -> str:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from research.config.schema import expect
 from research.core.errors import ConfigError, DataError
 from research.data.chat import Message, prompt_messages, render_continuation, tools_text
 from research.data.tokenizer import Tokenizer
@@ -71,11 +72,8 @@ class Toolbox:
         self.timeout_s = timeout_s
         self.min_result_tokens = max(1, len(tokenizer.encode(spellable(TRUNCATED, tokenizer))))
         self.max_result_tokens = max_result_tokens
-        if max_result_tokens < self.min_result_tokens:
-            raise ConfigError(
-                f"tools: max_result_tokens: got {max_result_tokens}, expected >= {self.min_result_tokens}, "
-                f"the tokens of {TRUNCATED!r}."
-            )
+        least = f">= {self.min_result_tokens}, the tokens of {TRUNCATED!r}."
+        expect(max_result_tokens >= self.min_result_tokens, "tools: max_result_tokens", max_result_tokens, least)
         self._validators = {tool.name: _validator(tool) for tool in tools}
         described = [{key: getattr(tool, key) for key in ("name", "description", "parameters")} for tool in tools]
         self.system = tools_text([{"type": "function", "function": each} for each in described])

@@ -6,7 +6,6 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from research.core.errors import ConfigError
 from research.data.records import Records
 from research.evals.base import Need
 from research.evals.passk import majority_at_k, pass_at_k
@@ -53,10 +52,8 @@ class Accuracy:
     needs: ClassVar[frozenset[Need]] = frozenset({"answers"})
 
     def run(self, policy: TrainedPolicy, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-        """One value a problem; needs `k` samples at least."""
+        """One value a problem."""
         how = policy.settings
-        if max(how.k, default=1) > how.samples:
-            raise ConfigError(f"evaluation.k: got {max(how.k)}, expected at most evaluation.samples={how.samples}")
         records = policy.held_out(how.problems)
         groups = policy.generate(records, seed=seed)
         judged = judge(policy, records, groups)
