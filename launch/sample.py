@@ -26,7 +26,7 @@ from launch import common, generation
 from launch.common import given, refuse
 from objectives.prm import StepReduction
 from research.config.schema import expect
-from research.evals.scorers import Scorer, make_scorers, score_samples
+from research.evals.scorers import Scorer, score_samples
 from research.sampling.limits import SAMPLES
 from research.sampling.rows import Constraint, Row, choice
 from research.sampling.streaming import TextDelta, TextGenerator, in_order
@@ -155,13 +155,8 @@ def _load_scorer(policy: Policy, longest: int) -> Scorer | None:
     if not _SCORER.value:
         return None
     folder = Path(_SCORER.value).resolve()
-    (scorer,) = make_scorers(
-        [load_stage(folder)],
-        tokenizer=policy.tokenizer,
-        mesh=policy.mesh,
-        length=longest,
-        reductions=(flags.FLAGS.prm_score,),
-    )
+    reductions = (flags.FLAGS.prm_score,)
+    scorer = load_stage(folder).scorer(policy.tokenizer, policy.mesh, length=longest, reductions=reductions)
     other = scorer.kind != "process" and given("prm_score")
     refuse(other, f"--prm_score: has no effect, expected a process scorer, got --scorer={folder}")
     return scorer

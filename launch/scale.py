@@ -10,6 +10,7 @@ scaling.md, scaling.json (curves with their intervals) and samples.json (every c
 `--problems`, the problems held out from that stage's own training are used.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -30,7 +31,6 @@ from research.evals.results import completions
 from research.evals.scaling import powers_of_two, scaling_curves
 from research.evals.scaling_plot import write_scaling_plot
 from research.evals.scaling_report import to_json, to_markdown
-from research.evals.scorers import make_scorers
 from research.sampling.limits import check_temperature
 from research.train.stored import load_stage
 
@@ -50,13 +50,14 @@ def main() -> None:
     output = make_folder(_OUTPUT.value)
     check_writable(output / "samples.json")  # samples are what costs
     with jax.set_mesh(policy.mesh):
-        scorers = make_scorers(
-            [load_stage(Path(path).resolve()) for path in _SCORERS.value],
-            tokenizer=policy.tokenizer,
-            mesh=policy.mesh,
-            length=given.max_prompt_length + given.max_new_tokens,
-            reductions=reductions,
-        )
+        length = given.max_prompt_length + given.max_new_tokens
+        stages = [load_stage(Path(path).resolve()) for path in _SCORERS.value]
+        scorers = [s.scorer(policy.tokenizer, policy.mesh, length=length, reductions=reductions) for s in stages]
+        names = [scorer.name for scorer in scorers]
+        scorers = [  # those of one name are told apart by their folders
+            replace(scorer, name=stage.folder.name) if names.count(scorer.name) > 1 else scorer
+            for scorer, stage in zip(scorers, stages, strict=True)
+        ]
         groups = policy.generate(policy.records, seed=given.seed)
         judged = judge(policy, policy.records, groups)
         scores = {name: found for s in scorers for name, found in zip(s.scores, policy.scored(s, groups), strict=True)}

@@ -1,9 +1,12 @@
 """What answers a policy between its turns: environments, and the tools that one of them offers."""
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
+from research.core.errors import ConfigError
 from research.data.chat import Message
 
 
@@ -36,6 +39,27 @@ class Tool:
     parameters: Mapping[str, Any]
     run: Callable[[Mapping[str, Any]], str]
     version: Mapping[str, Any] = field(default_factory=dict)
+
+
+def text_tool(
+    name: str, description: str, argument: str, about: str, run: Callable[[str], str], **version: Any
+) -> Tool:
+    """A tool of one argument, a text, which `about` describes."""
+    parameters = {
+        "type": "object",
+        "properties": {argument: {"type": "string", "description": about}},
+        "required": [argument],
+        "additionalProperties": False,
+    }
+    return Tool(name, description, parameters, lambda arguments: run(arguments[argument]), version)
+
+
+def optional_package(name: str, user: str) -> ModuleType:
+    """A package of the extra "tools"; ConfigError where it is missing."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{user}: the package {name} is missing; pip install 'temper[tools]'.") from error
 
 
 class Completion(NamedTuple):
@@ -77,10 +101,7 @@ class Environment(Protocol):
     """
 
     def reset(self, record: Mapping[str, Any], seed: int) -> list[Message]:
-        """Begins an episode and gives its prompt.
-
-        The prompt must follow from the record (a row of the task's data, every column) and the seed.
-        """
+        """Begins an episode and gives its prompt, which must follow from the record (the task's row) and the seed."""
 
     def step(self, completion: Completion) -> Turn:
         """Answers a turn; called from several threads, for different episodes."""

@@ -4,32 +4,23 @@ import ast
 import math
 import operator
 from collections.abc import Callable, Mapping
-from decimal import Decimal, localcontext
+from decimal import Context, Decimal
 from fractions import Fraction
 from typing import Any
 
-from research.environments.base import Tool, ToolError
+from research.environments.base import Tool, ToolError, text_tool
 
 _MOST_CHARACTERS = 500
 _MOST_BITS = 4096  # about 1233 digits: enough for any sum, small enough that no operation takes time
-_DIGITS = 12  # of a number that is not written out exactly
 _SIGNS = str.maketrans({"^": "**", "×": "*", "·": "*", "÷": "/", "−": "-"})
 _EXPECTED = "expected numbers, + - * / // % ^, brackets and abs, ceil, floor, max, min, round, sqrt"
+_TOO_LARGE = f"a number gets too large, expected at most {_MOST_BITS} bits"
 
 
 def calculator() -> Tool:
     """The tool "calculator"."""
-    return Tool(
-        name="calculator",
-        description="Evaluates an arithmetic expression exactly.",
-        parameters={
-            "type": "object",
-            "properties": {"expression": {"type": "string", "description": "such as 12*(3+4)/5"}},
-            "required": ["expression"],
-            "additionalProperties": False,
-        },
-        run=lambda arguments: calculate(arguments["expression"]),
-    )
+    description = "Evaluates an arithmetic expression exactly."
+    return text_tool("calculator", description, "expression", "such as 12*(3+4)/5", calculate)
 
 
 def calculate(expression: str) -> str:
@@ -45,8 +36,7 @@ def calculate(expression: str) -> str:
         raise ToolError(f"the expression has {len(expression)} characters, expected at most {_MOST_CHARACTERS}")
     source = expression.translate(_SIGNS).strip()
     try:
-        tree = ast.parse(source, mode="eval")
-        return _written(_value(tree.body, source))
+        return _written(_value(ast.parse(source, mode="eval").body, source))
     except (SyntaxError, ValueError) as error:  # ValueError: a null character, or an integer of 4300 digits
         raise ToolError(f"{expression[:40]!r} is not an expression, {_EXPECTED}") from error
     except ZeroDivisionError as error:
@@ -57,37 +47,31 @@ def calculate(expression: str) -> str:
 
 def _value(node: ast.expr, source: str) -> Fraction:
     # One frame a level: 500 characters cannot nest deeper than Python's stack.
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        left, right = _value(node.left, source), _value(node.right, source)
-        return _bounded(Fraction(_OPERATORS[type(node.op)](left, right)))
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-        value = _value(node.operand, source)
-        return -value if isinstance(node.op, ast.USub) else value
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
-        return _bounded(_literal(ast.get_source_segment(source, node) or "", node.value))
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        name = node.func.id
-        if name in _FUNCTIONS:
-            values = [_value(argument, source) for argument in node.args]
+    text = ast.get_source_segment(source, node) or ""
+    match node:
+        case ast.BinOp(left, op, right) if type(op) in _OPERATORS:
+            value = _OPERATORS[type(op)](_value(left, source), _value(right, source))
+        case ast.UnaryOp(ast.USub(), operand):
+            value = -_value(operand, source)
+        case ast.UnaryOp(ast.UAdd(), operand):
+            value = _value(operand, source)
+        case ast.Constant(int() as number) if not isinstance(number, bool):
+            value = number  # 0x10 and 1_000 too
+        case ast.Constant(float()):
+            decimal = Decimal(text)  # holds 1e999999999 without spelling it out
+            if decimal and abs(decimal.adjusted()) > _MOST_BITS // 4:
+                raise ToolError(f"the number {text[:40]} is too large or too small")
+            value = Fraction(decimal)
+        case ast.Call(ast.Name(name), arguments, []) if name in _FUNCTIONS:
             try:
-                return _bounded(Fraction(_FUNCTIONS[name](*values)))
+                value = _FUNCTIONS[name](*(_value(argument, source) for argument in arguments))
             except TypeError as error:
-                raise ToolError(f"{name} does not take {len(values)} numbers") from error
-    raise ToolError(f"found {(ast.get_source_segment(source, node) or '')[:40]!r}, {_EXPECTED}")
-
-
-def _literal(text: str, value: int | float) -> Fraction:
-    if isinstance(value, int):
-        return Fraction(value)  # 0x10 and 1_000 too
-    number = Decimal(text)  # holds 1e999999999 without spelling it out
-    if number and abs(number.adjusted()) > _MOST_BITS // 4:
-        raise ToolError(f"the number {text[:40]} is too large or too small")
-    return Fraction(number)
-
-
-def _bounded(value: Fraction) -> Fraction:
+                raise ToolError(f"{name} does not take {len(arguments)} numbers") from error
+        case _:
+            raise ToolError(f"found {text[:40]!r}, {_EXPECTED}")
+    value = Fraction(value)
     if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MOST_BITS:
-        raise ToolError(f"a number gets too large, expected at most {_MOST_BITS} bits")
+        raise ToolError(_TOO_LARGE)
     return value
 
 
@@ -96,11 +80,9 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
         return _power(_sqrt(base), Fraction(exponent.numerator))
     if exponent.denominator != 1:
         raise ToolError("a power needs an integer exponent (or halves, of a number >= 0)")
-    if base in (0, 1, -1):
-        return base ** (int(exponent) if exponent < 0 else int(exponent % 2 + 2 * (exponent > 0)))
     bits = max(abs(base.numerator), base.denominator).bit_length() - 1
     if abs(exponent) * bits > _MOST_BITS:  # before the power is taken: 9^9^9^9
-        raise ToolError(f"a number gets too large, expected at most {_MOST_BITS} bits")
+        raise ToolError(_TOO_LARGE)
     return Fraction(base ** int(exponent))
 
 
@@ -110,27 +92,27 @@ def _sqrt(value: Fraction) -> Fraction:
     roots = Fraction(math.isqrt(value.numerator), math.isqrt(value.denominator))
     if roots * roots == value:
         return roots
-    with localcontext() as context:
-        context.prec = 28
-        return Fraction((Decimal(value.numerator) / Decimal(value.denominator)).sqrt())
+    return Fraction(Context(prec=28).sqrt(_decimal(value, 28)))
+
+
+def _round(value: Fraction, digits: Fraction = Fraction(0)) -> Fraction:
+    if digits.denominator != 1 or abs(digits) > 1000:
+        raise ToolError("round needs a number of digits from -1000 to 1000")
+    return Fraction(round(value, int(digits)))
+
+
+def _decimal(value: Fraction, digits: int) -> Decimal:
+    return Context(prec=digits).divide(Decimal(value.numerator), Decimal(value.denominator))
 
 
 def _written(value: Fraction) -> str:
     if value.denominator == 1:
         return str(value.numerator)
-    rest = value.denominator
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    with localcontext() as context:
-        context.prec = 20
-        exact = Decimal(value.numerator) / Decimal(value.denominator)
-        if rest == 1 and Fraction(exact) == value:
-            return format(exact, "f") if abs(exact.adjusted()) <= 20 else str(exact)
-        context.prec = _DIGITS
-        about = str(Decimal(value.numerator) / Decimal(value.denominator))
-    fraction = f"{value.numerator}/{value.denominator}"
-    return f"{fraction}, about {about}" if len(fraction) <= 20 else f"about {about}"
+    exact = _decimal(value, 20)
+    if Fraction(exact) == value:
+        return format(exact, "f") if abs(exact.adjusted()) <= 20 else str(exact)
+    fraction, about = str(value), f"about {_decimal(value, 12)}"
+    return f"{fraction}, {about}" if len(fraction) <= 20 else about
 
 
 _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction | int]] = {
@@ -142,14 +124,6 @@ _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction | i
     ast.Mod: operator.mod,
     ast.Pow: _power,
 }
-
-
-def _round(value: Fraction, digits: Fraction = Fraction(0)) -> Fraction:
-    if digits.denominator != 1 or abs(digits) > 1000:
-        raise ToolError("round needs a number of digits from -1000 to 1000")
-    return Fraction(round(value, int(digits)))
-
-
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "abs": abs,
     "ceil": math.ceil,

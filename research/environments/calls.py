@@ -7,7 +7,7 @@ pieces stand in a turn, and what a result looks like, is said in `research/data/
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -61,12 +61,6 @@ def parse_call(text: str) -> Call | CallError:
     return Call(name, arguments)
 
 
-def call_text(call: Call) -> str:
-    """The inverse of `parse_call`, in the form that `chat.py` gives to a record's tool calls."""
-    value = {"name": call.name, "arguments": dict(call.arguments)}
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)
-
-
 def turn_calls(tokens: Sequence[int], tokenizer: Tokenizer) -> tuple[Call | CallError, ...]:
     """The calls in an assistant turn, in order.
 
@@ -103,14 +97,15 @@ def turn_calls(tokens: Sequence[int], tokenizer: Tokenizer) -> tuple[Call | Call
 
 
 def _loads(text: str) -> Any:
+    """JSON that can be encoded again; ValueError or RecursionError where it is none, or is nested too deeply."""
     value = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
     # A fixed bound: where Python's own stack ends depends on the caller.
-    level, depth = [value], 0
-    while level:
-        level = [child for each in level for child in _children(each)]
-        depth += 1
-        if depth > _DEEPEST:
-            raise RecursionError
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [child for children in inner for child in children]
+    if level:
+        raise RecursionError
     # "\ud800" is JSON, but no text: it could neither be encoded nor reach a tool.
     try:
         json.dumps(value, ensure_ascii=False).encode()
@@ -119,21 +114,14 @@ def _loads(text: str) -> Any:
     return value
 
 
-def _children(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
-
-
 def _not_finite(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
+    if math.isinf(float(text)):
         raise ValueError(f"the number {text[:40]} is too large")
-    return value
+    return float(text)
 
 
 def _kind(value: Any) -> str:

@@ -1,11 +1,10 @@
 """A tool that runs a Python program and answers with what it prints."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import get_args
 
 from research.config.schema import key
-from research.environments.base import Tool, ToolError, ToolTimeout
+from research.environments.base import Tool, ToolError, ToolTimeout, text_tool
 from research.rewards.sandbox.sandbox import Isolation, Sandbox, make_sandbox
 
 
@@ -13,9 +12,9 @@ def python(sandbox: Sandbox) -> Tool:
     """The tool "python": its answer is the program's output, an error where the program fails."""
     limits = sandbox.limits
 
-    def run(arguments: Mapping[str, Any]) -> str:
+    def run(code: str) -> str:
         try:
-            outcome = sandbox.run(arguments["code"])
+            outcome = sandbox.run(code)
         except ValueError as error:
             raise ToolError(str(error)) from error
         shown = f"\n{outcome.output}" if outcome.output else ""
@@ -30,20 +29,10 @@ def python(sandbox: Sandbox) -> Tool:
             raise ToolError(f"status {outcome.status}: {outcome.last_line}{shown}")
         return outcome.output
 
-    return Tool(
-        name="python",
-        description=(
-            f"Runs a Python program (standard library only, {limits.cpu_s} seconds of processor time) and shows "
-            "its output."
-        ),
-        parameters={
-            "type": "object",
-            "properties": {"code": {"type": "string", "description": "the program; print what is to be seen"}},
-            "required": ["code"],
-            "additionalProperties": False,
-        },
-        run=run,
+    description = (
+        f"Runs a Python program (standard library only, {limits.cpu_s} seconds of processor time) and shows its output."
     )
+    return text_tool("python", description, "code", "the program; print what is to be seen", run)
 
 
 @dataclass(frozen=True)

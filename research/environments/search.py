@@ -1,20 +1,18 @@
 """Search in a local corpus by BM25."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
-from research.config.schema import key
-from research.core.errors import ConfigError, DataError
-from research.data.jsonl import read_records
+from research.config.schema import expect, key
+from research.core.errors import DataError
+from research.data.jsonl import read_records, read_text
 from research.data.store import file_hash
-from research.environments.base import Tool
-
-_WORD = r"(?u)\b\w+\b"
+from research.environments.base import Tool, optional_package, text_tool
 
 
 @dataclass(frozen=True)
@@ -27,23 +25,22 @@ class Document:
 
 
 def read_corpus(path: str | Path) -> tuple[Document, ...]:
-    """The documents of a file.
+    """The documents of a file, at least one, with different ids; DataError names what is wrong.
 
     A `.jsonl` (or `.json`) file has objects with `text` and, if wanted, `id` and `title`; an entry without an id
     is called by its number. Any other file is text, in which blank lines separate documents.
-
-    Raises:
-      DataError: the file is missing or empty, an entry has no text, or two have one id.
     """
     path = Path(path)
-    documents = tuple(_records(path) if path.suffix in (".jsonl", ".json") else _paragraphs(path))
+    if path.suffix in (".jsonl", ".json"):
+        documents = tuple(_records(path))
+    else:
+        paragraphs = filter(None, (part.strip() for part in re.split(r"\n\s*\n", read_text(path))))
+        documents = tuple(Document(str(number), paragraph) for number, paragraph in enumerate(paragraphs, start=1))
     if not documents:
         raise DataError(f"{path}: holds no documents, expected at least one.")
-    seen: set[str] = set()
-    for document in documents:
-        if document.id in seen:
-            raise DataError(f"{path}: two documents have the id {document.id!r}, expected different ones.")
-        seen.add(document.id)
+    [(name, count)] = Counter(document.id for document in documents).most_common(1)
+    if count > 1:
+        raise DataError(f"{path}: two documents have the id {name!r}, expected different ones.")
     return documents
 
 
@@ -56,18 +53,6 @@ def _records(path: Path) -> Iterator[Document]:
         yield Document(str(name), text, title)
 
 
-def _paragraphs(path: Path) -> Iterator[Document]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}).") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    paragraphs = (part.strip() for part in re.split(r"\n\s*\n", text))
-    for number, paragraph in enumerate(filter(None, paragraphs), start=1):
-        yield Document(str(number), paragraph)
-
-
 class Index:
     """BM25 (Lucene's variant, k1 = 1.5, b = 0.75) over documents; words are lower-cased, none is left out.
 
@@ -75,24 +60,20 @@ class Index:
     """
 
     def __init__(self, documents: Sequence[Document]) -> None:
-        """Indexes titles and texts.
-
-        Raises:
-          ConfigError: bm25s is not installed.
-          DataError: no document has a word.
-        """
-        bm25s = _bm25s()
+        """Indexes titles and texts."""
+        # Its import also imports jax, and runs one small operation on jax's default device.
+        self._bm25s = optional_package("bm25s", "search")
         self.documents = tuple(documents)
         words = self._words([f"{each.title} {each.text}" for each in self.documents])
         if not any(words):
             raise DataError(f"search: the {len(self.documents)} documents have no words, expected some.")
-        self._index = bm25s.BM25(method="lucene", k1=1.5, b=0.75, backend="numpy")
+        self._index = self._bm25s.BM25(method="lucene", k1=1.5, b=0.75, backend="numpy")
         self._index.index(words, show_progress=False)
         self._known = frozenset(word for each in words for word in each)
 
     def _words(self, texts: list[str]) -> list[list[str]]:
-        found: list[list[str]] = _bm25s().tokenize(
-            texts, token_pattern=_WORD, stopwords=[], return_ids=False, show_progress=False
+        found: list[list[str]] = self._bm25s.tokenize(
+            texts, token_pattern=r"(?u)\b\w+\b", stopwords=[], return_ids=False, show_progress=False
         )
         return found
 
@@ -117,46 +98,22 @@ class Search:
     max_characters: int = key(500, "Of each document's text; the rest is cut.", unit="characters", low=1)
 
     def __call__(self) -> Tool:
-        """Reads and indexes the corpus.
-
-        Raises:
-          ConfigError: there is no corpus, or bm25s is not installed.
-          DataError: the corpus cannot be used.
-        """
-        if not self.corpus:
-            raise ConfigError("tools.search.corpus: got '', expected a JSONL or text file to search")
+        """Reads and indexes the corpus."""
+        expect(self.corpus, "tools.search.corpus", self.corpus, "a JSONL or text file to search")
         index = Index(read_corpus(self.corpus))
-        return Tool(
-            name="search",
-            description=f"Searches documents by words; gives the {self.results} that match best.",
-            parameters={
-                "type": "object",
-                "properties": {"query": {"type": "string", "description": "words to look for"}},
-                "required": ["query"],
-                "additionalProperties": False,
-            },
-            run=lambda arguments: self.answer(index, arguments["query"]),
-            version={"corpus": file_hash(Path(self.corpus))},
-        )
 
-    def answer(self, index: Index, query: str) -> str:
-        """The documents that match best, as the model reads them."""
-        found = index.top(query, self.results)
-        return "\n\n".join(_shown(each, self.max_characters) for each, _ in found) or "no document matches"
+        def answer(query: str) -> str:
+            found = index.top(query, self.results)
+            return "\n\n".join(self._shown(document) for document, _ in found) or "no document matches"
 
+        description = f"Searches documents by words; gives the {self.results} that match best."
+        version = {"corpus": file_hash(Path(self.corpus))}
+        return text_tool("search", description, "query", "words to look for", answer, **version)
 
-def _shown(document: Document, most: int) -> str:
-    text = document.text if len(document.text) <= most else f"{document.text[:most]}..."
-    head = f"[{document.id}] {document.title}".strip()
-    return f"{head}\n{text}"
-
-
-def _bm25s() -> ModuleType:
-    try:
-        import bm25s  # imports jax and runs one small operation on its default device
-    except ModuleNotFoundError as error:
-        raise ConfigError("search: the package bm25s is missing; pip install 'temper[tools]'.") from error
-    return bm25s
+    def _shown(self, document: Document) -> str:
+        most = self.max_characters
+        text = document.text if len(document.text) <= most else f"{document.text[:most]}..."
+        return f"{f'[{document.id}] {document.title}'.strip()}\n{text}"
 
 
 PROVIDES = {"tool": {"search": Search}}

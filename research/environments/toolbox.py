@@ -1,53 +1,50 @@
-"""Runs tool calls: whatever the model wrote, the answer is a text."""
+"""The environment that offers tools: whatever the model calls, the answer is a text."""
 
+import dataclasses
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
+from research.config.schema import expect
 from research.core.errors import ConfigError, DataError
-from research.data.chat import tools_text
+from research.data.chat import Message, prompt_messages, render_continuation, tools_text
 from research.data.tokenizer import Tokenizer
-from research.environments.base import Tool, ToolError, ToolTimeout
-from research.environments.calls import Call, CallError
+from research.environments.base import Completion, Tool, ToolError, ToolTimeout, Turn, optional_package
+from research.environments.calls import Call, CallError, turn_calls
 
-ErrorKind = Literal["malformed", "unknown_tool", "arguments", "tool", "timeout", "exception", "too_many"]
-
-_NAME = re.compile("[A-Za-z0-9_-]+")
-
+_MOST_CALLS = 4
+"""Further calls of a turn are answered by an error."""
 TRUNCATED = "...[truncated]"
 """Stands at the end of a result that was cut."""
 EMPTY = "(no output)"
 """What a tool that returns nothing is shown as: chat records have no empty turns."""
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """A tool's answer.
 
     Attributes:
       text: what the model reads; starts with "error: " where something went wrong.
       tool: the tool's name, or "" where the call names none that exists.
-      error: None, or what went wrong. "exception" is a bug in the tool, the rest is the model's doing.
+      how: "ok", or what went wrong: "malformed", "unknown_tool", "arguments", "tool", "timeout" and "too_many" are the
+        model's doing, "exception" is a bug in the tool.
     """
 
     text: str
     tool: str
-    error: ErrorKind | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Nothing went wrong."""
-        return self.error is None
+    how: str = "ok"
 
 
 class Toolbox:
-    """Runs calls by name. Nothing that a model can write makes `run` raise.
+    """Answers the calls of a turn with their results; a turn without calls ends the episode.
 
-    Each call runs in a thread of its own. One that takes longer than `timeout_s` is answered for and left behind:
-    Python cannot stop a thread, so a tool that may run away must bound itself, as `python` does with a process.
+    Holds nothing of an episode, so that one instance serves all. Nothing that a model can write makes it raise. Each
+    call runs in a thread of its own. One that takes longer than `timeout_s` is answered for and left behind: Python
+    cannot stop a thread, so a tool that may run away must bound itself, as `python` does with a process.
+
+    Attributes:
+      system: what the system turn of every prompt says of the tools.
     """
 
     def __init__(
@@ -60,44 +57,66 @@ class Toolbox:
           tokenizer: measures results.
           max_result_tokens: tokens of one result, markup not counted.
           timeout_s: seconds of wall time for one call; the last resort against a tool that hangs.
-
-        Raises:
-          ConfigError: no tools, two of one name or an odd one, a schema that is none, a limit too small, or a
-            vocabulary that cannot spell a call.
         """
         names = [tool.name for tool in tools]
-        if not tools or len(set(names)) < len(names):
-            raise ConfigError(f"tools: got {', '.join(names) or 'none'}, expected tools of different names.")
-        odd = [name for name in names if not _NAME.fullmatch(name)]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"tools: got {', '.join(names)}, expected tools of different names.")
+        odd = [name for name in names if not re.fullmatch("[A-Za-z0-9_-]+", name)]
         if odd:
             raise ConfigError(f"tools: the name {odd[0]!r} has other characters than letters, digits, _ and -.")
-        if timeout_s <= 0:
-            raise ConfigError(f"tools: timeout_s: got {timeout_s}, expected > 0 seconds.")
         try:
             tokenizer.encode(f'{{"name": "{"".join(names)}", "arguments": {{}}}}')
         except DataError as error:
             raise ConfigError(f"tools: the vocabulary cannot spell a call ({error}).") from error
-        self.tools = {tool.name: tool for tool in tools}
-        self.tokenizer = tokenizer
+        self.tools, self.tokenizer = {tool.name: tool for tool in tools}, tokenizer
         self.timeout_s = timeout_s
         self.min_result_tokens = max(1, len(tokenizer.encode(spellable(TRUNCATED, tokenizer))))
         self.max_result_tokens = max_result_tokens
-        if max_result_tokens < self.min_result_tokens:
-            raise ConfigError(
-                f"tools: max_result_tokens: got {max_result_tokens}, expected >= {self.min_result_tokens}, "
-                f"the tokens of {TRUNCATED!r}."
-            )
+        least = f">= {self.min_result_tokens}, the tokens of {TRUNCATED!r}."
+        expect(max_result_tokens >= self.min_result_tokens, "tools: max_result_tokens", max_result_tokens, least)
         self._validators = {tool.name: _validator(tool) for tool in tools}
+        described = [{key: getattr(tool, key) for key in ("name", "description", "parameters")} for tool in tools]
+        self.system = tools_text([{"type": "function", "function": each} for each in described])
+
+    def reset(self, record: Mapping[str, Any], seed: int) -> list[Message]:
+        """The record's prompt with the tools in its system turn."""
+        del seed
+        return self.described(prompt_messages(record, where="problem"))
+
+    def described(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with the tools' descriptions in their system turn."""
+        first, *rest = messages
+        if first.role != "system":
+            return [Message("system", self.system), *messages]
+        if self.system not in first.content:  # a record may hold it already
+            first = dataclasses.replace(first, content=f"{first.content}\n\n{self.system}")
+        return [first, *rest]
+
+    def step(self, completion: Completion) -> Turn:
+        """Runs the turn's calls; none is run where no result of them all would fit."""
+        calls = turn_calls(completion.tokens, self.tokenizer)
+        if not calls:
+            return Turn(done=True)
+        frame = len(render_continuation([Message("tool", "")] * len(calls), self.tokenizer))
+        each = min((completion.room - frame) // len(calls), self.max_result_tokens)
+        if each < self.min_result_tokens:
+            return Turn()
+        results = [self.run(call, max_tokens=each) for call in calls[:_MOST_CALLS]]
+        beyond = _failed(f"not run: at most {_MOST_CALLS} calls in one turn", "", "too_many")
+        results += [self._clipped(beyond, each)] * (len(calls) - len(results))
+        return Turn(
+            messages=[Message("tool", result.text) for result in results],
+            calls=tuple((result.tool, result.how) for result in results),
+        )
 
     def run(self, call: Call | CallError, *, max_tokens: int | None = None) -> Result:
         """The answer to one call, in at most `max_tokens` (or else `max_result_tokens`) tokens."""
-        return self.clipped(self._run(call), self.max_result_tokens if max_tokens is None else max_tokens)
+        return self._clipped(self._run(call), self.max_result_tokens if max_tokens is None else max_tokens)
 
-    def clipped(self, result: Result, max_tokens: int) -> Result:
+    def _clipped(self, result: Result, max_tokens: int) -> Result:
         """A result whose text fits, and is not empty."""
         text = result.text if result.text.strip() else EMPTY
-        limit = min(max_tokens, self.max_result_tokens)
-        return replace(result, text=clip_text(text, self.tokenizer, limit))
+        return result._replace(text=clip_text(text, self.tokenizer, max_tokens))
 
     def _run(self, call: Call | CallError) -> Result:
         if isinstance(call, CallError):
@@ -107,12 +126,10 @@ class Toolbox:
         wrong = _misfit(call.arguments, self._validators[call.name])
         if wrong:
             return _failed(f"{call.name}: {wrong}", call.name, "arguments")
-        return self._timed(self.tools[call.name], call.arguments)
-
-    def _timed(self, tool: Tool, arguments: Mapping[str, Any]) -> Result:
         answers: list[Result] = []
+        tool = self.tools[call.name]
         # A pool would wait for a thread that hangs when the interpreter exits; a daemon does not hold it up.
-        thread = threading.Thread(target=lambda: answers.append(_answer(tool, arguments)), daemon=True)
+        thread = threading.Thread(target=lambda: answers.append(_answer(tool, call.arguments)), daemon=True)
         thread.start()
         thread.join(self.timeout_s)
         late = _failed(f"{tool.name}: took longer than {self.timeout_s:g} seconds", tool.name, "timeout")
@@ -125,40 +142,31 @@ def _answer(tool: Tool, arguments: Mapping[str, Any]) -> Result:
         if not isinstance(text, str):
             raise TypeError(f"the tool gave {type(text).__name__}, expected str")
         return Result(text, tool.name)
-    except ToolTimeout as error:
-        return _failed(f"{tool.name}: {error}", tool.name, "timeout")
     except ToolError as error:
-        return _failed(f"{tool.name}: {error}", tool.name, "tool")
+        return _failed(f"{tool.name}: {error}", tool.name, "timeout" if isinstance(error, ToolTimeout) else "tool")
     except (Exception, SystemExit) as error:
         # A bug in a tool costs one result, is counted as "exception", and can be read in the samples.
         return _failed(f"{tool.name} failed: {type(error).__name__}: {error}", tool.name, "exception")
 
 
-def _failed(text: str, tool: str, error: ErrorKind) -> Result:
-    return Result(f"error: {text}", tool, error)
-
-
-def too_many(limit: int) -> Result:
-    """The answer to a call beyond a turn's limit, which is not run."""
-    return _failed(f"not run: at most {limit} calls in one turn", "", "too_many")
+def _failed(text: str, tool: str, how: str) -> Result:
+    return Result(f"error: {text}", tool, how)
 
 
 def spellable(text: str, tokenizer: Tokenizer) -> str:
     """The text without the characters that the vocabulary lacks; all of it where there is byte fallback."""
-    try:
-        tokenizer.encode(text)
+
+    def encodes(part: str) -> bool:
+        try:
+            tokenizer.encode(part)
+            return True
+        except DataError:
+            return False
+
+    if encodes(text):
         return text
-    except DataError:
-        known = {character for character in set(text) if _encodes(character, tokenizer)}
-        return "".join(character for character in text if character in known)
-
-
-def _encodes(character: str, tokenizer: Tokenizer) -> bool:
-    try:
-        tokenizer.encode(character)
-        return True
-    except DataError:
-        return False
+    known = set(filter(encodes, set(text)))
+    return "".join(character for character in text if character in known)
 
 
 def clip_text(text: str, tokenizer: Tokenizer, limit: int) -> str:
@@ -182,29 +190,8 @@ def clip_text(text: str, tokenizer: Tokenizer, limit: int) -> str:
     raise ValueError(f"clip_text: limit {limit} is less than the {len(tokenizer.encode(mark))} tokens of {mark!r}.")
 
 
-def tool_schema_text(tools: Sequence[Tool]) -> str:
-    """What the system prompt says about the tools; see `tools_text`."""
-    return tools_text(
-        [
-            {
-                "type": "function",
-                "function": {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)},
-            }
-            for tool in tools
-        ]
-    )
-
-
-def _jsonschema() -> ModuleType:
-    try:
-        import jsonschema
-    except ModuleNotFoundError as error:
-        raise ConfigError("tools: the package jsonschema is missing; pip install 'temper[tools]'.") from error
-    return jsonschema
-
-
 def _validator(tool: Tool) -> Any:
-    jsonschema = _jsonschema()
+    jsonschema = optional_package("jsonschema", "tools")
     try:
         jsonschema.Draft202012Validator.check_schema(tool.parameters)
     except jsonschema.SchemaError as error:

@@ -11,39 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, get_args
 
-from research.core.errors import ConfigError, DataError
 from research.data.chat import render_continuation
 from research.data.tokenizer import Tokenizer
 from research.environments.base import Completion, Environment, Turn
 
 Finish = Literal["answered", "turn_limit", "no_room"]
-
-
-@dataclass(frozen=True)
-class TurnLimits:
-    """What one row may spend.
-
-    Attributes:
-      max_turns: assistant turns that are answered; a row that needs another answer ends.
-      max_new_tokens: of the whole row, all its turns and the answers to them.
-      min_answer_tokens: are left of these after any answer, or the row ends.
-    """
-
-    max_turns: int
-    max_new_tokens: int
-    min_answer_tokens: int = 1
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        for name in ("max_turns", "max_new_tokens", "min_answer_tokens"):
-            value = vars(self)[name]
-            if value < 1:
-                raise ConfigError(f"tools.{name}: got {value}, expected >= 1")
-        if self.min_answer_tokens >= self.max_new_tokens:
-            raise ConfigError(
-                f"tools.min_answer_tokens: got {self.min_answer_tokens}, expected less than max_new_tokens "
-                f"({self.max_new_tokens})"
-            )
 
 
 @dataclass(frozen=True)
@@ -86,14 +58,20 @@ Episode = tuple[Environment, RowTurns, Sequence[int]]
 """An environment, where its row stands, and the ids of the row's completion so far, forced ones included."""
 
 
+@dataclass(frozen=True)
 class Turns:
-    """Advances the episodes of many rows: a pure function of their tokens, as far as the environments are."""
+    """Advances the episodes of many rows: a pure function of their tokens, as far as the environments are.
 
-    def __init__(self, limits: TurnLimits, tokenizer: Tokenizer, *, workers: int = 8) -> None:
-        """Binds the limits; `workers` environments answer at once."""
-        if workers < 1:
-            raise ConfigError(f"tools.workers: got {workers}, expected >= 1")
-        self.limits, self.tokenizer, self.workers = limits, tokenizer, workers
+    Attributes:
+      max_turns: assistant turns that are answered; a row that needs another answer ends.
+      max_new_tokens: of the whole row, all its turns and the answers to them.
+      workers: environments that answer at once.
+    """
+
+    tokenizer: Tokenizer
+    max_turns: int
+    max_new_tokens: int
+    workers: int = 8
 
     @property
     def stop_id(self) -> int:
@@ -101,12 +79,9 @@ class Turns:
         return self.tokenizer.im_end_id
 
     def step(self, episodes: Sequence[Episode]) -> list[Advance]:
-        """What becomes of each row, in their order.
+        """What becomes of each row, none of which has ended, in their order.
 
         A row that has not ended its turn, or has not yet been fed what it was handed, goes on.
-
-        Raises:
-          ValueError: a row has tokens after the one that ended its turn, or had ended before.
         """
         ended = [self._ended(state, tokens) for _, state, tokens in episodes]
         asked = [(env, said) for (env, *_), said in zip(episodes, ended, strict=True) if said is not None]
@@ -123,24 +98,18 @@ class Turns:
 
     def _ended(self, state: RowTurns, tokens: Sequence[int]) -> Completion | None:
         """The row's open turn, where it has ended."""
-        if state.finish is not None:
-            raise ValueError(f"turns: the row has ended ({state.finish}), expected rows that go on.")
-        turn = [int(token) for token in tokens[state.turn_start :]]
-        if self.stop_id not in turn:
+        turn = tuple(int(token) for token in tokens[state.turn_start :])
+        if not turn or turn[-1] != self.stop_id:
             return None
-        after = len(turn) - 1 - turn.index(self.stop_id)
-        if after:
-            raise ValueError(f"turns: {after} tokens follow the end of a turn, expected the row to stop there.")
-        spent = len(tokens) + self.limits.min_answer_tokens
-        room = max(0, self.limits.max_new_tokens - spent) if state.turns < self.limits.max_turns else 0
-        return Completion(self.tokenizer.decode(turn[:-1]), tuple(turn[:-1]), room)
+        room = self.max_new_tokens - len(tokens) - 1 if state.turns < self.max_turns else 0  # a token to go on with
+        return Completion(self.tokenizer.decode(turn[:-1]), turn[:-1], max(0, room))
 
     def _advance(self, state: RowTurns, length: int, room: int, turn: Turn) -> Advance:
         info = {**state.info, **{k: state.info.get(k, 0.0) + float(v) for k, v in turn.info.items()}}
         after = replace(state, calls=(*state.calls, *turn.calls), reward=state.reward + turn.reward, info=info)
         if turn.done:
             return Advance(replace(after, finish="answered"))
-        if state.turns == self.limits.max_turns:
+        if state.turns == self.max_turns:
             return Advance(replace(after, finish="turn_limit"))
         forced = tuple(render_continuation(turn.messages, self.tokenizer).tolist()) if turn.messages else ()
         if not forced or len(forced) > room:
@@ -155,32 +124,28 @@ class Turns:
 
 
 def turn_metrics(rows: Sequence[RowTurns]) -> dict[str, float]:
-    """Means and shares over rows, for the log.
+    """Means and shares over rows, at least one, for the log.
 
-    Returns: `tools/turns` and `tools/calls` a row, `tools/forced_tokens` a row, `tools/error_rate` of calls,
-      `tools/NAME/calls` a row and `tools/NAME/error_rate` for each tool called ("none" where it does not exist),
-      `tools/errors/KIND` calls in all, `tools/frac_REASON` of rows for each reason to end, and of environments
-      `environment/reward` and `environment/NAME` a row for each number that they give.
+    `tools/error_rate` and `tools/NAME/error_rate` are of calls (NAME "none" where the tool does not exist),
+    `tools/errors/KIND` calls in all, `tools/frac_REASON` of rows for each reason to end; all else is a row.
     """
-    if not rows:
-        raise DataError("turn_metrics: got no rows, expected at least one.")
+    n = len(rows)
     calls = [call for row in rows for call in row.calls]
     errors = Counter(how for _, how in calls if how != "ok")
     found = {
-        "tools/turns": sum(row.turns for row in rows) / len(rows),
-        "tools/calls": len(calls) / len(rows),
-        "tools/forced_tokens": sum(row.forced_tokens for row in rows) / len(rows),
+        "tools/turns": sum(row.turns for row in rows) / n,
+        "tools/calls": len(calls) / n,
+        "tools/forced_tokens": sum(row.forced_tokens for row in rows) / n,
         "tools/error_rate": sum(errors.values()) / max(1, len(calls)),
     }
     for name in sorted({tool for tool, _ in calls}):
         ends = [how for tool, how in calls if tool == name]
-        found[f"tools/{name or 'none'}/calls"] = len(ends) / len(rows)
+        found[f"tools/{name or 'none'}/calls"] = len(ends) / n
         found[f"tools/{name or 'none'}/error_rate"] = sum(how != "ok" for how in ends) / len(ends)
     found |= {f"tools/errors/{kind}": float(count) for kind, count in sorted(errors.items())}
-    for reason in get_args(Finish):
-        found[f"tools/frac_{reason}"] = sum(row.finish == reason for row in rows) / len(rows)
+    found |= {f"tools/frac_{reason}": sum(row.finish == reason for row in rows) / n for reason in get_args(Finish)}
     if any(row.reward for row in rows):
-        found["environment/reward"] = sum(row.reward for row in rows) / len(rows)
+        found["environment/reward"] = sum(row.reward for row in rows) / n
     for name in sorted({name for row in rows for name in row.info}):
-        found[f"environment/{name}"] = sum(row.info.get(name, 0.0) for row in rows) / len(rows)
+        found[f"environment/{name}"] = sum(row.info.get(name, 0.0) for row in rows) / n
     return found

@@ -27,42 +27,30 @@ def shuffles(n: int, trials: int, *, seed: int, problem: int) -> NDArray[np.int6
 
 
 def subsets(ranks: NDArray[np.int64], k: int) -> Draws:
-    """All subsets of k of the n samples where they are no more than the trials, otherwise the trials' draws.
-
-    Args:
-      ranks: `[trials, n]` of `shuffles`.
-      k: samples in each.
-    """
+    """All subsets of k of the n samples where they are no more than the trials of `ranks`, otherwise these draws."""
     trials, n = ranks.shape
     if math.comb(n, k) > trials:
         return ranks < k
     chosen = np.array(list(itertools.combinations(range(n), k)))
-    draws = np.zeros((len(chosen), n), np.bool_)
-    np.put_along_axis(draws, chosen, True, axis=1)
-    return draws
+    return (chosen[:, :, None] == np.arange(n)).any(axis=1)
 
 
 def vote(draws: Draws, answers: Sequence[str | None], correct: ArrayLike, weights: ArrayLike) -> Values:
-    """The chance that the answer with the largest sum of weights is right, ties broken by a fair draw.
+    """`[S]` the chance that the answer with the largest sum of weights is right, ties broken by a fair draw.
 
-    The chance is over the tie-break, so no draw of it is needed: two answers that tie count half each.
+    The chance is over the tie-break, so no draw of it is needed: two answers that tie count half each. It is 0 for a
+    draw in which all abstain.
 
     Args:
       draws: `[S, n]`.
       answers: n final answers, in one spelling per value; None abstains.
       correct: `[n]`. Should samples of one answer differ, their share in the draw counts.
       weights: `[n]`, >= 0; ones for a plain majority.
-
-    Returns:
-      `[S]`; 0 for a draw in which all abstain.
     """
-    names = {answer: place for place, answer in enumerate(dict.fromkeys(a for a in answers if a is not None))}
+    names = list(dict.fromkeys(answer for answer in answers if answer is not None))
     if not names:
         return np.zeros(len(draws))
-    ballots = np.zeros((len(answers), len(names)))
-    for sample, answer in enumerate(answers):
-        if answer is not None:
-            ballots[sample, names[answer]] = 1.0
+    ballots = np.array([[answer == name for name in names] for answer in answers], np.float64)
     each = np.stack([np.ones(len(answers)), np.asarray(correct), np.asarray(weights)]).astype(np.float64)
     members = draws.astype(np.float64)
     counts, right, sums = (members @ (ballots * column[:, None]) for column in each)
@@ -73,12 +61,10 @@ def vote(draws: Draws, answers: Sequence[str | None], correct: ArrayLike, weight
 
 
 def pick(draws: Draws, ranks: NDArray[np.int64], correct: ArrayLike, scores: ArrayLike) -> Values:
-    """Whether the sample with the highest score is right; among equal scores the one drawn first is taken.
+    """`[S]` whether the sample with the highest score is right; -inf ranks last.
 
-    Args:
-      draws: `[S, n]`, of at least one sample each.
-      ranks: `[S, n]` of `shuffles`: a fair tie-break.
-      correct, scores: `[n]`; -inf ranks last.
+    Every draw has at least one sample. Among equal scores the one drawn first (`ranks` of `shuffles`) is taken: a fair
+    tie-break.
     """
     within = np.where(draws, np.asarray(scores, np.float64), -np.inf)
     tied = draws & (within == within.max(axis=1, keepdims=True))

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 import numpy as np
 
 from research.config.schema import key
 from research.core.errors import DataError
-from research.evals.base import Need, Policy
+from research.evals.base import Need
+from research.evals.policy import TrainedPolicy
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,11 @@ class ValidationLoss:
 
     needs: ClassVar[frozenset[Need]] = frozenset({"rows"})
 
-    def run(self, policy: Policy, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    def run(self, policy: TrainedPolicy, seed: int) -> Iterator[tuple[str, np.ndarray]]:
         """Teacher-forced; nothing is drawn."""
         del seed
         losses, counts = [], []
-        for number, rows in enumerate(policy.rows()):
-            if number == self.max_batches > 0:
-                break
+        for rows in islice(policy.rows(), self.max_batches or None):
             used = rows.weights > 0
             mask = rows.loss_mask[used]
             losses.append(-np.where(mask, policy.logps(rows)[used], 0.0).sum(axis=1) / mask.sum(axis=1))
@@ -49,13 +49,11 @@ class PreferenceAccuracy:
 
     needs: ClassVar[frozenset[Need]] = frozenset({"pairs"})
 
-    def run(self, policy: Policy, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    def run(self, policy: TrainedPolicy, seed: int) -> Iterator[tuple[str, np.ndarray]]:
         """Teacher-forced; nothing is drawn."""
         del seed
         margins = []
-        for number, pairs in enumerate(policy.pairs()):
-            if number == self.max_batches > 0:
-                break
+        for pairs in islice(policy.pairs(), self.max_batches or None):
             chosen, rejected = (
                 np.where(rows.loss_mask, policy.logps(rows) - policy.logps(rows, reference=True), 0.0).sum(axis=1)
                 for rows in (pairs.chosen, pairs.rejected)

@@ -1,9 +1,7 @@
 """pass@k, maj@k and best-of-n from samples per problem, and bootstrap error bars over the problems.
 
-Every estimator returns one value per problem, so that two models can be compared problem by problem;
-`mean_with_error` turns them into a mean with an interval.
-
-P problems, n samples a problem.
+Every estimator returns one value per problem, `[P]` float64, so that two models can be compared problem by problem;
+`mean_with_error` turns them into a mean with an interval. P problems, n samples a problem.
 """
 
 import math
@@ -21,7 +19,7 @@ from research.evals.draws import Values, shuffles, subsets, vote
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over problems, its standard error and 95% interval (both NaN for a single problem)."""
+    """A mean over problems, its standard error and 95% interval (all three NaN for a single problem)."""
 
     mean: float
     standard_error: float
@@ -30,36 +28,20 @@ class Estimate:
 
 
 def pass_at_k(num_samples: ArrayLike, num_correct: ArrayLike, k: int) -> Values:
-    """The chance that at least one of k samples is correct, estimated without bias from n >= k samples.
+    """The chance that at least one of k >= 1 samples is correct, estimated without bias from n samples, c correct.
 
     `pass@k = 1 - C(n - c, k) / C(n, k) = 1 - prod_{i = n-c+1}^{n} (1 - k / i)` (Chen et al. 2021, "Evaluating
-    Large Language Models Trained on Code", eq. 1); the product needs no large binomials.
-
-    Args:
-      num_samples: [P] or a number, n.
-      num_correct: [P], c, with 0 <= c <= n.
-      k: samples that one may try.
-
-    Returns:
-      [P] float64.
-
-    Raises:
-      DataError: a problem has fewer than k samples, or more correct ones than samples.
+    Large Language Models Trained on Code", eq. 1); the product needs no large binomials. DataError unless c <= n >= k.
     """
     correct = np.atleast_1d(np.asarray(num_correct, dtype=np.int64))
     samples = np.broadcast_to(np.asarray(num_samples, dtype=np.int64), correct.shape)
-    if k < 1:
-        raise DataError(f"pass@k: got k = {k}, expected >= 1.")
-    for problem, (n, c) in enumerate(zip(samples, correct, strict=True)):
-        if n < k:
-            raise DataError(f"pass@{k}: problem {problem} has {n} samples, expected at least {k}.")
-        if not 0 <= c <= n:
-            raise DataError(f"pass@{k}: problem {problem} has {c} correct of {n} samples.")
-    return np.array(
-        [1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)) if n - c >= k else 1.0
-         for n, c in zip(samples, correct, strict=True)],
-        dtype=np.float64,
-    )  # fmt: skip
+    wrong = np.flatnonzero((samples < max(k, 1)) | (correct < 0) | (correct > samples))
+    if wrong.size or k < 1:
+        place = wrong[0] if wrong.size else 0
+        found = f"problem {place} has {correct[place]} correct of {samples[place]} samples"
+        raise DataError(f"pass@{k}: {found}, expected at least {max(k, 1)} samples, and no more correct ones.")
+    return np.array([1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)) if n - c >= k else 1.0
+                     for n, c in zip(samples, correct, strict=True)])  # fmt: skip
 
 
 def majority_at_k(
@@ -79,23 +61,14 @@ def majority_at_k(
     Args:
       answers: [P][n] final answers, in one spelling per value; None abstains.
       correct: [P][n]. Should samples of one answer differ, their share counts.
-      k: votes.
-      trials: random subsets a problem.
-      seed: of the random subsets.
-
-    Returns:
-      [P] float64.
-
-    Raises:
-      DataError: a problem has fewer than k samples.
+      k: votes, 1..n; DataError otherwise.
+      trials, seed: of the random subsets.
     """
-    if k < 1:
-        raise DataError(f"maj@k: got k = {k}, expected >= 1.")
     values = []
     for problem, (row, right) in enumerate(zip(answers, correct, strict=True)):
         n = len(row)
-        if n < k:
-            raise DataError(f"maj@{k}: problem {problem} has {n} samples, expected at least {k}.")
+        if not 1 <= k <= n:
+            raise DataError(f"maj@{k}: problem {problem} has {n} samples, expected at least {max(k, 1)}.")
         draws = subsets(shuffles(n, trials, seed=seed, problem=problem), k)
         values.append(float(vote(draws, row, right, np.ones(n)).mean()))
     return np.array(values, dtype=np.float64)
@@ -105,24 +78,17 @@ def best_of_n(scores: ArrayLike, correct: ArrayLike, n: int) -> Values:
     """The chance that the sample with the highest score among n is right: exact, over all subsets of n of M samples.
 
     With the samples ranked by score, the best of n is the r-th with the chance that the subset holds it and none
-    above it, `C(M - r, n - 1) / C(M, n)`; samples of equal score share the chances of their ranks.
+    above it, `C(M - r, n - 1) / C(M, n)`; samples of equal score share the chances of their ranks. Equal scores give
+    the mean of `correct`; `correct` as the score gives pass@n.
 
     Args:
-      scores: [P, M]; -inf for a sample that is chosen only where there is no other.
+      scores: [P, M]; -inf for a sample that is chosen only where there is no other. DataError for NaN and +inf.
       correct: [P, M].
-      n: samples to choose from.
-
-    Returns:
-      [P] float64. Equal scores give the mean of `correct`; `correct` as the score gives pass@n.
-
-    Raises:
-      DataError: the shapes differ, n is not in 1..M, or a score is NaN or +inf.
+      n: samples to choose from, 1..M; DataError otherwise.
     """
     right = np.asarray(correct, dtype=np.float64)
     P, M = right.shape
-    found = check_scores(scores, (P, M), name="scores")
-    if not 1 <= n <= M:
-        raise DataError(f"best-of-n: got n = {n}, expected 1 to {M}, the samples of a problem.")
+    found = check_scores(scores, name="scores")
     order = np.argsort(-found, axis=1, kind="stable")
     found, right = (np.take_along_axis(array, order, axis=1) for array in (found, right))
     # The best of n is among the first r of the ranking exactly where one of these is drawn: pass@n of r in M.
@@ -134,55 +100,22 @@ def best_of_n(scores: ArrayLike, correct: ArrayLike, n: int) -> Values:
     return (share[groups].reshape(P, M) * chances).sum(axis=1)
 
 
-def check_scores(scores: ArrayLike, shape: tuple[int, int], *, name: str) -> Values:
-    """A scorer's scores as [P, M] float64.
-
-    Raises:
-      DataError: another shape, or a score is NaN or +inf: names the problem and the sample.
-    """
+def check_scores(scores: ArrayLike, *, name: str) -> Values:
+    """A scorer's scores [P, M] as float64; DataError for NaN and +inf, which names the problem and the sample."""
     found = np.asarray(scores, dtype=np.float64)
-    if found.shape != shape:
-        raise DataError(f"{name}: got scores of shape {found.shape}, expected {shape}: one a problem and sample.")
-    _refuse(np.isnan(found) | np.isposinf(found), found, name=name, expected="a score that is a number or -inf")
-    return found
-
-
-def check_weights(weights: ArrayLike, *, name: str) -> Values:
-    """Votes' weights [P, M] as float64.
-
-    Raises:
-      DataError: a weight is negative, NaN or infinite: names the problem and the sample.
-    """
-    found = np.asarray(weights, dtype=np.float64)
-    wrong = ~(np.isfinite(found) & (found >= 0))
-    _refuse(wrong, found, name=name, expected="a finite weight >= 0")
-    return found
-
-
-def _refuse(wrong: NDArray[np.bool_], found: Values, *, name: str, expected: str) -> None:
-    places = np.argwhere(wrong)
-    if len(places):
-        problem, sample = places[0]
-        more = f" (and {len(places) - 1} more such)" if len(places) > 1 else ""
+    wrong = np.argwhere(np.isnan(found) | np.isposinf(found))
+    if len(wrong):
+        problem, sample = wrong[0]
+        more = f" (and {len(wrong) - 1} more such)" if len(wrong) > 1 else ""
         raise DataError(
-            f"{name}: problem {problem}, sample {sample}: got {found[problem, sample]}, expected {expected}{more}."
+            f"{name}: problem {problem}, sample {sample}: got {found[problem, sample]}, expected a score that is a "
+            f"number or -inf{more}."
         )
+    return found
 
 
 def mean_with_error(values: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """Mean over problems with a 95% percentile bootstrap over the problems, model and samples held fixed.
-
-    Args:
-      values: [P], one number a problem.
-      resamples: bootstrap samples.
-      seed: of the bootstrap.
-
-    Returns:
-      The estimate. One problem has no error bar (NaN).
-
-    Raises:
-      DataError: there are no problems.
-    """
+    """Mean over P >= 1 problems with a 95% percentile bootstrap over the problems, model and samples held fixed."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
         raise DataError(f"mean over problems: got an array of shape {array.shape}, expected one value a problem.")

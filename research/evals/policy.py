@@ -23,11 +23,11 @@ from research.core.network import Network, batch_logps
 from research.core.progress import Progress
 from research.data.examples import prompt_examples
 from research.data.pipelines import prompt_batches
-from research.data.records import Records, Selected, first_records
+from research.data.records import Record, Records, Selected, first_records
 from research.data.report import Limits
 from research.data.tokenizer import Tokenizer
 from research.environments.interaction import Interaction
-from research.evals.base import Record, Sample
+from research.environments.turns import RowTurns
 from research.evals.scorers import score_samples
 from research.rewards.base import Dialogue, RewardContext, RewardFunction, WeightedReward, score
 from research.rewards.base import Sample as Judged
@@ -38,29 +38,56 @@ from research.sampling.types import make_scalars
 from research.tasks.base import Task
 
 Arrays = Mapping[str, np.ndarray]
-
 Score = Callable[[SequenceBatch], np.ndarray]
 
-Drawn = dict[str, list[list[Sample]]]
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One completion of a prompt; T tokens.
+
+    Attributes:
+      text: what is judged: what follows the last message that it was given, without markup.
+      prompt: ids of the prompt.
+      tokens: [T] ids, what it was given included.
+      drawn: [T] bool, False on tokens that it was given, such as a tool's result.
+      logps: [T] log-probs under the plain model, nats; 0 where not drawn.
+      stopped: False where it was cut: at its limit of tokens, or at a turn that was not answered.
+      shown: as a person should read it: with markup, where an environment answered.
+      turns: the episode, where an environment answered.
+    """
+
+    text: str
+    prompt: np.ndarray
+    tokens: np.ndarray
+    drawn: np.ndarray
+    logps: np.ndarray
+    stopped: bool
+    shown: str
+    turns: RowTurns | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens that the model drew, the stop token included."""
+        return int(self.drawn.sum())
+
+    @property
+    def calls(self) -> tuple[tuple[str, str], ...]:
+        """Of each tool call, the tool and "ok" or what went wrong."""
+        return self.turns.calls if self.turns else ()
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedPolicy:
-    """The one implementation of `Policy`; its methods must run inside `jax.set_mesh(mesh)`.
+    """A trained policy; its methods must run inside `jax.set_mesh(mesh)`.
 
     Attributes:
-      params: the policy's parameters.
-      model: static model description.
-      mesh: the devices.
-      tokenizer: the one that it was trained with.
-      sampler: how completions are computed.
-      settings: the `evaluation` section.
-      task: of the records.
+      settings: the config's `evaluation` section: problems, samples, k, temperature, lengths.
+      task: of the records: prompts, answers, extraction.
       records: held-out ones.
       interaction: what answers it while it is sampled, if anything.
       limits: what happens to records whose prompt is longer than `settings.max_prompt_length`.
       yardstick: says whether a completion is right (1 or more); the default asks the task.
-      final_answer: how one answer is given to a problem.
+      final_answer: how one answer is given to a problem: sample, majority, or the best of n by a scorer: reward, prm.
       scorer: chooses among samples, where `final_answer` says so: rows on the host -> [B] scores.
       reference: what implicit rewards are relative to.
       row_arrays, pair_arrays: pipelines of held-out rows and pairs, one ordered pass each.
@@ -86,27 +113,22 @@ class TrainedPolicy:
     row_arrays: Callable[[], Iterable[Arrays]] | None = None
     pair_arrays: Callable[[], Iterable[Arrays]] | None = None
     between: Callable[[], None] = lambda: None
-    drawn: Drawn = dataclasses.field(default_factory=dict)
+    drawn: dict[str, list[list[Sample]]] = dataclasses.field(default_factory=dict)
     errors: list[str] = dataclasses.field(default_factory=list)
 
     def held_out(self, limit: int = 0) -> Records:
-        """See `Policy`."""
+        """The first records of the task that nothing was trained on; 0 is all."""
         return first_records(self._fitting, limit)
 
     @cached_property
     def _fitting(self) -> Records:
         """Those whose prompts are used; says how many are not."""
+        length = self.settings.max_prompt_length
         prompts = prompt_examples(
-            self._prompts(self.records),
-            self.tokenizer,
-            length=self.settings.max_prompt_length,
-            name="evaluation",
-            limits=self.limits,
+            self._prompts(self.records), self.tokenizer, length=length, name="evaluation", limits=self.limits
         )
         if prompts.report.dropped or prompts.report.changed:
             show(prompts.report.line())
-        if not prompts.report.dropped:
-            return self.records
         return Selected(self.records, [int(index) for index in prompts.record_ids])
 
     def _prompts(self, records: Records) -> Records:
@@ -121,11 +143,10 @@ class TrainedPolicy:
         temperature: float | None = None,
         max_new_tokens: int | None = None,
     ) -> list[list[Sample]]:
-        """See `Policy`.
+        """Completions [P][n] of records; None is what the `evaluation` section says. Temperature 0 is greedy.
 
-        Raises:
-          ConfigError: there are no records.
-          DataError: a prompt is too long.
+        A completion depends on (seed, the record's place, the sample's place) and on nothing else. DataError for a
+        prompt that is too long.
         """
         how = self.settings
         n = how.samples if samples is None else samples
@@ -174,13 +195,14 @@ class TrainedPolicy:
                     interaction=self.interaction,
                     records=records,
                 )
-                found = _samples(prompts, out, samples)
-                groups += found
-                progress.advance(len(found), tokens=int(out.arrays.lengths.sum()))
+                drawn = [_sample(prompts, row // samples, out, row) for row in range(len(out.texts))]
+                real = int((prompts["prompt_id"] >= 0).sum())  # what fills the last batch comes last
+                groups += [drawn[place * samples : (place + 1) * samples] for place in range(real)]
+                progress.advance(real, tokens=int(out.arrays.lengths.sum()))
         return groups
 
     def correct(self, sample: Sample, record: Record) -> float | None:
-        """See `Policy`; a completion that was cut is wrong, whatever it says."""
+        """The yardstick's verdict: 1 right, 0 wrong, None where it cannot be told; what was cut is wrong."""
         if not sample.stopped:
             return 0.0
         turns = None if sample.turns is None else Dialogue(sample.shown, sample.turns.calls, sample.turns.reward)
@@ -192,7 +214,7 @@ class TrainedPolicy:
         return None if math.isnan(verdict) else verdict
 
     def scores(self, groups: Sequence[Sequence[Sample]]) -> np.ndarray:
-        """See `Policy`."""
+        """[P, n] scores by the scorer that `final_answer` names."""
         if self.scorer is None:
             raise ConfigError(f"final_answer: got {self.final_answer}, expected a scorer for it")
         return self.scored(self.scorer, groups)
@@ -210,29 +232,29 @@ class TrainedPolicy:
         )
 
     def rows(self) -> Iterator[SequenceBatch]:
-        """See `Policy`."""
-        if self.row_arrays is None:
-            raise ConfigError("validation_loss: there are no held-out rows of text or chat")
-        for arrays in self.row_arrays():
-            self.between()
+        """Held-out rows of text or chat on the host; the last batch is filled up with rows of weight 0."""
+        for arrays in self._passed(self.row_arrays, "validation_loss: there are no held-out rows of text or chat"):
             yield SequenceBatch.from_arrays(arrays)
 
     def pairs(self) -> Iterator[PreferenceBatch]:
-        """See `Policy`."""
-        if self.pair_arrays is None:
-            raise ConfigError("preference_accuracy: there are no held-out pairs")
-        for arrays in self.pair_arrays():
-            self.between()
+        """Held-out pairs of preferences, likewise."""
+        for arrays in self._passed(self.pair_arrays, "preference_accuracy: there are no held-out pairs"):
             sides = {side: SequenceBatch.from_arrays(arrays, f"{side}_") for side in ("chosen", "rejected")}
             yield PreferenceBatch(**sides, margins=arrays["margins"], soft_labels=arrays["soft_labels"])
 
+    def _passed(self, pipeline: Callable[[], Iterable[Arrays]] | None, missing: str) -> Iterator[Arrays]:
+        if pipeline is None:
+            raise ConfigError(missing)
+        for arrays in pipeline():
+            self.between()
+            yield arrays
+
     def logps(self, rows: SequenceBatch, *, reference: bool = False) -> np.ndarray:
-        """See `Policy`."""
-        if not reference:
-            network = Network(self.params, self.model)
-        elif self.reference is None:
-            raise ConfigError("preference_accuracy: there is no reference to compare with")
-        else:
+        """[B, T] teacher-forced log-probs of a batch's targets, nats, by the policy or by its reference; else 0."""
+        network = Network(self.params, self.model)
+        if reference:
+            if self.reference is None:
+                raise ConfigError("preference_accuracy: there is no reference to compare with")
             network = self.reference()
         return np.asarray(jax.device_get(_logps(network, to_device(self.mesh, rows))), np.float32)
 
@@ -242,25 +264,15 @@ def _logps(network: Network, rows: SequenceBatch) -> Array:
     return batch_logps(network, rows).logps
 
 
-def _samples(prompts: Arrays, out: Decoded, n: int) -> list[list[Sample]]:
-    """One group for each prompt of a batch; rows that only fill it are left out."""
-    groups = []
-    for place in np.flatnonzero(prompts["prompt_id"] >= 0):
-        prompt = prompts["prompt_tokens"][place][prompts["prompt_mask"][place]]
-        group = []
-        for row in range(place * n, (place + 1) * n):
-            length = int(out.arrays.lengths[row])
-            group.append(
-                Sample(
-                    text=out.texts[row],
-                    prompt=prompt,
-                    tokens=out.arrays.tokens[row, :length],
-                    drawn=out.arrays.mask[row, :length],
-                    logps=out.arrays.policy_logps[row, :length],
-                    stopped=bool(out.stopped[row]),
-                    shown=out.shown[row],
-                    turns=out.turns[row] if out.turns else None,
-                )
-            )
-        groups.append(group)
-    return groups
+def _sample(prompts: Arrays, place: int, out: Decoded, row: int) -> Sample:
+    length = int(out.arrays.lengths[row])
+    return Sample(
+        text=out.texts[row],
+        prompt=prompts["prompt_tokens"][place][prompts["prompt_mask"][place]],
+        tokens=out.arrays.tokens[row, :length],
+        drawn=out.arrays.mask[row, :length],
+        logps=out.arrays.policy_logps[row, :length],
+        stopped=bool(out.stopped[row]),
+        shown=out.shown[row],
+        turns=out.turns[row] if out.turns else None,
+    )

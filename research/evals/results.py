@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,23 +14,17 @@ from research.core.errors import ConfigError, WorkdirError
 from research.core.files import read_json, write_json_atomic
 from research.core.metrics import encode_numbers
 from research.data.records import Records
-from research.evals.base import Evaluator, Need, Needing
+from research.evals.base import Evaluator, Need
 from research.evals.held_out import PreferenceAccuracy, ValidationLoss
 from research.evals.policy import TrainedPolicy
 from research.tasks.base import Task
 
-FOLDER = "evaluations"
-SHOWN = 8
+_SHOWN = 8
 """Held-out problems whose first completion is kept for a person to read."""
 
 
 class Results(NamedTuple):
-    """What evaluators found.
-
-    Attributes:
-      values: by metric, one value per example.
-      samples: the first completions of the first problems, see `completions`.
-    """
+    """What evaluators found: by metric, one value per example; and the first completions, see `completions`."""
 
     values: dict[str, np.ndarray]
     samples: list[dict[str, Any]]
@@ -46,12 +40,9 @@ class Results(NamedTuple):
 
 
 def evaluate(policy: TrainedPolicy, evaluators: Mapping[str, Evaluator], seed: int) -> Results:
-    """Runs evaluators, by their names.
+    """Runs evaluators, by their names; says what the yardstick raised.
 
-    Says what the yardstick raised.
-
-    Raises:
-      ConfigError: two evaluators give one metric, or one gives no values, or values that are not numbers.
+    ConfigError where two evaluators give one metric, or one gives no values, or values that are not numbers.
     """
     values: dict[str, np.ndarray] = {}
     for name, evaluator in evaluators.items():
@@ -67,50 +58,40 @@ def evaluate(policy: TrainedPolicy, evaluators: Mapping[str, Evaluator], seed: i
             values[metric] = array.astype(np.float64)
     if policy.errors:
         show(f"evaluation: correctness raised on {len(policy.errors)} completions, e.g. {policy.errors[0]}")
-    return Results(values, completions(policy, SHOWN, 1))
+    return Results(values, completions(policy, _SHOWN, 1))
 
 
 def completions(policy: TrainedPolicy, problems: int, samples: int) -> list[dict[str, Any]]:
     """The first completions of the first held-out problems, as plain JSON; none where nothing was drawn.
 
-    Returns: {prompt, answer, completions, correct, stopped} for each problem; "correct" is 1, 0, or None where it
-      cannot be told.
+    "correct" is 1, 0, or None where it cannot be told.
     """
-    found = []
     groups = next(iter(policy.drawn.values()), [])
-    for record, group in zip(policy.held_out(problems), groups, strict=False):
-        shown = group[:samples]
-        found.append(
-            {
-                "prompt": "\n".join(message.content for message in policy.task.prompt(record)),
-                "answer": policy.task.answer(record),
-                "completions": [sample.shown for sample in shown],
-                "correct": [policy.correct(sample, record) for sample in shown],
-                "stopped": [sample.stopped for sample in shown],
-            }
-        )
-    return found
+    return [
+        {
+            "prompt": "\n".join(message.content for message in policy.task.prompt(record)),
+            "answer": policy.task.answer(record),
+            "completions": [sample.shown for sample in group[:samples]],
+            "correct": [policy.correct(sample, record) for sample in group[:samples]],
+            "stopped": [sample.stopped for sample in group[:samples]],
+        }
+        for record, group in zip(policy.held_out(problems), groups, strict=False)
+    ]
 
 
 def evaluator_metrics(how: Evaluation) -> dict[str, frozenset[str]]:
     """The metrics of the built-in evaluators, by their names."""
-    sampled = {"eval/accuracy", "eval/unknown", "eval/truncated_fraction", "eval/mean_length"}
-    sampled |= {"eval/tool_calls", "eval/tool_errors"}
-    sampled |= {f"eval/pass@{k}" for k in how.k} | {f"eval/maj@{k}" for k in how.k if k > 1}
-    return {
-        "accuracy": frozenset(sampled),
-        "validation_loss": frozenset({"eval/validation_loss", "eval/validation_tokens"}),
-        "preference_accuracy": frozenset({"eval/preference_accuracy", "eval/preference_margin"}),
+    sampled = ("accuracy", "unknown", "truncated_fraction", "mean_length", "tool_calls", "tool_errors")
+    named = {
+        "accuracy": (*sampled, *(f"pass@{k}" for k in how.k), *(f"maj@{k}" for k in how.k if k > 1)),
+        "validation_loss": ("validation_loss", "validation_tokens"),
+        "preference_accuracy": ("preference_accuracy", "preference_margin"),
     }
+    return {name: frozenset(f"eval/{metric}" for metric in metrics) for name, metrics in named.items()}
 
 
 def lacking(facts: Facts, *, answers: bool) -> dict[Need, str]:
-    """What the evaluation of a stage's result must do without, and why.
-
-    Args:
-      facts: of the stage.
-      answers: whether the held-out problems have answers, see `checkable`.
-    """
+    """What the evaluation of a stage's result must do without, and why; `answers`: see `checkable`."""
     found: dict[Need, str] = {}
     if not facts.policy:
         found["answers"] = "its result is no policy that answers problems"
@@ -130,43 +111,35 @@ def checkable(task: Task, records: Records, look_at: int = 32) -> bool:
 
 
 def fitting(evaluators: Mapping[str, Evaluator], missing: Mapping[Need, str]) -> tuple[dict[str, Evaluator], list[str]]:
-    """The evaluators that can run, and a sentence on each that cannot.
+    """The evaluators that can run, and a sentence on each that cannot; `missing` is from `lacking`.
 
-    Args:
-      evaluators: as the config names them; none turns the evaluation off.
-      missing: from `lacking`. Where none of them can run, built-in ones that can are taken.
+    No evaluators turn the evaluation off. Where none of those named can run, built-in ones that can are taken.
     """
-    runs = {name: each for name, each in evaluators.items() if not _unmet(each, missing)}
-    said = [
-        f"evaluation: {name} is left out because {missing[need]}"
-        for name, each in evaluators.items()
-        for need in _unmet(each, missing)[:1]
-    ]
-    if evaluators and not runs:
+
+    def unmet(evaluator: Evaluator) -> list[Need]:
+        return sorted(getattr(evaluator, "needs", frozenset()) & missing.keys())
+
+    runs = {name: each for name, each in evaluators.items() if not unmet(each)}
+    left_out = {name: missing[unmet(each)[0]] for name, each in evaluators.items() if name not in runs}
+    said = [f"evaluation: {name} is left out because {why}" for name, why in left_out.items()]
+    if left_out and not runs:
         others: dict[str, Evaluator] = {
             "preference_accuracy": PreferenceAccuracy(),
             "validation_loss": ValidationLoss(),
         }
-        runs = {name: each for name, each in others.items() if not _unmet(each, missing)}
-        if runs:
-            said.append(f"evaluation: {', '.join(runs)} instead")
+        runs = {name: each for name, each in others.items() if not unmet(each)}
+        said += [f"evaluation: {', '.join(runs)} instead"] if runs else []
     return runs, said
 
 
-def _unmet(evaluator: Evaluator, missing: Mapping[Need, str]) -> Sequence[Need]:
-    return sorted(evaluator.needs & missing.keys()) if isinstance(evaluator, Needing) else ()
-
-
 def results_path(stage: Path, identity: Mapping[str, Any]) -> Path:
-    """Where the evaluation of a stage lies.
+    """Where the evaluation of a stage's folder lies.
 
-    Args:
-      stage: the stage's folder.
-      identity: what the values depend on, as JSON: the evaluation's keys, the evaluators' sources, held-out data,
-        tools. The policy itself is the folder's.
+    `identity` is what the values depend on, as JSON: the evaluation's keys, the evaluators' sources, held-out data,
+    tools. The policy itself is the folder's.
     """
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return stage / FOLDER / f"{digest[:12]}.json"
+    return stage / "evaluations" / f"{digest[:12]}.json"
 
 
 def store(stage: Path, identity: Mapping[str, Any], results: Results) -> Path:
@@ -180,11 +153,7 @@ def store(stage: Path, identity: Mapping[str, Any], results: Results) -> Path:
 
 
 def load(stage: Path, identity: Mapping[str, Any]) -> Results | None:
-    """An evaluation that was stored, None where there is none.
-
-    Raises:
-      WorkdirError: the file is not one that `store` wrote.
-    """
+    """An evaluation that was stored, None where there is none; WorkdirError for a file that `store` did not write."""
     path = results_path(stage, identity)
     if not path.exists():
         return None

@@ -62,7 +62,6 @@ class RewardFunction(Protocol):
           completion: its text after the last tool result, without markup: neither results nor earlier turns can be
             taken for an answer.
           record: the whole row of the data, every column.
-          context: the rest.
 
         Returns:
           A number; or several by name, which are logged apart: "reward" among them is the reward, else it is their
@@ -120,22 +119,16 @@ class Scores(NamedTuple):
         for name, values in self.values.items():
             cannot = np.isnan(values)
             paid = np.where(cannot, self.unknown, values)
-            found[f"reward/{name}/mean"] = float(paid.mean())
-            found[f"reward/{name}/std"] = float(paid.std())
-            found[f"reward/{name}/unknown"] = float(cannot.mean())
+            each = {"mean": paid.mean(), "std": paid.std(), "unknown": cannot.mean()}
+            found |= {f"reward/{name}/{what}": float(value) for what, value in each.items()}
         return found | {f"reward/{name}": float(np.nanmean(values)) for name, values in self.entries.items()}
 
 
 def score(samples: Sequence[Sample], rewards: Sequence[WeightedReward], *, unknown: float = 0.0) -> Scores:
-    """The weighted sum of several rewards, and each of them: `r_i = sum_k w_k r_ik`.
+    """The weighted sum of K rewards of B completions, and each of them: `r_i = sum_k w_k r_ik`.
 
-    Args:
-      samples: B completions.
-      rewards: K functions.
-      unknown: reward of a function that returns None, raises, or returns what is no number; before weighting.
-
-    Raises:
-      DataError: a reward is NaN or infinite, which is wrong and not unknown; it names function and prompt.
+    A function that returns None, raises, or returns what is no number is worth `unknown`, before weighting. One that
+    returns NaN or infinity is wrong and not unknown: DataError names function and prompt.
     """
     B = len(samples)
     values: dict[str, np.ndarray] = {}
@@ -163,18 +156,16 @@ def score(samples: Sequence[Sample], rewards: Sequence[WeightedReward], *, unkno
 
 def _numbers(returned: Any) -> tuple[float | None, dict[str, float]]:
     """What a function returned, as its reward and its named entries."""
-    if returned is None:
-        return None, {}
-    if not isinstance(returned, Mapping):
-        return _number(returned), {}
-    parts = {str(name): _number(value) for name, value in returned.items()}
-    if not parts:
-        return None, {}
-    return (parts.pop("reward") if "reward" in parts else math.fsum(parts.values())), parts
+    if isinstance(returned, Mapping):
+        parts = {str(name): _number(value) for name, value in returned.items()}
+        if not parts:
+            return None, {}
+        return (parts.pop("reward") if "reward" in parts else math.fsum(parts.values())), parts
+    return (None if returned is None else _number(returned)), {}
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, str | bytes):
+    if isinstance(value, str | bytes):  # which float() would read
         raise TypeError(f"got the text {value!r}, expected a number")
     return float(value)
 

@@ -33,13 +33,13 @@ class RewardScorer:
 
     networks: tuple[Network, ...]
     mesh: Mesh
-    reduction: str = "mean"
+    reduction: EnsembleReduction = "mean"
     variance_coef: float = 0.0
 
     def __call__(self, rows: SequenceBatch) -> np.ndarray:
         """`[B]` float32 scores of rows on the host."""
         coef = np.float32(self.variance_coef)
-        found = _ensemble(self.networks, to_device(self.mesh, rows), coef, reduction=self.reduction)
+        found = ensemble_rows(self.networks, to_device(self.mesh, rows), coef, reduction=self.reduction)
         return np.asarray(jax.device_get(found), np.float32)
 
 
@@ -54,7 +54,7 @@ class ProcessScorer:
     def steps(self, rows: SequenceBatch) -> tuple[np.ndarray, np.ndarray]:
         """`[B, T]` float32 probabilities that a step is right, at its last token, else 0; and where steps end."""
         ends = step_end_mask(rows.tokens, self.tokenizer, rows.loss_mask)
-        found = _steps(self.network, *to_device(self.mesh, (rows, ends)))
+        found = step_probabilities(self.network, *to_device(self.mesh, (rows, ends)))
         return np.asarray(jax.device_get(found), np.float32), ends
 
     def solutions(self, rows: SequenceBatch, reductions: tuple[StepReduction, ...]) -> np.ndarray:
@@ -62,79 +62,35 @@ class ProcessScorer:
 
         `min` and `prod` favour solutions of few steps where the model is unsure of all; `last` does not.
         """
-        ends = step_end_mask(rows.tokens, self.tokenizer, rows.loss_mask)
-        found = _solutions(self.network, *to_device(self.mesh, (rows, ends)), reductions=reductions)
-        return np.where(ends.any(axis=1), np.asarray(jax.device_get(found), np.float32), np.float32(-np.inf))
+        probs, ends = map(jnp.asarray, self.steps(rows))
+        found = [solution_scores(step_probs=probs, step_mask=ends, reduction=how) for how in reductions]
+        return np.where(ends.any(axis=1), np.asarray(found, np.float32), np.float32(-np.inf))
 
 
 def score_rows(params: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, " B"]:
-    """A reward model's score of each row, read at its last real token.
-
-    Args:
-      params: {trunk, head} with one output.
-      config: of the trunk.
-      rows: prompt + completion, one sequence a row.
-    """
+    """A reward model's score of each row, read at its last real token; params are {trunk, head} with one output."""
     outputs = row_outputs(Network(params, config), rows)
     return last_token_scores(outputs[:, :, 0], rows.segment_ids > 0)
 
 
-def ensemble_rows(
-    networks: tuple[Network, ...],
-    rows: SequenceBatch,
-    *,
-    reduction: EnsembleReduction = "mean",
-    variance_coef: Scalar = 0.0,
-) -> Float[Array, " B"]:
-    """One reward from E reward models, which may differ in size but share a tokenizer.
-
-    Args:
-      networks: E scorers.
-      rows: prompt + completion.
-      reduction: mean, min (worst case) or mean_minus_variance.
-      variance_coef: >= 0, only for mean_minus_variance.
-
-    Raises:
-      ValueError: no network, an unknown reduction, or a coefficient without effect.
-    """
-    if not networks:
-        raise ValueError("networks: got none, expected at least one reward model")
-    scores = jnp.stack([score_rows(network.params, network.config, rows) for network in networks])
-    return ensemble_score(scores=scores, reduction=reduction, variance_coef=variance_coef)
-
-
-def step_probabilities(
-    params: Params, config: ModelConfig, rows: SequenceBatch, step_mask: Bool[Array, "B T"]
-) -> Float[Array, "B T"]:
-    """Probability that each step is right, at the step's last token; 0 elsewhere.
-
-    Args:
-      params: {trunk, head} with two outputs.
-      config: of the trunk.
-      rows: prompt + solution, one sequence a row.
-      step_mask: True at the last token of each step.
-
-    Returns:
-      `[B, T]`, for `objectives.prm.solution_scores`, or as a dense reward.
-    """
-    logits = row_outputs(Network(params, config), rows)  # wrong, right
-    return masked(jax.nn.sigmoid(masked(logits[:, :, 1] - logits[:, :, 0], step_mask)), step_mask)
-
-
 @partial(jax.jit, static_argnames="reduction")
-def _ensemble(
-    networks: tuple[Network, ...], rows: SequenceBatch, variance_coef: Array, *, reduction: EnsembleReduction
-) -> Array:
+def ensemble_rows(
+    networks: tuple[Network, ...], rows: SequenceBatch, variance_coef: Scalar, *, reduction: EnsembleReduction
+) -> Float[Array, " B"]:
+    """One reward from E >= 1 reward models, which may differ in size but share a tokenizer.
+
+    `reduction` is mean, min (worst case) or mean_minus_variance, which alone reads `variance_coef` >= 0.
+    """
+    scores = jnp.stack([score_rows(network.params, network.config, rows) for network in networks])
     coef = variance_coef if reduction == "mean_minus_variance" else 0.0
-    return ensemble_rows(networks, rows, reduction=reduction, variance_coef=coef)
+    return ensemble_score(scores=scores, reduction=reduction, variance_coef=coef)
 
 
 @jax.jit
-def _steps(network: Network, rows: SequenceBatch, ends: Array) -> Array:
-    return step_probabilities(network.params, network.config, rows, ends)
+def step_probabilities(network: Network, rows: SequenceBatch, ends: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+    """Probability that each step is right, at the step's last token (`ends`); 0 elsewhere.
 
-
-@partial(jax.jit, static_argnames="reductions")
-def _solutions(network: Network, rows: SequenceBatch, ends: Array, *, reductions: tuple[StepReduction, ...]) -> Array:
-    probs = step_probabilities(network.params, network.config, rows, ends)
-    return jnp.stack([solution_scores(step_probs=probs, step_mask=ends, reduction=how) for how in reductions])
+    The network's params are {trunk, head} with two outputs: wrong, right.
+    """
+    logits = row_outputs(network, rows)
+    return masked(jax.nn.sigmoid(masked(logits[:, :, 1] - logits[:, :, 0], ends)), ends)

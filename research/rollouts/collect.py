@@ -1,8 +1,11 @@
-"""One iteration's samples: prompts are drawn, completions sampled and rewarded, the curriculum told, tokens counted."""
+"""One iteration's samples: prompts are drawn, completions sampled and rewarded, the curriculum told, tokens counted.
 
-from collections.abc import Callable, Mapping
+Dynamic sampling: groups whose rewards are all equal have no advantages and are replaced by groups of new prompts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,7 +14,6 @@ from models.transformer import Params
 from research.config.sections import Rollout
 from research.data.examples import Records
 from research.rollouts.curriculum import CurriculumSampler, PromptIterator
-from research.rollouts.dynamic import replace_equal_groups
 from research.rollouts.rewards import RolloutRewards
 from research.rollouts.samples import Collected
 from research.sampling.decoded import Decoded
@@ -21,25 +23,15 @@ Sampler = Callable[[Params, Mapping[str, np.ndarray], int], Decoded]
 
 
 class Spending(Protocol):
-    """Counts what is spent."""
+    """Counts what is spent: on a rollout, and on a forward pass of a frozen model."""
 
-    def sampled(self, *, completions: int, tokens: int, prompt_tokens: int, context: float) -> None:
-        """A rollout."""
-
-    def forward(self, *, model: ModelConfig, real_tokens: int, context: float) -> None:
-        """A forward pass of a frozen model."""
+    def sampled(self, *, completions: int, tokens: int, prompt_tokens: int, context: float) -> None: ...
+    def forward(self, *, model: ModelConfig, real_tokens: int, context: float) -> None: ...
 
 
 @dataclass(frozen=True)
 class RolloutCollector:
-    """Collects an iteration's samples.
-
-    Attributes:
-      sample: draws completions.
-      rewards: rewards them.
-      records: of the prompts, by prompt id.
-      how: the stage's `rollout` section.
-    """
+    """Collects an iteration's samples; `records` are those of the prompts, by prompt id."""
 
     sample: Sampler
     rewards: RolloutRewards
@@ -47,13 +39,9 @@ class RolloutCollector:
     how: Rollout
 
     def collect(self, policy: Params, prompts: PromptIterator, spent: Spending, step: int) -> Collected:
-        """P groups of G samples; what dynamic sampling discards is spent too.
+        """P groups of G samples, in iteration `step` from 1; what dynamic sampling discards is spent too.
 
-        Args:
-          policy: its parameters.
-          prompts: batches of prompts; a `CurriculumSampler` is told which completions were right.
-          spent: counters.
-          step: the iteration, from 1.
+        A `CurriculumSampler` of prompts is told which completions were right.
         """
         rounds = self.how.resample_rounds
         found = replace_equal_groups(
@@ -74,8 +62,8 @@ class RolloutCollector:
             prompts.curriculum.update(rollouts.prompt_ids, rollouts.correct)
         # Tool results are read, as prompts are: they cost a forward pass, and nobody samples them.
         tokens, given = int(rollouts.lengths.sum()), int(rollouts.given_lengths.sum())
-        completions = rollouts.lengths + rollouts.given_lengths
-        context = float(rollouts.prompt_mask.sum(axis=1).mean() + completions.mean()) / 2
+        prompt_lengths = rollouts.prompt_mask.sum(axis=1)
+        context = float(prompt_lengths.mean() + (rollouts.lengths + rollouts.given_lengths).mean()) / 2
         spent.sampled(
             completions=len(rollouts.rewards),
             tokens=tokens,
@@ -83,6 +71,57 @@ class RolloutCollector:
             context=context,
         )
         for model in self.rewards.models:
-            real_tokens = tokens + given + int(rollouts.prompt_mask.sum())
-            spent.forward(model=model, real_tokens=real_tokens, context=context)
+            spent.forward(model=model, real_tokens=tokens + given + int(prompt_lengths.sum()), context=context)
         return found
+
+
+def replace_equal_groups(draw: Callable[[int], Collected], *, prompts: int, rounds: int) -> Collected:
+    """Groups of P prompts, those of different rewards first, from up to `rounds` further batches.
+
+    Batches are drawn by number until P groups have different rewards; without further rounds the first stays as it is.
+    Source: dynamic sampling, DAPO, Yu et al. 2025, Section 3.2.
+    """
+    drawn = [draw(0)]
+    if rounds == 0:
+        return drawn[0]
+    useful = _useful(drawn[0])
+    while useful.sum() < prompts and len(drawn) <= rounds:
+        drawn.append(draw(len(drawn)))
+        useful = np.concatenate([useful, _useful(drawn[-1])])
+    kept = np.argsort(~useful, kind="stable")[:prompts]  # in the order drawn
+    metrics = {key: float(np.mean([each.metrics[key] for each in drawn])) for key in drawn[0].metrics}
+    metrics |= {
+        "dynamic_sampling/rounds": float(len(drawn)),
+        "dynamic_sampling/groups_drawn": float(len(useful)),
+        "dynamic_sampling/groups_useful": float(useful.sum()),
+        "dynamic_sampling/groups_unfilled": float(max(0, prompts - useful.sum())),
+    }
+    return _groups(drawn, kept)._replace(metrics=metrics)
+
+
+def _useful(collected: Collected) -> np.ndarray:
+    """Bool of each group, whether its rewards differ."""
+    rollouts = collected.rollouts
+    return np.ptp(rollouts.rewards.reshape(-1, rollouts.group_size), axis=1) != 0
+
+
+def _groups(drawn: Sequence[Collected], kept: np.ndarray) -> Collected:
+    """Some groups of several batches; episodes and errors are those of all."""
+    first = drawn[0].rollouts
+    rows = (kept[:, None] * first.group_size + np.arange(first.group_size)).reshape(-1)
+    texts, prompts, turns, errors = (
+        [value for each in drawn for value in getattr(each, name)] for name in ("texts", "prompts", "turns", "errors")
+    )
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(each.rollouts, name) for each in drawn])[rows]
+        for name, value in first._asdict().items()
+        if isinstance(value, np.ndarray)
+    }
+    return drawn[0]._replace(
+        rollouts=first._replace(**arrays),
+        gold=np.concatenate([each.gold for each in drawn])[rows],
+        texts=[texts[row] for row in rows],
+        prompts=[prompts[row] for row in rows],
+        turns=tuple(turns),
+        errors=tuple(errors),
+    )

@@ -1,7 +1,7 @@
 """Rewards of samples, by functions or models, shaped, and by step; and, apart from them, which samples are right."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -9,19 +9,10 @@ import numpy as np
 from models.config import ModelConfig
 from research.algorithms.base import Rollouts
 from research.config.sections import Reward
-from research.rewards.base import (
-    Dialogue,
-    RewardContext,
-    RewardError,
-    RewardFunction,
-    Sample,
-    Scores,
-    WeightedReward,
-    score,
-)
+from research.data.records import Record
+from research.rewards.base import Dialogue, RewardContext, RewardFunction, Sample, WeightedReward, score
 from research.rewards.learned import ProcessScorer, RewardScorer
-from research.rewards.normalization import RunningNorm
-from research.rewards.shaping import shape
+from research.rewards.shaping import RunningNorm, shape
 from research.rollouts.samples import Collected
 from research.sampling.decoded import Decoded, decoded_rows
 from research.tasks.base import Task
@@ -35,10 +26,6 @@ class RolloutRewards:
       section: the stage's `reward` section.
       functions: reward functions; unused where reward models score.
       yardstick: `evaluation.correct`, or the task's own: logged (`gold`), never learned from.
-      task: of the records.
-      group_size: G.
-      max_new_tokens: the sampler's limit, tokens.
-      seed: the stage's.
       scorer: reward models; None where functions score. The verifier's score is then logged but not used for training.
       process: process reward model that scores steps; None without rewards of steps.
       norm: statistics of the scores so far.
@@ -58,11 +45,11 @@ class RolloutRewards:
     @property
     def models(self) -> tuple[ModelConfig, ...]:
         """The frozen models that read every sample."""
-        networks = self.scorer.networks if self.scorer else ()
-        return tuple(each.config for each in (*networks, *([self.process.network] if self.process else [])))
+        networks = [*(self.scorer.networks if self.scorer else ()), *([self.process.network] if self.process else ())]
+        return tuple(network.config for network in networks)
 
     def __call__(
-        self, prompts: Mapping[str, np.ndarray], records: Sequence[Mapping[str, Any]], out: Decoded, step: int
+        self, prompts: Mapping[str, np.ndarray], records: Sequence[Record], out: Decoded, step: int
     ) -> Collected:
         """Rewards the completions of P prompts.
 
@@ -80,12 +67,15 @@ class RolloutRewards:
         asked = [self.task.prompt(record) for record in records]
         samples = self._samples(prompts["prompt_id"], records, asked, out, step)
         paid = None if self.scorer else score(samples, self.functions, unknown=self.section.unknown)
-        verdicts, errors = self._verdicts(samples, paid)
+        # The yardstick runs once where it is a reward too.
+        own = [name for name, function, _ in self.functions if function == self.yardstick] if paid else []
+        judged = paid if paid and own else score(samples, [WeightedReward("correct", self.yardstick)])
+        verdicts = judged.values[own[0] if own else "correct"]
+        errors = judged.errors if own or not paid else (*paid.errors, *judged.errors)
         gold = np.where(out.stopped, np.nan_to_num(verdicts), 0.0).astype(np.float32)
-        rows = decoded_rows(prompts, out, G) if self.scorer or self.process else None
         if paid is None:
-            assert self.scorer is not None and rows is not None
-            scores = self.scorer(rows)
+            assert self.scorer is not None
+            scores = self.scorer(decoded_rows(prompts, out, G))
             groups = scores.reshape(-1, G) - scores[::G, None]  # equal scores give exactly 0
             correct = (groups > groups.mean(axis=1, keepdims=True)).reshape(-1)
         else:
@@ -104,13 +94,12 @@ class RolloutRewards:
         self.norm = shaped.state
         metrics = {**shaped.metrics(), **(paid.metrics() if paid else {}), **out.metrics}
         metrics["reward/gold_unknown"] = float(np.isnan(verdicts).mean())
-        step_rewards, step_mask = None, None
+        steps: dict[str, np.ndarray] = {}
         if self.process is not None:
-            assert rows is not None
-            probs, ends = self.process.steps(rows)
             L = prompts["prompt_tokens"].shape[1]
-            step_rewards, step_mask = np.float32(self.section.step_coef) * probs[:, L:], ends[:, L:]
-            metrics["reward/steps"] = float(step_rewards.sum(axis=1).mean())
+            probs, ends = (found[:, L:] for found in self.process.steps(decoded_rows(prompts, out, G)))
+            steps = {"step_rewards": np.float32(self.section.step_coef) * probs, "step_mask": ends}
+            metrics["reward/steps"] = float(steps["step_rewards"].sum(axis=1).mean())
         rollouts = Rollouts(
             prompt_tokens=np.repeat(prompts["prompt_tokens"], G, axis=0),
             prompt_mask=np.repeat(prompts["prompt_mask"], G, axis=0),
@@ -122,49 +111,31 @@ class RolloutRewards:
             correct=correct,
             prompt_ids=np.repeat(prompts["prompt_id"], G),
             group_size=G,
-            step_rewards=step_rewards,
-            step_mask=step_mask,
             advantage_scale=shaped.advantage_scale,
             given=out.given,
+            **steps,
         )
         shown = ["\n".join(message.content for message in messages) for messages in asked for _ in range(G)]
         return Collected(rollouts, gold, out.shown, shown, metrics, out.turns, errors)
 
     def _samples(
-        self,
-        prompt_ids: np.ndarray,
-        records: Sequence[Mapping[str, Any]],
-        asked: Sequence[Any],
-        out: Decoded,
-        step: int,
+        self, prompt_ids: np.ndarray, records: Sequence[Record], asked: Sequence[Any], out: Decoded, step: int
     ) -> list[Sample]:
         """What reward functions are called with: a completion's text is what follows its last tool result."""
         found = []
-        for row, text in enumerate(out.texts):
+        for row, (text, length, stopped) in enumerate(zip(out.texts, out.lengths, out.stopped, strict=True)):
             prompt, number = divmod(row, self.group_size)
             prompt_id = int(prompt_ids[prompt])
-            seed = np.random.SeedSequence((self.seed, step, prompt_id, number)).generate_state(1)[0]
+            seed = int(np.random.SeedSequence((self.seed, step, prompt_id, number)).generate_state(1)[0])
             turns = Dialogue(out.shown[row], out.turns[row].calls, out.turns[row].reward) if out.turns else None
-            context = RewardContext(
-                self.task, asked[prompt], int(out.lengths[row]), bool(out.stopped[row]), int(seed), turns
-            )
+            context = RewardContext(self.task, asked[prompt], int(length), bool(stopped), seed, turns)
             found.append(Sample(text, records[prompt], context, prompt_id))
         return found
 
-    def _verdicts(self, samples: list[Sample], paid: Scores | None) -> tuple[np.ndarray, tuple[RewardError, ...]]:
-        """The yardstick's values, NaN where it cannot tell, and all errors; it runs once where it is a reward too."""
-        if paid is not None:
-            for reward in self.functions:
-                if reward.function == self.yardstick:
-                    return paid.values[reward.name], paid.errors
-        name = "correct"
-        found = score(samples, [WeightedReward(name, self.yardstick)])
-        return found.values[name], (*(paid.errors if paid else ()), *found.errors)
-
     def get_state(self) -> dict[str, Any]:
         """Plain JSON, for the checkpoint."""
-        return self.norm.record()
+        return asdict(self.norm)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """The inverse of `get_state`."""
-        self.norm = RunningNorm.restored(state)
+        self.norm = RunningNorm(**state)

@@ -1,6 +1,5 @@
-"""Rewarded samples of one iteration: whole groups to be chosen among, what is logged of them, what a person reads."""
+"""Rewarded samples of one iteration: what is logged of them, what a person reads."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +19,7 @@ class Collected(NamedTuple):
       rollouts: what is learned from.
       gold: `[B]` float32, what the yardstick says of each: 1 or more is right; 0 where it cannot tell, and for a
         completion that never stopped. Logged, never learned from.
-      texts: B decoded completions, whole and with their markup where tools may be called.
-      prompts: the prompt of each, as a person would read it.
+      texts, prompts: B decoded completions, whole and with their markup where tools may be called, and their prompts.
       metrics: means of these samples.
       turns: where each sampled row stood at its end, those of discarded groups included; empty without tools.
       errors: what reward functions raised.
@@ -34,37 +32,6 @@ class Collected(NamedTuple):
     metrics: dict[str, float]
     turns: tuple[RowTurns, ...] = ()
     errors: tuple[RewardError, ...] = ()
-
-
-def split_groups(collected: Collected) -> list[Collected]:
-    """One a prompt, without metrics."""
-    G = collected.rollouts.group_size
-    groups = []
-    for start in range(0, len(collected.texts), G):
-        rows = slice(start, start + G)
-        arrays: dict[str, Any] = {key: value[rows] for key, value in _arrays(collected.rollouts).items()}
-        rollouts = collected.rollouts._replace(**arrays)
-        groups.append(Collected(rollouts, collected.gold[rows], collected.texts[rows], collected.prompts[rows], {}))
-    return groups
-
-
-def join_groups(groups: Sequence[Collected], metrics: Mapping[str, float]) -> Collected:
-    """The inverse of `split_groups`."""
-    first = groups[0].rollouts
-    arrays: dict[str, Any] = {
-        key: np.concatenate([getattr(group.rollouts, key) for group in groups]) for key in _arrays(first)
-    }
-    return Collected(
-        first._replace(**arrays),
-        np.concatenate([group.gold for group in groups]),
-        [text for group in groups for text in group.texts],
-        [prompt for group in groups for prompt in group.prompts],
-        dict(metrics),
-    )
-
-
-def _arrays(rollouts: Rollouts) -> dict[str, np.ndarray]:
-    return {key: value for key, value in rollouts._asdict().items() if isinstance(value, np.ndarray)}
 
 
 def rollout_metrics(collected: Collected) -> dict[str, float]:

@@ -100,7 +100,7 @@ def sample_prompts(
         if interaction is not None and records is not None:
             begin, source, G = interaction.begin, records, spec.samples_per_prompt
             turns = interaction.turns(spec.max_new_tokens)
-            callback = ToolCallback(turns, lambda row: begin(source[int(batch.prompt_ids[row // G])]))
+            callback = ToolCallback(turns, lambda row: begin(source[int(batch.prompt_ids[row // G])])[0])
         out, stats = sample_refilled(params, batch, scalars, config=model, spec=spec, callback=callback)
         metrics = stats.metrics()
     if callback is not None:

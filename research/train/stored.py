@@ -8,7 +8,9 @@ from jax.sharding import Mesh
 
 from models.config import ModelConfig
 from models.transformer import Params
+from objectives.prm import StepReduction
 from research.algorithms.base import Algorithm
+from research.algorithms.prm import StepScorer
 from research.config.experiment import Experiment, Stage
 from research.config.identity import model_identity
 from research.config.resolve import resolve_tree
@@ -20,6 +22,7 @@ from research.core.network import Network
 from research.core.stages import StageDir, describe_difference
 from research.core.state import Layout, abstract_params, policy_of
 from research.data.tokenizer import Tokenizer, load_tokenizer
+from research.evals.scorers import Kind, Scorer
 
 TOKENIZER, EXPERIMENT = "tokenizer.model", "experiment.json"
 
@@ -64,6 +67,27 @@ class TrainedStage:
     def result(self, mesh: Mesh) -> StageResult:
         """What it has trained, for a stage that reads it."""
         return read_result(self.folder / "checkpoints", self.model, mesh, self.algorithm.layout)
+
+    def scorer(self, tokenizer: Tokenizer, mesh: Mesh, *, length: int, reductions: tuple[StepReduction, ...]) -> Scorer:
+        """Its newest parameters as a scorer of the completions of a policy.
+
+        Raises:
+          ConfigError: it reads another vocabulary than the policy's tokenizer, or rows shorter than `length` tokens.
+          WorkdirError, CheckpointError: it is no scorer, or its parameters cannot be read.
+        """
+        layout = self.algorithm.layout
+        if layout not in ("scorer", "step_scorer"):
+            raise WorkdirError(
+                f"{self.folder}: holds a {layout}, expected a reward model, an outcome scorer or a process scorer"
+            )
+        if self.tokenizer.model != tokenizer.model:
+            raise ConfigError(f"{self.folder}: has another tokenizer than the policy, expected the same for both")
+        if length > self.max_length:
+            raise ConfigError(
+                f"{self.folder}: reads at most {self.max_length} tokens, expected {length}: prompt and completion"
+            )
+        kind: Kind = self.algorithm.supervision if isinstance(self.algorithm, StepScorer) else "reward"
+        return Scorer(self.name, kind, self.result(mesh).network, tokenizer, mesh, reductions)
 
     def check_same(self, key: str, experiment: Experiment, model: str, tokenizer: Tokenizer) -> None:
         """Refuses, naming the config's `key`, another tokenizer or, where `model` is given, another model."""

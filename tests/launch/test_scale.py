@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from research.core.metrics import decode_numbers
 from research.data.tokenizer import train_tokenizer
-from research.evals.scaling import scaling_curves, vote_weights
+from research.evals.scaling import scaling_curves
 from tests.launch.forks import Forks, Outcome
 from tests.launch.test_launch import assert_one_sentence, stage_folder
 
@@ -83,7 +83,7 @@ def test_mistakes_in_the_flags(forks: Forks, tmp_path: Path, mistake: str) -> No
 @pytest.mark.slow
 def test_from_stages_to_curves(forks: Forks, trained: Path, tmp_path: Path) -> None:
     scorers = ",".join(str(stage_folder(trained, name)) for name in ("reward", "prm"))
-    arguments = ("--samples=6", "--limit=6", "--trials=50", f"--scorers={scorers}", "--prm_score=last,min")
+    arguments = ("--samples=6", "--limit=6", f"--scorers={scorers}", "--prm_score=last,min")
     outcome = scale(forks, trained, tmp_path / "one", *arguments)
     assert outcome.status == 0, outcome.stderr
     assert "majority" in outcome.stdout and "scaling.png" in outcome.stdout
@@ -92,7 +92,7 @@ def test_from_stages_to_curves(forks: Forks, trained: Path, tmp_path: Path) -> N
     assert set(found["curves"]) == {"pass", "random", "majority"} | {
         f"{way}:{name}" for way in ("best_of_n", "weighted") for name in names
     }
-    assert (found["problems"], found["samples"], found["trials"]) == (6, 6, 50)
+    assert (found["problems"], found["samples"], found["trials"]) == (6, 6, 400)
     assert set(found["run"]["forward_flops_per_token"]) == {"policy", "reward", "prm"}
 
     # All of it follows from the samples, which the file has whole.
@@ -108,8 +108,7 @@ def test_from_stages_to_curves(forks: Forks, trained: Path, tmp_path: Path) -> N
         lengths=[record["lengths"] for record in samples],
         prompt_lengths=[record["prompt_length"] for record in samples],
         scores=scores,
-        weights={"reward": vote_weights(scores["reward"]), **probabilities},
-        trials=50,
+        weights={"reward": np.exp(scores["reward"] - scores["reward"].max(axis=1, keepdims=True)), **probabilities},
     )
     for name, curve in again.curves.items():
         points = found["curves"][name]["points"]

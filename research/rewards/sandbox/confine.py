@@ -2,8 +2,13 @@
 
     python -P -s -S confine.py SPEC START CODE
 
-SPEC is `sandbox.Confinement` as a dictionary, marshalled, in hexadecimal digits; START the text of `start.py`. One
-byte and no more on `ready_fd` says that every lock is on and the program runs; more is why it does not; without it,
+SPEC is a dictionary, marshalled, in hexadecimal digits: the interpreter `python` with its `options` and `environment`;
+the folder `root` to build the program's file system at ("" without namespaces) from the host's `visible` paths; the
+user `uid` that it becomes (None where there is no root to leave); the process `host` whose death it does not survive;
+`cpu_s`, `memory_bytes`; `filter`, see `seccomp.build_filter`; the number of the system call `keyctl`; `ready_fd`. START
+is the text of `start.py`.
+
+One byte and no more on `ready_fd` says that every lock is on and the program runs; more is why it does not; without it,
 what the process printed is this script's own error. Only the standard library, as the script runs before and outside
 the package, and of it only what is quick to import (json, signal and typing would take a third of a call).
 Numbers are those of Linux: <linux/prctl.h>, <linux/sched.h>, <linux/mount.h>, <sys/mount.h>.
@@ -90,15 +95,8 @@ def _build_root(root: str, visible: list[str]) -> None:
         _mount(path, target, None, _MS_BIND | _MS_REC, None)
     os.mkdir(f"{root}/tmp")
     attributes = (ctypes.c_uint64 * 4)(_READ_ONLY | _NOSUID, 0, 0, 0)
-    _libc(
-        "syscall",
-        ctypes.c_long(_SYS_MOUNT_SETATTR),
-        ctypes.c_int(_AT_FDCWD),
-        root.encode(),
-        ctypes.c_uint(_AT_RECURSIVE),
-        attributes,
-        ctypes.c_size_t(ctypes.sizeof(attributes)),
-    )
+    place = (ctypes.c_long(_SYS_MOUNT_SETATTR), ctypes.c_int(_AT_FDCWD), root.encode(), ctypes.c_uint(_AT_RECURSIVE))
+    _libc("syscall", *place, attributes, ctypes.c_size_t(ctypes.sizeof(attributes)))
 
 
 def _drop_privileges(uid: int | None) -> None:

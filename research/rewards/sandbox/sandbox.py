@@ -2,19 +2,19 @@
 
 import marshal
 import os
-import pwd
+import select
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from research.core.errors import ConfigError
-from research.rewards.sandbox.process import Outcome, SandboxLimits, watch
-from research.rewards.sandbox.seccomp import KEYCTL, MACHINES, Instruction, build_filter, call_number
+from research.rewards.sandbox.seccomp import KEYCTL, MACHINES, build_filter, call_number
 
 Isolation = Literal["required", "best_effort"]
 
@@ -24,36 +24,52 @@ _OPTIONS = ("-P", "-s", "-S", "-B", "-u")
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
 _SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")  # shared libraries
 _HERE = Path(__file__).parent
+_NOBODY = 65534  # the kernel's own user for what belongs to nobody
 _MOST_CODE = 100_000  # bytes; Linux takes 128 KiB as one argument
 
 
 @dataclass(frozen=True)
-class Confinement:
-    """What `confine.py` is told.
+class SandboxLimits:
+    """What one program may use.
 
     Attributes:
-      python: the interpreter, with `options` and `environment`.
-      root: the folder to build the program's file system at; "" without namespaces.
-      visible: paths of the host that the program may read.
-      uid: the user it becomes; None where there is no root to leave.
-      host: id of the process whose death it does not survive.
-      filter: see `seccomp.build_filter`.
-      keyctl: the number of that system call.
-      ready_fd: where it reports that every lock is on.
+      cpu_s: seconds of processor time, whole; the start of the interpreter (some 0.02 s) included.
+      memory_mb: MiB of address space (the bare interpreter takes 16).
+      output_bytes: bytes that are read of what it prints; at the next one it is killed.
+      wall_s: seconds until it is killed. None: ten times `cpu_s` and ten more, so that whether a program that
+        computes reaches its end depends on the processor time it takes, not on what else the machine does.
     """
 
-    python: str
-    options: tuple[str, ...]
-    environment: Mapping[str, str]
-    root: str
-    visible: tuple[str, ...]
-    uid: int | None
-    host: int
-    cpu_s: int
-    memory_bytes: int
-    filter: tuple[Instruction, ...]
-    keyctl: int | None
-    ready_fd: int
+    cpu_s: int = 5
+    memory_mb: int = 256
+    output_bytes: int = 20_000
+    wall_s: float | None = None
+
+    @property
+    def deadline_s(self) -> float:
+        """Seconds of wall time until a program is killed."""
+        return 10.0 * self.cpu_s + 10.0 if self.wall_s is None else self.wall_s
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended.
+
+    Attributes:
+      output: standard output and error as they came, at most `output_bytes` of UTF-8.
+      status: its exit status, 128 + n where signal n ended it.
+      ended: "exit", or the limit that it was killed at: "cpu" (processor time), "wall" (time), "output".
+    """
+
+    output: str
+    status: int
+    ended: Literal["exit", "cpu", "wall", "output"]
+
+    @property
+    def last_line(self) -> str:
+        """The last line of output that is not blank: an exception's, where one ended the program."""
+        lines = [line for line in self.output.splitlines() if line.strip()]
+        return lines[-1].strip() if lines else "nothing was printed"
 
 
 @dataclass(frozen=True)
@@ -75,10 +91,6 @@ class Sandbox:
       - reading what is under /usr and in Python's own folder;
       - without namespaces: reading what the host's user (as root: nobody) may read, the environment and memory of
         the user's processes included. Use it only inside a container that holds nothing of value.
-
-    Attributes:
-      limits: of each program.
-      namespaces: whether programs run in namespaces of their own.
     """
 
     limits: SandboxLimits = SandboxLimits()
@@ -101,7 +113,7 @@ class Sandbox:
                     process = self._start(folder, code, ready_fd)
                 finally:
                     os.close(ready_fd)
-                outcome = watch(process, self.limits)
+                outcome = _watch(process, self.limits)
                 said = os.read(ready, 4096)
         finally:
             os.close(ready)
@@ -111,39 +123,70 @@ class Sandbox:
 
     def _start(self, folder: str, code: str, ready_fd: int) -> "subprocess.Popen[bytes]":
         machine, python = os.uname().machine, os.path.realpath(sys.executable)
-        spec = Confinement(
-            python=python,
-            options=_OPTIONS,
-            environment=_ENVIRONMENT,
-            root=folder if self.namespaces else "",
-            visible=_visible(),
-            uid=_nobody() if os.geteuid() == 0 else None,
-            host=os.getpid(),
-            cpu_s=self.limits.cpu_s,
-            memory_bytes=self.limits.memory_mb * 2**20,
-            filter=build_filter(machine, read_only=not self.namespaces),
-            keyctl=call_number(KEYCTL, machine),
-            ready_fd=ready_fd,
-        )
+        spec = {  # see `confine.py`
+            "python": python,
+            "options": _OPTIONS,
+            "environment": _ENVIRONMENT,
+            "root": folder if self.namespaces else "",
+            "visible": _visible(),
+            "uid": _NOBODY if os.geteuid() == 0 else None,
+            "host": os.getpid(),
+            "cpu_s": self.limits.cpu_s,
+            "memory_bytes": self.limits.memory_mb * 2**20,
+            "filter": build_filter(machine, read_only=not self.namespaces),
+            "keyctl": call_number(KEYCTL, machine),
+            "ready_fd": ready_fd,
+        }
         start = (_HERE / "start.py").read_text("utf-8")
         return subprocess.Popen(
-            [python, *_OPTIONS, str(_HERE / "confine.py"), marshal.dumps(vars(spec)).hex(), start, code],
+            [python, *_OPTIONS, str(_HERE / "confine.py"), marshal.dumps(spec).hex(), start, code],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env=dict(_ENVIRONMENT),
+            env=_ENVIRONMENT,
             pass_fds=(ready_fd,),
             start_new_session=True,
         )
 
 
-def make_sandbox(limits: SandboxLimits | None = None, *, isolation: Isolation = "required") -> Sandbox:
+def _watch(process: "subprocess.Popen[bytes]", limits: SandboxLimits) -> Outcome:
+    """Reads until the end, the deadline or the output's limit; then nothing of the process is left."""
+    assert process.stdout is not None
+    deadline = time.monotonic() + limits.deadline_s
+    output, ended = b"", "exit"
+    try:
+        with process.stdout as pipe:
+            poll = select.poll()  # select takes no descriptor above 1023
+            poll.register(pipe, select.POLLIN)
+            read = b"?"
+            while read and ended == "exit":
+                if poll.poll(1000 * max(0.0, deadline - time.monotonic())):
+                    read = os.read(pipe.fileno(), 65536)
+                    output += read
+                    ended = "output" if len(output) > limits.output_bytes else "exit"
+                else:
+                    ended = "wall"
+            if ended == "exit":  # it may have closed its output and gone on
+                process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        ended = "wall"
+    finally:
+        if process.returncode is None:
+            # The group holds the namespace's first process, with which the others end.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    status = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    if ended == "exit" and status == 128 + signal.SIGXCPU:
+        ended = "cpu"
+    text = output[: limits.output_bytes].decode("utf-8", errors="replace")
+    return Outcome(text, status, ended)  # type: ignore[arg-type]
+
+
+def make_sandbox(*, isolation: Isolation = "required") -> Sandbox:
     """A sandbox whose locks were tried on a first program.
 
-    Args:
-      limits: of each program; None for the defaults.
-      isolation: "required" refuses to work without namespaces; "best_effort" warns and works without.
+    Without namespaces, "required" refuses to work; "best_effort" warns and works.
 
     Raises:
       ConfigError: this machine cannot run a program, or not with the isolation that is required.
@@ -151,10 +194,9 @@ def make_sandbox(limits: SandboxLimits | None = None, *, isolation: Isolation = 
     system, machine = sys.platform, os.uname().machine
     if system != "linux" or machine not in MACHINES:
         raise ConfigError(f"python sandbox: got {system} on {machine}, expected linux on {' or '.join(MACHINES)}.")
-    limits = limits or SandboxLimits()
     closed = _probe(namespaces=True)
     if not closed:
-        return Sandbox(limits)
+        return Sandbox()
     if isolation == "required":
         raise ConfigError(
             f"python sandbox: namespaces are not permitted here ({closed}), expected Linux 5.12, as root or with "
@@ -166,7 +208,7 @@ def make_sandbox(limits: SandboxLimits | None = None, *, isolation: Isolation = 
         f"python sandbox: namespaces are not permitted here ({closed}); programs can read what this user can.",
         stacklevel=2,
     )
-    return Sandbox(limits, namespaces=False)
+    return Sandbox(namespaces=False)
 
 
 def _probe(*, namespaces: bool) -> str:
@@ -182,10 +224,3 @@ def _visible() -> tuple[str, ...]:
     paths = [path for path in _SYSTEM if os.path.lexists(path)]
     prefix = os.path.realpath(sys.base_prefix)
     return tuple(paths) if prefix == "/usr" or prefix.startswith("/usr/") else (*paths, prefix)
-
-
-def _nobody() -> int:
-    try:
-        return pwd.getpwnam("nobody").pw_uid
-    except KeyError:
-        return 65534

@@ -1,10 +1,18 @@
 """Two vocabularies (BPE with bytes; bare characters), and tools that need no machine."""
 
+import json
+
 import pytest
 
 from research.data.tokenizer import Tokenizer, train_tokenizer
 from research.environments.base import Tool, ToolError
+from research.environments.calls import Call
 from tests.research.data.conftest import PROSE
+
+
+def call_text(call: Call) -> str:
+    """A call as `chat.py` writes those of a record."""
+    return json.dumps({"name": call.name, "arguments": dict(call.arguments)}, ensure_ascii=False, sort_keys=True)
 
 
 @pytest.fixture(scope="session")

@@ -101,4 +101,4 @@ def test_as_a_tool(tokenizer):
     box = Toolbox([calculator()], tokenizer, max_result_tokens=60)
     assert box.run(Call("calculator", {"expression": "6*7"})).text == "42"
     assert box.run(Call("calculator", {"expression": "6/0"})).text == "error: calculator: division by zero"
-    assert box.run(Call("calculator", {"expression": 6})).error == "arguments"
+    assert box.run(Call("calculator", {"expression": 6})).how == "arguments"

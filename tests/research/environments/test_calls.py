@@ -7,7 +7,8 @@ import pytest
 
 from research.data.chat import Message, normalize_record, render_messages, render_prompt
 from research.data.tokenizer import MARKUP
-from research.environments.calls import Call, CallError, call_text, parse_call, turn_calls
+from research.environments.calls import Call, CallError, parse_call, turn_calls
+from tests.research.environments.conftest import call_text
 
 CALL = Call("mul", {"b": 3, "a": [1.5, {"ü": None}], "s": 'x"\n'})
 

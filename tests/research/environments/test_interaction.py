@@ -8,9 +8,10 @@ import pytest
 from research.core.errors import ConfigError
 from research.data.tokenizer import train_tokenizer
 from research.environments.base import Completion
-from research.environments.calls import Call, call_text
+from research.environments.calls import Call
 from research.environments.interaction import make_interaction
 from research.environments.toolbox import Toolbox
+from tests.research.environments.conftest import call_text
 
 SIZES = {"max_turns": 2, "max_result_tokens": 60}
 
@@ -99,10 +100,10 @@ def test_an_environment_by_reference_has_an_instance_for_each_episode(own, token
     records = found.prompts([{"first": 2, "prompt": "?", "answer": "x"}])
     assert [(m["role"], m["content"]) for m in records[0]["prompt"]] == [("user", "from 2")]
     assert records[0]["first"] == 2 and records[0]["answer"] == "x"
-    one, other = found.begin({"first": 2}), found.begin({"first": 3})
+    one, other = (found.begin({"first": first})[0] for first in (2, 3))
     assert not one.step(Completion("2", (), 9)).done and other.step(Completion("3", (), 9)).done
     assert one.step(Completion("3", (), 9)).done
-    assert found.turns(50).limits.max_turns == 2
+    assert found.turns(50).max_turns == 2
 
 
 def test_refusals(own, tokenizer, tmp_path):

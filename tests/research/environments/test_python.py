@@ -5,8 +5,7 @@ import pytest
 from research.environments.calls import Call
 from research.environments.python import python
 from research.environments.toolbox import Toolbox
-from research.rewards.sandbox.process import SandboxLimits
-from research.rewards.sandbox.sandbox import Sandbox, make_sandbox
+from research.rewards.sandbox.sandbox import Sandbox, SandboxLimits, make_sandbox
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +18,14 @@ def answer(namespaces, tokenizer):
     def run(code, **limits):
         sandbox = Sandbox(SandboxLimits(**limits), namespaces=namespaces)
         result = Toolbox([python(sandbox)], tokenizer, max_result_tokens=80).run(Call("python", {"code": code}))
-        return result.error, result.text
+        return result.how, result.text
 
     return run
 
 
 def test_answers(answer):
-    assert answer("print(6*7)") == (None, "42\n")
-    assert answer("x = 1") == (None, "(no output)")
+    assert answer("print(6*7)") == ("ok", "42\n")
+    assert answer("x = 1") == ("ok", "(no output)")
     error, text = answer("print('hi')\n1/0")
     assert error == "tool" and text.startswith("error: python: status 1: ZeroDivisionError: division by zero\nhi")
     assert answer("raise SystemExit(3)") == ("tool", "error: python: status 3: nothing was printed")

@@ -66,10 +66,10 @@ def test_as_a_tool(tmp_path, tokenizer):
     tool = Search(str(corpus), results=2, max_characters=16)()
     box = Toolbox([tool], tokenizer, max_result_tokens=100)
     result = box.run(Call("search", {"query": "quick fox"}))
-    assert result.ok
+    assert result.how == "ok"
     assert result.text == "[fox] Animals\nThe quick brown ...\n\n[cats]\nA cat sleeps. A ..."
     assert box.run(Call("search", {"query": "zebra"})).text == "no document matches"
-    assert box.run(Call("search", {"query": ["fox"]})).error == "arguments"
+    assert box.run(Call("search", {"query": ["fox"]})).how == "arguments"
 
 
 def test_corpora(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from research.core.errors import ConfigError
 from research.environments.base import Tool, ToolTimeout
 from research.environments.calls import Call, CallError
-from research.environments.toolbox import EMPTY, TRUNCATED, Toolbox, clip_text, tool_schema_text
+from research.environments.toolbox import EMPTY, TRUNCATED, Result, Toolbox, clip_text
 
 
 @pytest.fixture
@@ -18,8 +18,7 @@ def box(echo, tokenizer) -> Toolbox:
 
 
 def test_a_good_call(box):
-    result = box.run(Call("echo", {"word": "hi", "times": 2}))
-    assert (result.text, result.tool, result.error, result.ok) == ("hi hi", "echo", None, True)
+    assert box.run(Call("echo", {"word": "hi", "times": 2})) == Result("hi hi", "echo", "ok")
 
 
 @pytest.mark.parametrize(
@@ -40,7 +39,7 @@ def test_a_good_call(box):
 )
 def test_errors_are_texts(box, call, error, text):
     result = box.run(call)
-    assert (result.error, result.text, result.ok) == (error, text, False)
+    assert (result.how, result.text) == (error, text)
     assert result.tool == ("echo" if isinstance(call, Call) and call.name == "echo" else "")
 
 
@@ -48,7 +47,7 @@ def test_of_several_misfits_the_same_one_is_told(box):
     texts = {box.run(Call("echo", dict([pair, ("times", "x")]))).text for pair in [("word", 1), ("word", 1)]}
     assert texts == {"error: echo: arguments.times: 'x' is not of type 'integer'"}
     unknown = box.run(Call("echo", {"word": "a", "loud": True}))
-    assert unknown.error == "arguments" and "Additional properties are not al" in unknown.text
+    assert unknown.how == "arguments" and "Additional properties are not al" in unknown.text
 
 
 def test_a_long_wrong_value_does_not_hide_what_is_wrong(echo, tokenizer):
@@ -63,13 +62,13 @@ def test_whatever_a_tool_raises_is_text(echo, tokenizer, raised):
         raise raised
 
     result = Toolbox([replace(echo, run=run)], tokenizer, max_result_tokens=60).run(Call("echo", {"word": ""}))
-    assert result.error == "exception" and type(raised).__name__ in result.text
+    assert result.how == "exception" and type(raised).__name__ in result.text
 
 
 def test_a_tool_that_gives_no_text(echo, tokenizer):
     box = Toolbox([replace(echo, run=lambda _: 3)], tokenizer, max_result_tokens=60)
     result = box.run(Call("echo", {"word": ""}))
-    assert result.error == "exception" and "gave int, expected str" in result.text
+    assert result.how == "exception" and "gave int, expected str" in result.text
     box = Toolbox([replace(echo, run=lambda _: " \n")], tokenizer, max_result_tokens=60)
     assert box.run(Call("echo", {"word": ""})).text == EMPTY
 
@@ -85,19 +84,19 @@ def test_a_tool_that_hangs_is_left_behind(echo, tokenizer):
     start = time.monotonic()
     result = box.run(Call("echo", {"word": ""}))
     let_go.set()
-    assert (result.error, result.text) == ("timeout", "error: echo: took longer than 0.1 seconds")
+    assert (result.how, result.text) == ("timeout", "error: echo: took longer than 0.1 seconds")
     assert time.monotonic() - start < 10
 
     def own(_) -> str:
         raise ToolTimeout("stopped after 1 second")
 
     result = Toolbox([replace(echo, run=own)], tokenizer, max_result_tokens=60).run(Call("echo", {"word": ""}))
-    assert (result.error, result.text) == ("timeout", "error: echo: stopped after 1 second")
+    assert (result.how, result.text) == ("timeout", "error: echo: stopped after 1 second")
 
 
 def test_long_results_are_cut_visibly(box, tokenizer):
     result = box.run(Call("echo", {"word": "fox é", "times": 10_000}))
-    assert result.ok and result.text.startswith("fox é fox é") and result.text.endswith(TRUNCATED)
+    assert result.how == "ok" and result.text.startswith("fox é fox é") and result.text.endswith(TRUNCATED)
     assert 50 <= len(tokenizer.encode(result.text)) <= 60
     less = box.run(Call("echo", {"word": "fox", "times": 10_000}), max_tokens=30)
     assert less.text.endswith(TRUNCATED) and 20 <= len(tokenizer.encode(less.text)) <= 30
@@ -141,21 +140,20 @@ def test_characters_without_a_piece_are_dropped(echo, characters):
 
 
 def test_refusals(echo, tokenizer, characters):
-    def refused(match, *tools, vocabulary=tokenizer, max_result_tokens=60, timeout_s=1.0):
+    def refused(match, *tools, vocabulary=tokenizer, max_result_tokens=60):
         with pytest.raises(ConfigError, match=match):
-            Toolbox(tools, vocabulary, max_result_tokens=max_result_tokens, timeout_s=timeout_s)
+            Toolbox(tools, vocabulary, max_result_tokens=max_result_tokens)
 
-    refused("got none, expected tools of different names")
     refused("got echo, echo, expected tools of different", echo, echo)
     refused("the name 'a b' has other characters", replace(echo, name="a b"))
-    refused("timeout_s: got 0, expected > 0", echo, timeout_s=0)
     refused(r"max_result_tokens: got 2, expected >= \d+, the tokens of '...\[truncated\]'", echo, max_result_tokens=2)
     refused("echo: parameters is not a JSON schema", replace(echo, parameters={"type": "objekt"}))
     refused("the vocabulary cannot spell a call", replace(echo, name="ECHO"), vocabulary=characters)
 
 
-def test_the_system_prompt_lists_the_tools(echo):
-    text = tool_schema_text([echo, Tool("b", "B.", {"type": "object"}, echo.run)])
+def test_the_system_prompt_lists_the_tools(echo, tokenizer):
+    tools = [echo, Tool("b", "B.", {"type": "object"}, echo.run)]
+    text = Toolbox(tools, tokenizer, max_result_tokens=60).system
     lines = text.splitlines()
     assert lines[1].startswith('{"type": "function", "function": {"name": "echo", "description": "Says a word."')
     assert lines[2] == (

@@ -7,17 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from research.core.errors import ConfigError, DataError
 from research.data.chat import Message, render_messages, render_prompt
 from research.data.tokenizer import MARKUP
 from research.environments.base import Completion, Turn
 from research.environments.calculator import calculator
-from research.environments.calls import Call, call_text
-from research.environments.tool_use import ToolUse
+from research.environments.calls import Call
 from research.environments.toolbox import TRUNCATED, Toolbox
-from research.environments.turns import Advance, RowTurns, TurnLimits, Turns, turn_metrics
+from research.environments.turns import Advance, RowTurns, Turns, turn_metrics
+from tests.research.environments.conftest import call_text
 
-LIMITS = TurnLimits(max_turns=3, max_new_tokens=1000, min_answer_tokens=4)
+LIMITS = {"max_turns": 3, "max_new_tokens": 1000}
 USER = Message("user", "six by seven")
 
 
@@ -29,8 +28,8 @@ def box(echo, tokenizer) -> Toolbox:
 class Episodes:
     """The tools of one box, for every row."""
 
-    def __init__(self, box, limits=LIMITS, **how):
-        self.tools, self.turns = ToolUse(box, max_calls=2), Turns(limits, box.tokenizer, **how)
+    def __init__(self, box, **how):
+        self.tools, self.turns = box, Turns(box.tokenizer, **{**LIMITS, **how})
         self.stop_id = self.turns.stop_id
 
     def step(self, rows):
@@ -114,16 +113,6 @@ def test_a_row_that_has_not_ended_its_turn_goes_on(turns, tokenizer):
     assert one(turns, advance.state, [*fed, turns.stop_id]).state.finish == "answered"
 
 
-def test_the_sampler_stops_where_a_turn_ends(turns, tokenizer):
-    assert turns.stop_id == tokenizer.im_end_id
-    row = said(tokenizer, content="hi")
-    with pytest.raises(ValueError, match="2 tokens follow the end of a turn"):
-        one(turns, RowTurns(), [*row, 5, 6])
-    ended = one(turns, RowTurns(), row).state
-    with pytest.raises(ValueError, match=r"the row has ended \(answered\)"):
-        one(turns, ended, row)
-
-
 def test_numpy_tokens_and_lists_are_one(turns, tokenizer):
     row = said(tokenizer, times(6, 7))
     advance = one(turns, RowTurns(), np.asarray(row, np.int32))
@@ -140,13 +129,19 @@ def test_errors_are_fed_back(turns, tokenizer):
 
 
 def test_calls_beyond_the_limit_of_a_turn_are_not_run(turns, tokenizer):
-    advance = one(turns, RowTurns(), said(tokenizer, *(times(n, 1) for n in range(4))))
-    assert results(advance.forced, tokenizer) == ["0", "1", *["error: not run: at most 2 calls in one turn"] * 2]
-    assert advance.state.calls[2:] == (("", "too_many"),) * 2
+    advance = one(turns, RowTurns(), said(tokenizer, *(times(n, 1) for n in range(6))))
+    assert results(advance.forced, tokenizer) == [
+        "0",
+        "1",
+        "2",
+        "3",
+        *["error: not run: at most 4 calls in one turn"] * 2,
+    ]
+    assert advance.state.calls[4:] == (("", "too_many"),) * 2
 
 
 def test_turn_limit(box, tokenizer):
-    turns = Episodes(box, replace(LIMITS, max_turns=2))
+    turns = Episodes(box, max_turns=2)
     state, row = RowTurns(), []
     for _ in range(2):
         row += said(tokenizer, times(6, 7))
@@ -166,14 +161,14 @@ def test_the_budget_shortens_results_and_then_ends_the_row(echo, tokenizer):
     seen = set()
     for budget in range(len(row) + 1, len(row) + 250):
         runs.clear()
-        advance = one(Episodes(box, replace(LIMITS, max_new_tokens=budget)), RowTurns(), row)
+        advance = one(Episodes(box, max_new_tokens=budget), RowTurns(), row)
         left = budget - len(row) - len(advance.forced)
         if advance.state.finish:
             assert advance.state.finish == "no_room" and not runs, "no tool runs for nothing"
             assert advance.forced == () and advance.state.calls == ()
         else:
             texts = results(advance.forced, tokenizer)
-            assert left >= LIMITS.min_answer_tokens and len(runs) == 2
+            assert left >= 1 and len(runs) == 2
             assert all(text.endswith(TRUNCATED) and len(tokenizer.encode(text)) <= 60 for text in texts)
         seen.add((advance.state.finish, len(advance.forced)))
     lengths = sorted(length for finish, length in seen if finish is None)
@@ -235,8 +230,8 @@ def test_the_budget_is_of_the_whole_row_not_of_its_last_turn(echo, tokenizer):
     first = one(Episodes(box), RowTurns(), turn)
     row = [*turn, *first.forced, *turn]
     for left in (0, 5, 20, 40, 200):  # after two turns and the first result
-        limits = replace(LIMITS, max_new_tokens=len(row) + LIMITS.min_answer_tokens + left)
-        second = one(Episodes(box, limits), first.state, row)
+        budget = len(row) + 1 + left
+        second = one(Episodes(box, max_new_tokens=budget), first.state, row)
         assert len(second.forced) <= left
         assert (second.state.finish is None) == bool(second.forced)
     assert len(second.forced) > 60
@@ -261,7 +256,7 @@ def test_an_environment_of_ones_own_answers_in_turn_and_gives_rewards(tokenizer)
     games = [Guess(), Guess()]
     for game in games:
         game.reset({"number": 2}, 3)
-    turns = Turns(replace(LIMITS, max_turns=1, max_new_tokens=100), tokenizer)
+    turns = Turns(tokenizer, **{**LIMITS, "max_turns": 1, "max_new_tokens": 100})
     row = said(tokenizer, content="4")
     first = turns.step([(game, RowTurns(), row) for game in games])[0]
     assert tokenizer.decode(first.forced, show_markup=True) == (
@@ -274,10 +269,10 @@ def test_an_environment_of_ones_own_answers_in_turn_and_gives_rewards(tokenizer)
     assert (right.state.finish, right.state.reward) == ("answered", 0.75)
     assert (wrong.state.finish, wrong.state.reward, wrong.forced) == ("turn_limit", -0.5, ())
     assert not right.state.cut and wrong.state.cut
-    assert games[0].asked == [("4", 100 - len(said(tokenizer, content="4")) - 4), ("5", 0)]
+    assert games[0].asked == [("4", 100 - len(said(tokenizer, content="4")) - 1), ("5", 0)]
     metrics = turn_metrics([right.state, wrong.state])
     assert metrics["environment/reward"] == 0.125 and metrics["environment/guesses"] == 2.0
-    tight = Turns(replace(LIMITS, max_new_tokens=len(first.forced) + 5), tokenizer)
+    tight = Turns(tokenizer, **{**LIMITS, "max_new_tokens": len(first.forced) + 2})
     (cut,) = tight.step([(games[0], RowTurns(), said(tokenizer, content="4"))])
     assert cut.state.finish == "no_room" and cut.forced == ()
 
@@ -309,23 +304,3 @@ def test_metrics():
         "tools/frac_no_room": 0.25,
     }
     assert turn_metrics(rows[2:3])["tools/error_rate"] == 0.0
-    with pytest.raises(DataError, match="got no rows"):
-        turn_metrics([])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"max_turns": 0}, r"tools\.max_turns: got 0, expected >= 1"),
-        ({"max_new_tokens": 0}, "max_new_tokens: got 0"),
-        ({"min_answer_tokens": 0}, "min_answer_tokens: got 0"),
-        ({"min_answer_tokens": 1000}, r"min_answer_tokens: got 1000, expected less than max_new_tokens \(1000\)"),
-    ],
-)
-def test_limits_out_of_range(changes, message, box):
-    with pytest.raises(ConfigError, match=message):
-        replace(LIMITS, **changes)
-    with pytest.raises(ConfigError, match="max_calls: got 0"):
-        ToolUse(box, max_calls=0)
-    with pytest.raises(ConfigError, match="workers: got 0"):
-        Episodes(box, workers=0)

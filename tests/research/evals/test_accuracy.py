@@ -10,8 +10,7 @@ import pytest
 from research.core.errors import ConfigError
 from research.data.records import first_records
 from research.evals.accuracy import Accuracy, judge
-from research.evals.base import Sample
-from research.evals.policy import TrainedPolicy
+from research.evals.policy import Sample, TrainedPolicy
 from research.evals.results import evaluate
 from research.tasks.jsonl import Jsonl
 
@@ -132,8 +131,6 @@ def test_the_one_answer_that_a_stage_gives(final_answer: str, expected: list[flo
 
 
 def test_refusals() -> None:
-    with pytest.raises(ConfigError, match=r"evaluation\.k: got 8, expected at most evaluation\.samples=4"):
-        values(policy(TEXTS, k=(1, 8)))
     with pytest.raises(ConfigError, match="final_answer: got prm, expected a scorer"):
         values(policy(TEXTS, final_answer="prm"))
     nothing: Any = None

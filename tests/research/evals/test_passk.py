@@ -160,10 +160,8 @@ def test_best_of_n_refuses():
     for bad in (math.nan, math.inf):
         with pytest.raises(DataError, match=r"scores: problem 1, sample 2: got .* expected a score"):
             best_of_n([[0, 1, 2], [0, 1, bad]], correct, 2)
-    with pytest.raises(DataError, match=r"got n = 4, expected 1 to 3"):
+    with pytest.raises(DataError, match=r"pass@4: .* expected at least 4 samples"):
         best_of_n(np.zeros((2, 3)), correct, 4)
-    with pytest.raises(DataError, match=r"got scores of shape \(2, 2\), expected \(2, 3\)"):
-        best_of_n(np.zeros((2, 2)), correct, 2)
 
 
 def test_mean_with_error_against_a_plain_bootstrap():

@@ -9,7 +9,7 @@ import pytest
 from research.core.errors import DataError
 from research.evals.draws import shuffles, subsets, vote
 from research.evals.passk import best_of_n, majority_at_k
-from research.evals.scaling import difference, powers_of_two, scaling_curves, vote_weights
+from research.evals.scaling import powers_of_two, scaling_curves
 
 
 def made_up(seed=0, P=12, M=6):
@@ -140,64 +140,24 @@ def test_the_same_seed_repeats_and_another_does_not():
         assert curve.points != other[name].points, name
 
 
-def test_a_difference_is_paired():
-    data = made_up(5, P=60, M=8)
-    curves = scaling_curves(**data).curves
-    gap = difference(curves["pass"], curves["majority"], 8)
-    per_problem = curves["pass"].values[:, -1] - curves["majority"].values[:, -1]
-    assert gap.mean == pytest.approx(per_problem.mean())
-    assert gap.standard_error == pytest.approx(per_problem.std(ddof=1) / math.sqrt(60))
-    assert gap.low < gap.mean < gap.high
-    with pytest.raises(DataError, match="n = 3 is not on the curve"):
-        difference(curves["pass"], curves["majority"], 3)
-
-
-def test_votes_of_a_reward_model_ignore_its_zero():
-    scores = np.array([[1.0, 3.0, -np.inf, 2.0], [-np.inf] * 4])
-    weights = vote_weights(scores)
-    np.testing.assert_allclose(weights, [[math.exp(-2), 1.0, 0.0, math.exp(-1)], [0.0] * 4])
-    np.testing.assert_allclose(vote_weights(scores + 1000.0), weights)
-
-
 def test_powers_of_two():
     assert [powers_of_two(n) for n in (1, 2, 6, 8)] == [(1,), (1, 2), (1, 2, 4, 6), (1, 2, 4, 8)]
 
 
 def test_without_a_scorer_there_are_three_curves():
-    data = {key: value for key, value in made_up().items() if key not in ("scores", "weights")}
+    data = made_up() | {"scores": {}, "weights": {}}
     assert list(scaling_curves(**data).curves) == ["pass", "random", "majority"]
-    assert list(scaling_curves(**data, strategies=("majority",)).curves) == ["majority"]
 
 
-def broken(key, value, at=None):
+def test_bad_input_is_named():
     data = made_up()
-    if at is None:
-        data[key] = value
-    else:
-        data[key] = {"rm": np.array(data[key]["rm"])}
-        data[key]["rm"][at] = value
-    return data
-
-
-@pytest.mark.parametrize(
-    ("data", "more", "message"),
-    [
-        (made_up(), {"ns": (1, 7)}, r"n: got 7, expected 1 to 6, the samples of a problem"),
-        (made_up(), {"ns": (0, 2)}, r"n: got 0, expected 1 to 6"),
-        (broken("scores", math.nan, (3, 4)), {}, r"rm: problem 3, sample 4: got nan, expected a score"),
-        (broken("scores", math.inf, (0, 0)), {}, r"rm: problem 0, sample 0: got inf"),
-        (broken("weights", -1.0, (2, 1)), {}, r"rm: weights: problem 2, sample 1: got -1\.0, expected a finite"),
-        (broken("scores", {}), {"strategies": ("best_of_n",)}, r"strategies: best_of_n needs a scorer, got none"),
-        (broken("weights", {}), {"strategies": ("weighted",)}, r"strategies: weighted needs a scorer, got none"),
-        (made_up(), {"strategies": ("beam",)}, r"strategies: got 'beam', expected some of pass, random"),
-        (made_up(), {"trials": 0}, r"trials: got 0"),
-        (broken("answers", [["a"] * 6] * 11), {}, r"answers: expected 6 for each of 12"),
-        (broken("lengths", np.ones((12, 5))), {}, r"lengths: got shape \(12, 5\), expected \(12, 6\)"),
-        (broken("prompt_lengths", [-1] * 12), {}, r"prompt_lengths: .* not negative"),
-        (broken("correct", np.zeros((0, 6))), {}, r"correct: got shape \(0, 6\)"),
-        (broken("scores", {"rm": np.zeros((12, 5))}), {}, r"rm: got scores of shape \(12, 5\)"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_named(data, more, message):
-    with pytest.raises(DataError, match=message):
-        scaling_curves(**data, **more)
+    with pytest.raises(DataError, match=r"pass@7: problem 0 .* expected at least 7 samples"):
+        scaling_curves(**data, ns=(1, 7))
+    for value, where, message in (
+        (math.nan, (3, 4), r"rm: problem 3, sample 4: got nan, expected a score"),
+        (math.inf, (0, 0), r"rm: problem 0, sample 0: got inf"),
+    ):
+        scores = data["scores"]["rm"].copy()
+        scores[where] = value
+        with pytest.raises(DataError, match=message):
+            scaling_curves(**(data | {"scores": {"rm": scores}}))

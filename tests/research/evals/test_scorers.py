@@ -10,7 +10,6 @@ import pytest
 from research.core.network import Network
 from research.data.steps import step_end_mask
 from research.data.tokenizer import Tokenizer
-from research.evals.scaling import vote_weights
 from research.evals.scorers import Scorer, score_samples
 from tests.research.algorithms import hand
 from tests.research.algorithms.toy import MODEL, host_params, one_device, quick_compilation, rollouts
@@ -100,4 +99,7 @@ def test_a_solution_without_a_step_comes_last_and_does_not_vote(rows: Any, token
 def test_rewards_vote_by_their_exponentials_and_probabilities_as_they_are(tokenizer: Tokenizer) -> None:
     scores = np.array([[0.25, 1.0, -np.inf]])
     np.testing.assert_array_equal(scorer("process", tokenizer).weights(scores), [[0.25, 1.0, 0.0]])
-    np.testing.assert_array_equal(scorer("reward", tokenizer).weights(scores), vote_weights(scores))
+    scores = np.array([[1.0, 3.0, -np.inf, 2.0], [-np.inf] * 4])
+    weights = scorer("reward", tokenizer).weights(scores)
+    np.testing.assert_allclose(weights, [[np.exp(-2), 1.0, 0.0, np.exp(-1)], [0.0] * 4])
+    np.testing.assert_allclose(scorer("reward", tokenizer).weights(scores + 1000.0), weights)

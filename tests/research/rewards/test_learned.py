@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from research.core.network import Network
-from research.rewards.learned import ensemble_rows, score_rows, step_probabilities
+from research.rewards.learned import RewardScorer, score_rows, step_probabilities
 from tests.research.algorithms import hand
 from tests.research.algorithms.toy import MODEL, host_params, one_device, quick_compilation, rollouts
 
@@ -48,24 +48,15 @@ def test_an_ensemble_reduces_over_its_members(rows: Any, reduction: Any) -> None
         "min": each.min(axis=0),
         "mean_minus_variance": each.mean(axis=0) - 0.5 * each.var(axis=0),
     }[reduction]
-    coef = {"variance_coef": 0.5} if reduction == "mean_minus_variance" else {}
     networks = tuple(Network(params, MODEL) for params in members)
-    found = jax.jit(lambda n, r: ensemble_rows(n, r, reduction=reduction, **coef))(networks, rows)
+    found = RewardScorer(networks, one_device(), reduction, 0.5)(rows)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_an_empty_ensemble_and_a_coefficient_without_effect_are_refused(rows: Any) -> None:
-    with pytest.raises(ValueError, match="networks: got none"):
-        ensemble_rows((), rows)
-    network = Network(host_params(layout="scorer"), MODEL)
-    with pytest.raises(ValueError, match="variance_coef: given, but it would have no effect"):
-        jax.eval_shape(lambda: ensemble_rows((network,), rows, reduction="min", variance_coef=0.1))
 
 
 def test_step_probabilities_stand_at_the_steps_and_nowhere_else(rows: Any) -> None:
     params = host_params(layout="step_scorer")
     step_mask = rows.loss_mask & (np.arange(11) % 2 == 0)
-    found = np.asarray(jax.jit(step_probabilities, static_argnums=1)(params, MODEL, rows, step_mask))
+    found = np.asarray(step_probabilities(Network(params, MODEL), rows, step_mask))
     outputs = hand.outputs(params, rows)
     for b in range(4):
         for t in range(11):

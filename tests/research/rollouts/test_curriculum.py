@@ -77,7 +77,6 @@ def test_pass_rates_decay_at_each_visit(seed):
         solved = sum(w * k for w, (_, k) in zip(weights, history, strict=True))
         assert rates[i] == pytest.approx(solved / seen)
         assert kept[i] == (low <= rates[i] <= high)
-    np.testing.assert_array_equal(curriculum.pass_rates(np.arange(size)[::-1]), rates[::-1])
 
 
 def test_the_band_includes_its_bounds():
@@ -225,16 +224,6 @@ def test_too_few_distinct_prompts_are_refused_and_not_waited_for():
         next(made(size=4, batch_size=5))
 
 
-def test_refusals():
-    curriculum = Curriculum(3, band=(0.0, 1.0))
-    with pytest.raises(ValueError, match=r"prompt_ids: got -1 .. 2, expected within 0 .. 2"):
-        curriculum.update(np.array([2, -1]), np.ones(2, bool))
-    with pytest.raises(ValueError, match=r"correct: got shape \(1,\), expected \(2,\) as prompt_ids"):
-        curriculum.update(np.array([2, 1]), np.ones(1, bool))
+def test_a_state_of_other_data_is_refused():
     with pytest.raises(CheckpointError, match="holds 4 prompts, expected the data's 3"):
-        curriculum.set_state(Curriculum(4, band=(0.0, 1.0)).get_state())
-    state = curriculum.get_state()
-    with pytest.raises(CheckpointError, match="curriculum: solved cannot be read"):
-        curriculum.set_state({**state, "solved": "AAAA"})
-    with pytest.raises(CheckpointError, match="curriculum: got 6 seen, expected 3"):
-        curriculum.set_state({**state, "seen": Curriculum(6, band=(0.0, 1.0)).get_state()["seen"]})
+        Curriculum(3, band=(0.0, 1.0)).set_state(Curriculum(4, band=(0.0, 1.0)).get_state())

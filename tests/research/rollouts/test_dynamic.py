@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from research.rewards.base import RewardError
-from research.rollouts.dynamic import replace_equal_groups
-from research.rollouts.samples import Collected, join_groups, split_groups
+from research.rollouts.collect import replace_equal_groups
+from research.rollouts.samples import Collected
 from tests.objectives.cases import SEEDS
 from tests.research.algorithms.toy import rollouts
 
@@ -85,13 +85,3 @@ def test_all_arrays_of_a_row_move_with_its_group() -> None:
     assert found.prompts == [source.prompts[row] for source, row in rows]
     assert found.gold.tolist() == [source.gold[row] for source, row in rows]
     assert found.rollouts.group_size == G and found.rollouts.step_mask is None
-
-
-def test_groups_split_and_joined_are_the_batch() -> None:
-    batch = drawn(np.arange(12.0).reshape(3, G))
-    groups = split_groups(batch)
-    assert [group.rollouts.prompt_ids.tolist() for group in groups] == [[p] * G for p in range(3)]
-    joined = join_groups(groups, batch.metrics)
-    for name, values in batch.rollouts._asdict().items():
-        np.testing.assert_array_equal(getattr(joined.rollouts, name), values, err_msg=name)
-    assert joined.texts == batch.texts and joined.prompts == batch.prompts and joined.metrics == batch.metrics

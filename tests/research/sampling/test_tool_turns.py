@@ -9,12 +9,12 @@ from research.data.chat import Message, render_messages, render_prompt
 from research.data.tokenizer import Tokenizer, train_tokenizer
 from research.environments.base import Environment
 from research.environments.calculator import calculator
-from research.environments.calls import Call, call_text
-from research.environments.tool_use import ToolUse
+from research.environments.calls import Call
 from research.environments.toolbox import Toolbox
-from research.environments.turns import TurnLimits, Turns
+from research.environments.turns import Turns
 from research.sampling.callbacks import StopStrings, ToolCallback
 from research.sampling.rows import ForceTokens, Request, Row, StopRow
+from tests.research.environments.conftest import call_text
 
 USER = (Message("user", "six by seven"),)
 N = 1200
@@ -29,12 +29,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture
 def turns(tokenizer: Tokenizer) -> Turns:
-    return Turns(TurnLimits(2, N), tokenizer)
+    return Turns(tokenizer, 2, N)
 
 
 def begin(tokenizer: Tokenizer) -> Callable[[int], Environment]:
     pytest.importorskip("jsonschema", reason="pip install 'temper[tools]'")
-    tools = ToolUse(Toolbox([calculator()], tokenizer, max_result_tokens=30))
+    tools = Toolbox([calculator()], tokenizer, max_result_tokens=30)
     return lambda _: tools
 
 

@@ -19,9 +19,9 @@ from research.core.network import Network, batch_logps
 from research.data.chat import Message, render_messages, render_prompt
 from research.data.pipelines import prompt_batches
 from research.data.tokenizer import Tokenizer, train_tokenizer
-from research.environments.calls import Call, call_text
+from research.environments.calls import Call
 from research.environments.interaction import Interaction, make_interaction
-from research.environments.tool_use import ToolUse
+from research.environments.toolbox import Toolbox
 from research.evals.accuracy import Accuracy
 from research.evals.policy import TrainedPolicy
 from research.evals.results import evaluate
@@ -39,6 +39,7 @@ from research.tasks.jsonl import Jsonl
 from research.train.budget import Spending
 from tests.models.tiny import ONE_LAYER, make_params, make_tokens, right_padded
 from tests.research.algorithms.toy import MODEL, grpo, host_params, objective_scalars, quick_compilation
+from tests.research.environments.conftest import call_text
 from tests.research.sampling.tiny import make_prompts, make_spec, scalars
 
 N, G = 200, 2
@@ -247,7 +248,7 @@ def test_prompts_list_the_tools_in_one_system_turn_once(tools: Interaction) -> N
     system = {"role": "system", "content": "Be brief."}
     user = {"role": "user", "content": "3+4"}
     answers = tools.make()
-    assert isinstance(answers, ToolUse)
+    assert isinstance(answers, Toolbox)
     known = {"role": "system", "content": f"Hi. {answers.system}"}
     records: list[dict[str, Any]] = [
         {"prompt": "3+4", "answer": "7"},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from research.rewards.sandbox.process import Outcome
+from research.rewards.sandbox.sandbox import Outcome
 from tests.research.rewards.sandbox.hostile import EXHAUSTING, PREAMBLE, Attack
 from tests.research.rewards.sandbox.hostile_reaching import REACHING
 from tests.research.rewards.sandbox.left import processes_with

@@ -12,8 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from research.core.errors import ConfigError
-from research.rewards.sandbox.process import Outcome, SandboxLimits
-from research.rewards.sandbox.sandbox import Sandbox, make_sandbox
+from research.rewards.sandbox.sandbox import Outcome, Sandbox, SandboxLimits, make_sandbox
 from tests.research.rewards.sandbox.left import processes_with
 
 MARK = f"SANDBOX_TEST_{os.getpid()}"  # in the text of every program, to find what is left of it
@@ -171,8 +170,6 @@ def test_a_host_with_many_open_files(run):
 
 
 def test_refusals(monkeypatch, tmp_path):
-    with pytest.raises(ConfigError, match="python sandbox: cpu_s: got 0, expected >= 1"):
-        SandboxLimits(cpu_s=0)
     with pytest.raises(ValueError, match="null character"):
         Sandbox().run("\0")
     with monkeypatch.context() as patched, pytest.raises(ConfigError, match="cannot run a program here"):
