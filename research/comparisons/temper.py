@@ -29,10 +29,11 @@ from research.core.mesh import make_mesh, to_device
 from research.core.network import Network
 from research.core.optim import OptimizerScalars
 from research.core.state import TrainState, fresh_policy, state_from_params
+from research.data.chat import Rendered
 from research.data.examples import Examples
 from research.data.pipelines import batched
 from research.data.report import DataReport
-from research.data.streams import PackedStream
+from research.data.streams import packed_rows
 from research.sampling.engine import Engine
 from research.sampling.methods import SamplingMethod
 from research.sampling.programs import layout_program
@@ -138,11 +139,12 @@ def full(work: Work) -> Iterator[SequenceBatch]:
 
 def packed(work: Work) -> tuple[Iterator[SequenceBatch], int]:
     """The examples' batches without end, packed as in fine-tuning, and how many hold about a pass."""
-    tokens = [np.array(each["tokens"], np.int32) for each in work["examples"]]
-    masks = [np.array(each["loss_mask"], bool) for each in work["examples"]]
-    n, size, length = len(tokens), work["batch_size"], work["length"]
-    examples = Examples(tokens, masks, np.arange(n), DataReport("examples", n, n))
-    rows = grain.MapDataset.source(PackedStream(examples, length, work["seed"], PAD))
+    rendered = [
+        Rendered(np.array(each["tokens"], np.int32), np.array(each["loss_mask"], bool), 0) for each in work["examples"]
+    ]
+    n, size, length = len(rendered), work["batch_size"], work["length"]
+    examples = Examples(rendered, DataReport("examples", n, n))
+    rows = grain.MapDataset.source(packed_rows(examples, length, work["seed"], PAD))
     return map(SequenceBatch.from_arrays, batched(rows, size)), -(-int(examples.lengths.sum()) // (size * length))
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
+from research.config.schema import short
 from research.core.errors import DataError
 from research.data import tokenizer as markup
 from research.data.tokenizer import Tokenizer
@@ -67,29 +68,29 @@ def normalize_record(record: Mapping[str, Any], *, where: str) -> tuple[Message,
     """The messages of a record in any of the common shapes; turns may be empty (`Message.empty`).
 
     Args:
-        record: {prompt, completion} (strings or message lists), {messages: [{role, content}]}, GSM8K
-            {question, answer}, ShareGPT {conversations: [{from, value}]}, or {prompt, answer}, which is a prompt
-            without a response. `system` and `tools` become its system turn; GSM8K's calculator marks are stripped
-            from answers in GSM8K's form. Further keys are ignored.
+        record: {prompt, completion} (strings or message lists), {messages: [{role, content}]}, GSM8K's {question,
+            answer}, ShareGPT's {conversations: [{from, value}]}, or {prompt, answer}, a prompt without a response.
+            `system` and `tools` become its system turn. GSM8K's marks (`<<48/2=24>>`) are stripped from answers that
+            end with its "#### 24". Further keys are ignored.
         where: what an error message calls the record, such as "train.jsonl:12".
 
     Raises:
         DataError: the shape is unknown, or a turn is malformed.
     """
-    if "messages" in record:
-        messages = parse_messages(record["messages"], where=f"{where}: messages")
-    elif "conversations" in record:
-        messages = parse_messages(record["conversations"], where=f"{where}: conversations")
+    listed = next((key for key in ("messages", "conversations") if key in record), None)
+    if listed is not None:
+        messages = parse_messages(record[listed], where=f"{where}: {listed}")
     elif "prompt" in record and ("completion" in record or "answer" in record):
         messages = parse_turns(record["prompt"], role="user", where=f"{where}: prompt")
         if "completion" in record:
             messages += parse_turns(record["completion"], role="assistant", where=f"{where}: completion")
     elif "question" in record and "answer" in record:
-        answer = strip_calculator(_text(record["answer"], where=f"{where}: answer"))
-        question = _text(record["question"], where=f"{where}: question")
+        question, answer = (_text(record[key], where=f"{where}: {key}") for key in ("question", "answer"))
+        if _GSM8K_END.search(answer):
+            answer = _CALCULATOR.sub("", answer)
         messages = Message("user", question), Message("assistant", answer)
     else:
-        raise DataError(f"{where}: found the keys {', '.join(record) or '(none)'}, expected {_SHAPES}.")
+        raise unknown_shape(record, _SHAPES, where=where)
     return with_system(messages, record, where=where)
 
 
@@ -106,16 +107,21 @@ def prompt_messages(record: Mapping[str, Any], *, where: str) -> tuple[Message, 
     return prompt
 
 
-def asking(turns: tuple[Message, ...], record: Mapping[str, Any], *, where: str) -> tuple[Message, ...]:
-    """The turns before an answer, with their system turn; DataError where the last one is an assistant's."""
-    if turns[-1].role == "assistant":
+def parse_prompt(record: Mapping[str, Any], *, where: str, key: str = "prompt") -> tuple[Message, ...]:
+    """The turns under a record's `key`, to which an assistant is to answer."""
+    return to_answer(parse_turns(record[key], role="user", where=f"{where}: {key}"), record, where=where)
+
+
+def to_answer(prompt: tuple[Message, ...], record: Mapping[str, Any], *, where: str) -> tuple[Message, ...]:
+    """A prompt with its record's system turn; DataError where an assistant has the last word."""
+    if prompt[-1].role == "assistant":
         raise DataError(f"{where}: the prompt ends with an assistant turn, expected a user or tool turn.")
-    return with_system(turns, record, where=where)
+    return with_system(prompt, record, where=where)
 
 
-def strip_calculator(answer: str) -> str:
-    """An answer without GSM8K's `<<48/2=24>>` marks; unchanged unless it ends with GSM8K's "#### 24"."""
-    return _CALCULATOR.sub("", answer) if _GSM8K_END.search(answer) else answer
+def unknown_shape(record: Mapping[str, Any], shapes: str, *, where: str) -> DataError:
+    """For a record that has none of the shapes."""
+    return DataError(f"{where}: found the keys {', '.join(record) or '(none)'}, expected {shapes}.")
 
 
 def with_system(messages: tuple[Message, ...], record: Mapping[str, Any], *, where: str) -> tuple[Message, ...]:
@@ -126,17 +132,14 @@ def with_system(messages: tuple[Message, ...], record: Mapping[str, Any], *, whe
     """
     system, schemas = record.get("system") or "", _schemas(record.get("tools"), where=where)
     if not isinstance(system, str):
-        raise DataError(f"{where}: system: got {_short(system)}, expected text.")
-    first = messages[0] if messages and messages[0].role == "system" else None
-    if first is not None and system and system not in first.content:
+        raise DataError(f"{where}: system: got {short(system)}, expected text.")
+    first = messages[:1] if messages and messages[0].role == "system" else ()
+    if first and system not in first[0].content:
         raise DataError(f"{where}: has both a system turn and another text under `system`, expected one.")
-    parts = [first.content if first is not None else system]
-    if schemas and (told := tools_text(schemas)) not in parts[0]:
-        parts.append(told)
-    content = "\n\n".join(part for part in parts if part)
-    if not content or (first is not None and content == first.content):
-        return messages
-    return Message("system", content), *(messages if first is None else messages[1:])
+    said = first[0].content if first else system
+    told = tools_text(schemas) if schemas else ""
+    content = said if told in said else "\n\n".join(filter(None, (said, told)))
+    return (Message("system", content), *messages[len(first) :]) if content else messages
 
 
 def tools_text(schemas: Sequence[Mapping[str, Any]]) -> str:
@@ -157,16 +160,13 @@ def tools_text(schemas: Sequence[Mapping[str, Any]]) -> str:
 
 def _schemas(tools: Any, *, where: str) -> list[Mapping[str, Any]]:
     """The schemas under `tools`: a list, or one as JSON text."""
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise DataError(f"{where}: tools: got {_short(tools)}, expected a list of tool schemas.") from error
-    if not tools:
-        return []
-    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
-        raise DataError(f"{where}: tools: got {_short(tools)}, expected a list of tool schemas.")
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+    try:
+        parsed = (json.loads(tools) if isinstance(tools, str) and tools.strip() else tools) or []
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, list) or not all(isinstance(tool, Mapping) for tool in parsed):
+        raise DataError(f"{where}: tools: got {short(tools)}, expected a list of tool schemas.")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in parsed]
 
 
 def parse_turns(value: Any, *, role: Role, where: str) -> tuple[Message, ...]:
@@ -178,25 +178,39 @@ def parse_turns(value: Any, *, role: Role, where: str) -> tuple[Message, ...]:
 
 def parse_messages(value: Any, *, where: str) -> tuple[Message, ...]:
     """Messages from a list of {role, content} or {from, value} objects."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise DataError(f"{where}: expected a list of at least one message, got {_short(value)}.")
-    return tuple(_parse_message(turn, where=f"{where}[{index}]") for index, turn in enumerate(value))
+    turns = enumerate(parse_list(value, "one message", where=where))
+    return tuple(_parse_message(turn, where=f"{where}[{index}]") for index, turn in turns)
+
+
+def parse_list(value: Any, least: Literal["one message", "one step", "two"], *, where: str) -> Sequence[Any]:
+    """The value, if it is a list and has so many entries."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) < (2 if least == "two" else 1):
+        raise DataError(f"{where}: expected a list of at least {least}, got {short(value)}.")
+    return value
+
+
+def parse_aligned(value: Any, name: str, count: int, others: str, *, where: str) -> Sequence[Any]:
+    """The value, if it is a list with an entry for each of `count` others, which a phrase names."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
+        found = f"{len(value)} {name}" if isinstance(value, list | tuple) else short(value)
+        raise DataError(f"{where}: {name}: found {found} for {count} {others}.")
+    return value
 
 
 def _parse_message(turn: Any, *, where: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise DataError(f"{where}: expected a message object, got {_short(turn)}.")
+        raise DataError(f"{where}: expected a message object, got {short(turn)}.")
     keys = ("role", "content") if "role" in turn else ("from", "value")
     if not all(key in turn for key in keys):
         raise DataError(f"{where}: found the keys {', '.join(turn)}, expected role+content or from+value.")
     name, content = turn[keys[0]], turn[keys[1]]
     if not isinstance(name, str) or name not in _ROLES:
-        raise DataError(f"{where}: role is {_short(name)}, expected one of {', '.join(_ROLES)}.")
+        raise DataError(f"{where}: role is {short(name)}, expected one of {', '.join(_ROLES)}.")
     role = _ROLES[name]
     calls = _calls(turn.get("tool_calls") or (), where=where)
     thinking = turn.get("thinking") or turn.get("reasoning_content") or ""
     if not isinstance(thinking, str):
-        raise DataError(f"{where}: thinking is {_short(thinking)}, expected text.")
+        raise DataError(f"{where}: thinking is {short(thinking)}, expected text.")
     if role != "assistant" and (calls or thinking):
         raise DataError(f"{where}: a {role} turn has thinking or tool_calls, expected them on assistants only.")
     text = "" if content is None else _text(content, where=where)
@@ -208,14 +222,14 @@ def _trains(turn: Mapping[str, Any], *, where: str) -> bool:
     given = [turn[key] for key in ("train", "weight") if turn.get(key) is not None]
     for value in given:
         if not isinstance(value, bool | int | float) or value not in (0, 1):
-            raise DataError(f"{where}: train or weight is {_short(value)}, expected 0 or 1.")
+            raise DataError(f"{where}: train or weight is {short(value)}, expected 0 or 1.")
     return all(given)
 
 
 def _calls(calls: Any, *, where: str) -> tuple[str, ...]:
     """Tool calls as texts: OpenAI's {function: {name, arguments}} becomes one sorted JSON object."""
     if not isinstance(calls, Sequence) or not all(isinstance(call, str | Mapping) for call in calls):
-        raise DataError(f"{where}: tool_calls is {_short(calls)}, expected a list of texts or objects.")
+        raise DataError(f"{where}: tool_calls is {short(calls)}, expected a list of texts or objects.")
     return tuple(
         call if isinstance(call, str) else json.dumps(call.get("function", call), ensure_ascii=False, sort_keys=True)
         for call in calls
@@ -224,40 +238,35 @@ def _calls(calls: Any, *, where: str) -> tuple[str, ...]:
 
 def _text(value: Any, *, where: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{where}: expected text, got {_short(value)}.")
+        raise DataError(f"{where}: expected text, got {short(value)}.")
     return value
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def split_response(messages: Sequence[Message], *, where: str) -> tuple[tuple[Message, ...], Message]:
-    """The turns before the final assistant turn, and that turn."""
+def before_response(messages: Sequence[Message], *, where: str) -> tuple[Message, ...]:
+    """The turns before the final assistant turn; DataError where there is none, or nothing before it."""
     if len(messages) < 2 or messages[-1].role != "assistant":
         last = messages[-1].role if messages else "nobody"
         raise DataError(
             f"{where}: the last of {len(messages)} turns is by {last}, expected a prompt and then an assistant turn."
         )
-    return tuple(messages[:-1]), messages[-1]
+    return tuple(messages[:-1])
 
 
 def render_messages(
     messages: Sequence[Message], tokenizer: Tokenizer, *, where: str, train_on: Literal["all", "last"] = "all"
 ) -> Rendered:
-    """A whole conversation, ending with an assistant turn, as tokens and loss mask.
+    """A whole conversation, ending with an assistant turn, as tokens and loss mask; contents never produce markup.
 
     Args:
         messages: the turns.
-        tokenizer: gives ids; contents can never produce markup.
+        tokenizer: gives ids.
         where: what an error message calls the record.
         train_on: "all" assistant turns carry loss that do not say otherwise (`Message.train`), or the "last" one.
 
     Raises:
         DataError: the last turn is not the assistant's, or the prompt is not a prefix of the whole.
     """
-    prompt, _ = split_response(messages, where=where)
+    prompt = before_response(messages, where=where)
     tokens, mask = [tokenizer.bos_id], [False]
     for index, message in enumerate(messages):
         header = _header(message.role, tokenizer)

@@ -11,6 +11,7 @@ import numpy as np
 
 from research.core.errors import DataError
 from research.data.chat import Rendered, normalize_record, prompt_messages, render_messages, render_prompt
+from research.data.packing import Row
 from research.data.records import Records
 from research.data.report import DataReport, Fitter, Limits
 from research.data.tokenizer import Tokenizer
@@ -27,26 +28,33 @@ class Documents:
 
 @dataclass(frozen=True)
 class Examples:
-    """N tokenised examples, each with its loss mask and the index of its record."""
+    """N tokenised examples."""
 
-    tokens: Sequence[np.ndarray]
-    loss_masks: Sequence[np.ndarray]
-    record_ids: np.ndarray
+    rows: Sequence[Rendered]
     report: DataReport
 
     @property
     def lengths(self) -> np.ndarray:
         """[N] tokens of each example."""
-        return np.array([len(tokens) for tokens in self.tokens], np.int64)
+        return np.array([len(row.tokens) for row in self.rows], np.int64)
 
 
 @dataclass(frozen=True)
 class PromptExamples:
-    """N prompts ready for generation, and the index of each one's record."""
+    """N prompts ready for generation, and the index [N] of each one's record."""
 
     tokens: Sequence[np.ndarray]
     record_ids: np.ndarray
     report: DataReport
+
+    def row(self, index: int | None, length: int, pad_id: int) -> Row:
+        """A prompt, left-padded to `length`; None is padding alone."""
+        tokens = self.tokens[index] if index is not None else np.zeros(0, np.int32)
+        record_id = self.record_ids[index] if index is not None else -1
+        mask = np.arange(length) >= length - len(tokens)
+        padding = np.full(length - len(tokens), pad_id, np.int32)
+        row = {"prompt_tokens": np.concatenate([padding, tokens]), "prompt_mask": mask}
+        return {**row, "prompt_id": np.asarray(record_id, np.int32)}
 
 
 def text_documents(source: Records, tokenizer: Tokenizer, *, name: str) -> Documents:
@@ -67,34 +75,22 @@ def text_documents(source: Records, tokenizer: Tokenizer, *, name: str) -> Docum
 def sft_examples(source: Records, tokenizer: Tokenizer, *, length: int, name: str, limits: Limits) -> Examples:
     """Tokenises conversations, whose assistant turns carry loss."""
     fit = Fitter(source, name, length, limits)
-    kept: list[tuple[int, Rendered]] = []
+    kept: list[Rendered] = []
     for index, record in enumerate(source):
         messages = normalize_record(record, where=fit.where(index))
         rendered = render_messages(messages, tokenizer, where=fit.where(index))
-        rows = fit.rows(index, messages, [rendered])
-        kept += [(index, row) for row in rows or ()]
-    tokens = sum(len(example.tokens) for _, example in kept)
-    targets = sum(int(example.loss_mask.sum()) for _, example in kept)
-    return _examples(kept, fit.report(tokens=tokens, target_tokens=targets))
+        kept += fit.rows(index, messages, [rendered])
+    targets = sum(int(row.loss_mask.sum()) for row in kept)
+    return Examples(kept, fit.report(tokens=sum(len(row.tokens) for row in kept), target_tokens=targets))
 
 
 def prompt_examples(source: Records, tokenizer: Tokenizer, *, length: int, name: str, limits: Limits) -> PromptExamples:
     """Tokenises the prompt of each record, ready for generation."""
     fit = Fitter(source, name, length, limits)
-    kept: list[tuple[int, np.ndarray]] = []
+    kept: dict[int, np.ndarray] = {}
     for index, record in enumerate(source):
         messages = prompt_messages(record, where=fit.where(index))
         tokens = fit.prompt(index, messages, render_prompt(messages, tokenizer))
         if tokens is not None:
-            kept.append((index, tokens))
-    ids = np.array([index for index, _ in kept], np.int32)
-    return PromptExamples([tokens for _, tokens in kept], ids, fit.report())
-
-
-def _examples(kept: Sequence[tuple[int, Rendered]], report: DataReport) -> Examples:
-    return Examples(
-        tokens=[example.tokens for _, example in kept],
-        loss_masks=[example.loss_mask for _, example in kept],
-        record_ids=np.array([index for index, _ in kept], np.int32),
-        report=report,
-    )
+            kept[index] = tokens
+    return PromptExamples(list(kept.values()), np.array(list(kept), np.int32), fit.report())

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from research.core.errors import DataError
-from research.data.chat import Message, normalize_record, prompt_messages, split_response
+from research.data.chat import Message, before_response, normalize_record, prompt_messages
 from research.data.jsonl import read_records
 from research.data.preferences import parse_judged, parse_preference, parse_ranking
 from research.data.split import Split, prompt_key
@@ -22,7 +22,7 @@ Prompt = Callable[[Mapping[str, Any], str], tuple[Message, ...]]
 def _chat_prompt(record: Mapping[str, Any], where: str) -> tuple[Message, ...]:
     prompt = prompt_messages(record, where=where)
     if "answer" not in record:  # nothing but a response can then be learned or compared with
-        split_response(normalize_record(record, where=where), where=where)
+        before_response(normalize_record(record, where=where), where=where)
     return prompt
 
 
@@ -51,10 +51,7 @@ def prepare_file(
         data_dir: where prepared data sets live.
         path: the file.
         split: what is held out.
-        check: raises DataError for a record (and the place it is named by) that cannot be used.
-
-    Raises:
-        DataError: the file or a record cannot be used; names the line.
+        check: raises DataError for a record (and the place it is named by) that cannot be used, as this function does.
     """
     path = Path(path)
 

@@ -1,5 +1,6 @@
 """Reads JSONL files, and `.json` files that hold one list, as numbered records."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,8 @@ def read_records(path: str | Path) -> Iterator[tuple[int, Record]]:
         DataError: the file is missing, empty or not UTF-8, or a line is not one JSON object of valid Unicode.
     """
     path = Path(path)
-    text = read_text(path)
-    records = _list_records(path, text) if path.suffix == ".json" else _line_records(path, text)
     empty = True
-    for number, record in records:
+    for number, record in _entries(path, read_text(path)):
         empty = False
         if not isinstance(record, dict):
             raise DataError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}.")
@@ -33,24 +32,29 @@ def read_records(path: str | Path) -> Iterator[tuple[int, Record]]:
 
 def read_text(path: Path) -> str:
     """A whole file of UTF-8, a byte order mark left out; DataError if it cannot be read."""
-    try:
+    with reading(path):
         return path.read_text(encoding="utf-8-sig")
+
+
+@contextlib.contextmanager
+def reading(path: Path, failed: str = "cannot be read") -> Iterator[None]:
+    """Turns what goes wrong while a file is read into a DataError."""
+    try:
+        yield
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}).") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+        raise DataError(f"{path}: {failed} ({error.strerror}).") from error
     except ValueError as error:  # a NUL in the path
-        raise DataError(f"{str(path)!r}: cannot be read ({error}).") from error
+        raise DataError(f"{str(path)!r}: {failed} ({error}).") from error
 
 
-def _line_records(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    # Not splitlines(): U+2028 and friends may stand unescaped inside a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, _parse(line, f"{path}:{number}")
-
-
-def _list_records(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+def _entries(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    if path.suffix != ".json":
+        # Not splitlines(): U+2028 and friends may stand unescaped inside a JSON string.
+        lines = enumerate(text.split("\n"), start=1)
+        yield from ((number, _parse(line, f"{path}:{number}")) for number, line in lines if line.strip())
+        return
     records = _parse(text, str(path)) if text.strip() else []
     if not isinstance(records, list):
         raise DataError(

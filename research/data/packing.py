@@ -9,25 +9,24 @@ The first token of a segment is never a target, because nothing of its own segme
 """
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 Row = dict[str, np.ndarray]
 
 
-def assemble_row(tokens: Sequence[np.ndarray], loss_masks: Sequence[np.ndarray], length: int, pad_id: int) -> Row:
-    """One row [length] of these sequences one after the other, right-padded."""
+def assemble_row(parts: Iterable[tuple[np.ndarray, np.ndarray | bool]], length: int, pad_id: int) -> Row:
+    """One row [length] of these (tokens, loss mask) one after the other, right-padded."""
     row = empty_row(length, pad_id)
-    ramp = np.arange(length, dtype=np.int32)
     end = 0
-    for segment, (part, mask) in enumerate(zip(tokens, loss_masks, strict=True), start=1):
-        start, end = end, end + len(part)
-        row["tokens"][start:end] = part
+    for segment, (tokens, mask) in enumerate(parts, start=1):
+        start, end = end, end + len(tokens)
+        row["tokens"][start:end] = tokens
         row["loss_mask"][start:end] = mask
-        row["loss_mask"][start] = False
+        row["loss_mask"][start : start + 1] = False
         row["segment_ids"][start:end] = segment
-        row["positions"][start:end] = ramp[: len(part)]
+        row["positions"][start:end] = np.arange(end - start)
     return row
 
 
@@ -44,14 +43,9 @@ def empty_row(length: int, pad_id: int) -> Row:
 def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     """Rows of indices, no row longer than `capacity`: longest first, each into the fullest row it fits in.
 
-    The row count depends on the multiset of lengths alone, so permuting sequences of equal length reshuffles
-    what shares a row and keeps the number of rows.
-
-    Raises:
-        ValueError: a sequence is longer than `capacity` (callers truncate or refuse it before).
+    No sequence may be longer than `capacity`. The row count depends on the multiset of lengths alone, so permuting
+    sequences of equal length reshuffles what shares a row and keeps the number of rows.
     """
-    if len(lengths) and int(np.max(lengths)) > capacity:
-        raise ValueError(f"a sequence of {int(np.max(lengths))} tokens does not fit a row of {capacity}.")
     rows: list[list[int]] = []
     open_rows: dict[int, list[int]] = {}  # free space -> rows that have it
     spaces: list[int] = []  # the keys of open_rows, sorted

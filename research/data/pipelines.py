@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import grain
-import numpy as np
 
 from research.core.errors import DataError
-from research.data.examples import PromptExamples, prompt_examples, sft_examples, text_documents
-from research.data.packing import Row, assemble_row, empty_row
+from research.data.examples import prompt_examples, sft_examples, text_documents
+from research.data.packing import Row, empty_row
 from research.data.records import Records
 from research.data.report import DataReport, Limits
-from research.data.streams import BucketStream, Finite, PackedStream, PromptStream, TextStream, stack_padded
+from research.data.streams import bucket_batches, packed_rows, padded, prompt_groups, stack, text_rows
 from research.data.tokenizer import Tokenizer
 
 _INLINE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # a batch costs less than a thread hop
@@ -55,28 +54,20 @@ def text_batches(
     Each row is from one source, in proportion to `weights`. Documents are cut, concatenated and split into full rows
     (`packing.concat_then_split`), from a new phase each epoch; one pass takes one source.
     """
-    check_shape(name, batch_size=batch_size, length=length, seed=seed or 0)
-    if not sources or len(weights) != len(sources) or min(weights) <= 0:
-        raise DataError(
-            f"{name}: got {len(sources)} sources with weights {list(weights)}, expected one positive weight each."
-        )
     names = [name] if len(sources) == 1 else [f"{name}[{index}]" for index in range(len(sources))]
     stores = [text_documents(part, tokenizer, name=each) for part, each in zip(sources, names, strict=True)]
     streams = [
-        TextStream(store, length, None if seed is None else (seed, index), tokenizer.pad_id)
+        text_rows(store, length, None if seed is None else (seed, index), tokenizer.pad_id)
         for index, store in enumerate(stores)
     ]
     count = sum(store.report.records for store in stores)
-    tokens = sum(store.report.sizes["tokens"] for store in stores)
-    report = DataReport(name, count, count, sizes={"tokens": tokens})
+    report = DataReport(name, count, count, sizes={"tokens": sum(store.report.sizes["tokens"] for store in stores)})
     if seed is None:
-        (stream,) = streams
-        rows = Finite(stream.rows_per_epoch, stream.__getitem__)
-        return ordered(rows, batch_size, empty_row(length, tokenizer.pad_id), report)
+        (rows,) = streams
+        return ordered(rows.per_epoch, rows.__getitem__, batch_size, empty_row(length, tokenizer.pad_id), report)
     mixed = [grain.MapDataset.source(stream) for stream in streams]
-    return Pipeline(
-        batched(mixed[0] if len(mixed) == 1 else grain.MapDataset.mix(mixed, list(weights)), batch_size), report
-    )
+    whole = mixed[0] if len(mixed) == 1 else grain.MapDataset.mix(mixed, list(weights))
+    return Pipeline(batched(whole, batch_size), report)
 
 
 def sft_batches(
@@ -87,7 +78,7 @@ def sft_batches(
     length: int,
     seed: int | None,
     packing: bool = False,
-    bucket_lengths: Sequence[int] | None = None,
+    bucket_lengths: Sequence[int] = (),
     name: str = "sft",
     limits: Limits = Limits(),  # noqa: B008 - frozen
 ) -> Pipeline:
@@ -97,24 +88,19 @@ def sft_batches(
     like length share a batch whose T is one of `bucket_lengths` (default: a quarter, half and all of
     `length`), so there are that many shapes to compile. One pass has one example a row and T = `length`.
     """
-    check_shape(name, batch_size=batch_size, length=length, seed=seed or 0)
     examples, pad = sft_examples(source, tokenizer, length=length, name=name, limits=limits), tokenizer.pad_id
     if seed is None:
 
         def row(index: int) -> Row:
-            return assemble_row([examples.tokens[index]], [examples.loss_masks[index]], length, pad)
+            return padded(examples.rows[index], length, pad)
 
-        return ordered(Finite(len(examples.tokens), row), batch_size, empty_row(length, pad), examples.report)
+        return ordered(len(examples.rows), row, batch_size, empty_row(length, pad), examples.report)
     if packing:
-        if bucket_lengths is not None:
-            raise DataError(f"{name}: bucket_lengths has no effect with packing, expected it only without.")
-        packed = grain.MapDataset.source(PackedStream(examples, length, seed, pad))
+        packed = grain.MapDataset.source(packed_rows(examples, length, seed, pad))
         return Pipeline(batched(packed, batch_size), examples.report)
     buckets = sorted({length, *(bucket_lengths or (max(1, length // 4), max(1, length // 2)))})
-    if buckets[-1] > length or buckets[0] < 1:
-        raise DataError(f"{name}: bucket_lengths is {buckets}, expected values from 1 to length = {length}.")
-    stream = BucketStream(examples, batch_size, buckets, seed, pad)
-    return Pipeline(grain.MapDataset.source(stream).to_iter_dataset(_INLINE), examples.report)
+    batches = grain.MapDataset.source(bucket_batches(examples, batch_size, buckets, seed, pad))
+    return Pipeline(batches.to_iter_dataset(_INLINE), examples.report)
 
 
 def prompt_batches(
@@ -133,30 +119,15 @@ def prompt_batches(
     leaves out the `len(source) % P` records at the end of its order. One pass leaves out none; its last batch is
     filled with rows of mask 0 and prompt_id -1.
     """
-    check_shape(name, prompts_per_batch=prompts_per_batch, max_prompt_length=max_prompt_length, seed=seed or 0)
     prompts = prompt_examples(source, tokenizer, length=max_prompt_length, name=name, limits=limits)
     count = len(prompts.tokens)
-    row = partial(_prompt_row, prompts, max_prompt_length, tokenizer.pad_id)
+    row = partial(prompts.row, length=max_prompt_length, pad_id=tokenizer.pad_id)
     if seed is None:
-        empty = {
-            "prompt_tokens": np.full(max_prompt_length, tokenizer.pad_id, np.int32),
-            "prompt_mask": np.zeros(max_prompt_length, np.bool_),
-            "prompt_id": np.array(-1, np.int32),
-        }
-        return ordered(Finite(count, row), prompts_per_batch, empty, prompts.report)
+        return ordered(count, row, prompts_per_batch, row(None), prompts.report)
     if count < prompts_per_batch:
         raise DataError(f"{name}: holds {count} prompts, expected at least prompts_per_batch = {prompts_per_batch}.")
-    stream = PromptStream(count, prompts_per_batch, row, seed)
-    return Pipeline(grain.MapDataset.source(stream).to_iter_dataset(_INLINE), prompts.report)
-
-
-def _prompt_row(prompts: PromptExamples, length: int, pad_id: int, index: int) -> Row:
-    tokens = np.full(length, pad_id, np.int32)
-    mask = np.zeros(length, np.bool_)
-    start = length - len(prompts.tokens[index])
-    tokens[start:] = prompts.tokens[index]
-    mask[start:] = True
-    return {"prompt_tokens": tokens, "prompt_mask": mask, "prompt_id": prompts.record_ids[index]}
+    batches = prompt_groups(count, prompts_per_batch, row, seed)
+    return Pipeline(grain.MapDataset.source(batches).to_iter_dataset(_INLINE), prompts.report)
 
 
 def batched(rows: grain.MapDataset, batch_size: int) -> grain.IterDataset:
@@ -164,17 +135,11 @@ def batched(rows: grain.MapDataset, batch_size: int) -> grain.IterDataset:
     return rows.batch(batch_size).to_iter_dataset(_INLINE)
 
 
-def ordered(rows: Finite, batch_size: int, empty: Row, report: DataReport) -> Pipeline:
-    """One pass over rows in order; the last batch is filled with `empty` rows."""
-    stack: Callable[[Sequence[Row]], Row] = partial(stack_padded, batch_size=batch_size, empty=empty)
-    batches = grain.MapDataset.source(rows).batch(batch_size, batch_fn=stack)
+def ordered(count: int, row: Callable[[int], Row], batch_size: int, empty: Row, report: DataReport) -> Pipeline:
+    """One pass over `count` rows in order; the last batch is filled with `empty` rows."""
+
+    def filled(rows: Sequence[Row]) -> Row:
+        return stack([*rows, *[empty] * (batch_size - len(rows))])
+
+    batches = grain.MapDataset.range(count).map(row).batch(batch_size, batch_fn=filled)
     return Pipeline(batches.to_iter_dataset(_INLINE), report)
-
-
-def check_shape(name: str, *, seed: int = 0, **sizes: int) -> None:
-    """Raises DataError for a size below 1 or a negative seed."""
-    for key, size in sizes.items():
-        if size < 1:
-            raise DataError(f"{name}: {key} is {size}, expected at least 1.")
-    if seed < 0:
-        raise DataError(f"{name}: seed is {seed}, expected at least 0.")

@@ -1,13 +1,24 @@
 """Preference records in the common shapes as a `Preference`, a `Ranking` or `Judged` completions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from research.config.schema import short
 from research.core.errors import DataError
-from research.data.chat import Message, asking, parse_messages, parse_turns
+from research.data.chat import (
+    Message,
+    parse_aligned,
+    parse_list,
+    parse_messages,
+    parse_prompt,
+    parse_turns,
+    to_answer,
+    unknown_shape,
+)
 
 _SHAPES = "prompt+chosen+rejected, conversations+chosen+rejected, or chosen+rejected as whole conversations"
+_PAIR = frozenset({"chosen", "rejected"})
 _LARGEST = 3e38  # of float32
 
 
@@ -58,17 +69,16 @@ def parse_preference(record: Mapping[str, Any], *, where: str) -> Preference:
         DataError: the shape is unknown, a side is not one assistant turn, both sides are equal, the margin is
             no float32, or the probability is not one.
     """
-    if not {"chosen", "rejected"} <= record.keys():
-        raise DataError(f"{where}: found the keys {', '.join(record) or '(none)'}, expected {_SHAPES}.")
-    chosen = parse_turns(record["chosen"], role="assistant", where=f"{where}: chosen")
-    rejected = parse_turns(record["rejected"], role="assistant", where=f"{where}: rejected")
-    prompt: tuple[Message, ...]
+    if not record.keys() >= _PAIR:
+        raise unknown_shape(record, _SHAPES, where=where)
+    chosen, rejected = (
+        parse_turns(record[side], role="assistant", where=f"{where}: {side}") for side in ("chosen", "rejected")
+    )
+    prompt: tuple[Message, ...] = ()
     if "prompt" in record:
         prompt = parse_turns(record["prompt"], role="user", where=f"{where}: prompt")
     elif "conversations" in record:
         prompt = parse_messages(record["conversations"], where=f"{where}: conversations")
-    else:
-        prompt = ()
     # Some sets repeat the prompt inside both sides; strip what is shared.
     if len(chosen) > 1 or len(rejected) > 1:
         if chosen[:-1] != rejected[:-1] or (prompt and chosen[:-1] != prompt):
@@ -79,7 +89,7 @@ def parse_preference(record: Mapping[str, Any], *, where: str) -> Preference:
     for side, message in (("chosen", chosen[-1]), ("rejected", rejected[-1])):
         if message.role != "assistant":
             raise DataError(f"{where}: {side} ends with a {message.role} turn, expected an assistant turn.")
-    prompt = asking(prompt, record, where=where)
+    prompt = to_answer(prompt, record, where=where)
     if chosen[-1] == rejected[-1]:
         raise DataError(f"{where}: chosen and rejected are equal, so the pair states no preference.")
     margin = _number(record.get("margin"), default=0.0, where=f"{where}: margin")
@@ -97,21 +107,16 @@ def parse_ranking(record: Mapping[str, Any], *, where: str) -> Ranking:
             completions have different ranks.
     """
     if not {"prompt", "completions", "ranks"} <= record.keys():
-        if {"chosen", "rejected"} <= record.keys():
+        if record.keys() >= _PAIR:
             pair = parse_preference(record, where=where)
             return Ranking(pair.prompt, (pair.chosen, pair.rejected), (0, 1))
-        found = ", ".join(record) or "(none)"
-        raise DataError(f"{where}: found the keys {found}, expected prompt+completions+ranks or {_SHAPES}.")
-    prompt = asking(parse_turns(record["prompt"], role="user", where=f"{where}: prompt"), record, where=where)
-    texts, ranks = record["completions"], record["ranks"]
-    if not isinstance(texts, Sequence) or isinstance(texts, str) or len(texts) < 2:
-        raise DataError(f"{where}: completions: expected a list of at least two, got {texts!r:.60}.")
-    if not isinstance(ranks, Sequence) or isinstance(ranks, str) or len(ranks) != len(texts):
-        found = f"{len(ranks)} ranks" if isinstance(ranks, list | tuple) else f"{ranks!r:.60}"
-        raise DataError(f"{where}: ranks: found {found} for {len(texts)} completions, expected one each.")
+        raise unknown_shape(record, f"prompt+completions+ranks or {_SHAPES}", where=where)
+    prompt = parse_prompt(record, where=where)
+    texts = parse_list(record["completions"], "two", where=f"{where}: completions")
+    ranks = parse_aligned(record["ranks"], "ranks", len(texts), "completions, expected one each", where=where)
     for index, rank in enumerate(ranks):
         if not isinstance(rank, int) or isinstance(rank, bool):
-            raise DataError(f"{where}: ranks[{index}]: got {rank!r:.60}, expected an integer, lower is better.")
+            raise DataError(f"{where}: ranks[{index}]: got {short(rank)}, expected an integer, lower is better.")
     if len(set(ranks)) == 1:
         raise DataError(f"{where}: ranks: all are {ranks[0]}, so the ranking states no preference.")
     completions = tuple(
@@ -135,15 +140,14 @@ def parse_judged(record: Mapping[str, Any], *, where: str) -> tuple[Judged, ...]
         DataError: the shape is unknown, or the label is not a boolean.
     """
     if not {"prompt", "completion", "label"} <= record.keys():
-        if {"chosen", "rejected"} <= record.keys():
+        if record.keys() >= _PAIR:
             pair = parse_preference(record, where=where)
             return Judged(pair.prompt, pair.chosen, True), Judged(pair.prompt, pair.rejected, False)
-        found = ", ".join(record) or "(none)"
-        raise DataError(f"{where}: found the keys {found}, expected prompt+completion+label or {_SHAPES}.")
+        raise unknown_shape(record, f"prompt+completion+label or {_SHAPES}", where=where)
     label = record["label"]
     if not isinstance(label, bool):
-        raise DataError(f"{where}: label: got {label!r:.60}, expected true (desirable) or false.")
-    prompt = asking(parse_turns(record["prompt"], role="user", where=f"{where}: prompt"), record, where=where)
+        raise DataError(f"{where}: label: got {short(label)}, expected true (desirable) or false.")
+    prompt = parse_prompt(record, where=where)
     return (Judged(prompt, _parse_completion(record["completion"], where=f"{where}: completion"), label),)
 
 
@@ -160,5 +164,5 @@ def _number(value: Any, *, default: float, where: str) -> float:
         return default
     # Compared before it is converted: an integer may be larger than any float.
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LARGEST:
-        raise DataError(f"{where}: got {value!r:.60}, expected a number of at most {_LARGEST:g} either way.")
+        raise DataError(f"{where}: got {short(value)}, expected a number of at most {_LARGEST:g} either way.")
     return float(value)

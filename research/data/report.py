@@ -56,9 +56,8 @@ class DataReport:
             parts.append(f"{self.records - self.kept:,} dropped ({_listed(self.dropped)})")
         if self.changed:
             lost = self.changed.get(LOST_END, 0)
-            parts.append(
-                f"{self.changed[TRUNCATED]:,} truncated" + (f" ({lost:,} lost their end of turn)" * (lost > 0))
-            )
+            ends = f" ({lost:,} lost their end of turn)" if lost else ""
+            parts.append(f"{self.changed[TRUNCATED]:,} truncated{ends}")
         return ", ".join(parts)
 
     def metrics(self) -> dict[str, float]:
@@ -79,14 +78,7 @@ class Fitter:
     """Applies `Limits` to the records of one source, one after the other, and counts what it does."""
 
     def __init__(self, source: Records, name: str, length: int, limits: Limits) -> None:
-        """Nothing counted yet.
-
-        Args:
-            source: gives the records' places.
-            name: what messages call the source.
-            length: tokens of the longest row, or prompt, that fits.
-            limits: what happens to longer ones.
-        """
+        """Nothing counted yet; `length` is that of the longest row, or prompt, that fits."""
         self.source, self.name, self.length, self.limits = source, name, length, limits
         self._seen = self._longest = 0
         self._key = "length"
@@ -105,50 +97,47 @@ class Fitter:
         self._first = self._first or self.where(index)
         self._dropped[reason] += 1
 
-    def rows(self, index: int, messages: Sequence[Message], rendered: Sequence[Rendered]) -> list[Rendered] | None:
-        """Rows that fit, cut where they are too long and may be cut; None where the record is left out.
+    def rows(self, index: int, messages: Sequence[Message], rendered: Sequence[Rendered]) -> list[Rendered]:
+        """A record's rows, cut where they are too long and may be cut; none of them where it is left out.
 
         Args:
             index: the record's number.
             messages: all of its turns.
             rendered: its rows, kept or left out together.
         """
-        self._seen += 1
-        longest = self._measure(max(len(row.tokens) for row in rendered))
-        cut = [_cut(row, self.length) for row in rendered]
+        longest = self._see(max(len(row.tokens) for row in rendered))
+        cut = [Rendered(row.tokens[: self.length], row.loss_mask[: self.length], row.prompt_length) for row in rendered]
+        sizes = f"has {longest} tokens, expected at most length = {self.length}, which holds"
         if any(message.empty for message in messages):
             self.drop(index, "empty turn", "has a turn that is empty")
         elif not all(row.loss_mask.any() for row in rendered):
             self.drop(index, "nothing to learn", "no turn of an assistant carries loss")
         elif not all(row.loss_mask.any() for row in cut):
-            self.drop(index, "prompt too long", self._sizes(longest, "no token of the response"))
+            self.drop(index, "prompt too long", f"{sizes} no token of the response")
         elif longest > self.length and self.limits.too_long != "truncate":
-            self.drop(index, "row too long", self._sizes(longest, "not all of the response"))
+            self.drop(index, "row too long", f"{sizes} not all of the response")
         else:
             if longest > self.length:
                 self._changed[TRUNCATED] += 1
-                self._changed[LOST_END] += any(_ends_inside(row, self.length) for row in rendered)
+                at_cut = slice(self.length - 1, self.length + 1)  # both carry loss where the cut is inside a turn
+                self._changed[LOST_END] += any(row.loss_mask[at_cut].sum() == 2 for row in rendered)
             return cut
-        return None
+        return []
 
     def prompt(self, index: int, messages: Sequence[Message], tokens: np.ndarray) -> np.ndarray | None:
         """A prompt [T] that fits; a longer one keeps its first token (BOS) and its last ones, where it may be cut."""
-        self._seen += 1
         self._key = "max_prompt_length"
-        longest = self._measure(len(tokens))
+        longest = self._see(len(tokens))
         if messages[-1].empty:
             self.drop(index, "empty turn", "the prompt is empty")
         elif longest <= self.length:
             return tokens
-        elif self.limits.too_long != "truncate":
-            self.drop(
-                index,
-                "prompt too long",
-                f"the prompt has {longest} tokens, expected at most {self._key} = {self.length}",
-            )
-        else:
+        elif self.limits.too_long == "truncate":
             self._changed[TRUNCATED] += 1
             return np.concatenate([tokens[:1], tokens[len(tokens) - self.length + 1 :]])
+        else:
+            sizes = f"the prompt has {longest} tokens, expected at most {self._key} = {self.length}"
+            self.drop(index, "prompt too long", sizes)
         return None
 
     def report(self, **sizes: int) -> DataReport:
@@ -161,33 +150,19 @@ class Fitter:
         if not self._seen:
             raise DataError(f"{self.name}: holds no records, expected at least one.")
         if dropped == self._seen or dropped > self.limits.max_dropped * self._seen:
-            share = (
-                "which are all" if dropped == self._seen else f"more than data.max_dropped={self.limits.max_dropped:g}"
-            )
+            most = f"more than data.max_dropped={self.limits.max_dropped:g}"
             raise DataError(
                 f"{self.name}: {dropped} of {self._seen} records do not fit {self.length} tokens or are empty "
-                f"({_listed(self._dropped)}; the first is {self._first}), {share}; the longest has {self._longest} "
-                f"tokens, expected at most {self._key} = {self.length}."
+                f"({_listed(self._dropped)}; the first is {self._first}), "
+                f"{'which are all' if dropped == self._seen else most}; the longest has {self._longest} tokens, "
+                f"expected at most {self._key} = {self.length}."
             )
         return DataReport(self.name, self._seen, self._seen - dropped, dict(self._dropped), dict(self._changed), sizes)
 
-    def _measure(self, tokens: int) -> int:
+    def _see(self, tokens: int) -> int:
+        self._seen += 1
         self._longest = max(self._longest, tokens)
         return tokens
-
-    def _sizes(self, tokens: int, left: str) -> str:
-        return f"has {tokens} tokens, expected at most length = {self.length}, which holds {left}"
-
-
-def _cut(row: Rendered, length: int) -> Rendered:
-    if len(row.tokens) <= length:
-        return row
-    return Rendered(row.tokens[:length], row.loss_mask[:length], row.prompt_length)
-
-
-def _ends_inside(row: Rendered, length: int) -> bool:
-    """Whether a cut at `length` falls inside a turn that carries loss."""
-    return len(row.tokens) > length and bool(row.loss_mask[length - 1] and row.loss_mask[length])
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -14,19 +14,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Split:
-    """One in `one_in` prompts is held out, whatever file, seed or count it comes from.
+    """One in `one_in` (at least 2) prompts is held out, whatever file, seed or count it comes from.
 
     The prompt's normalised text alone decides, so a prompt that is held out in one source is held out in all.
     """
 
     one_in: int
-
-    def __post_init__(self) -> None:
-        if self.one_in < 2:
-            raise DataError(
-                f"data.validation_one_in: got {self.one_in}, expected >= 2 because some records must be held out "
-                "and some remain."
-            )
 
     def holds_out(self, prompt: str) -> bool:
         """Whether this prompt (text or `prompt_key`) is never trained on."""
@@ -68,11 +61,8 @@ def normal_text(text: str) -> str:
 
 def prompt_key(messages: Sequence[Message]) -> str:
     """The normalised text of a prompt, system turns left out: equal for prompts that differ in nothing else."""
-    return "\n".join(
-        normal_text(" ".join((message.content, *message.tool_calls)))
-        for message in messages
-        if message.role != "system"
-    )
+    turns = ((message.content, *message.tool_calls) for message in messages if message.role != "system")
+    return "\n".join(normal_text(" ".join(texts)) for texts in turns)
 
 
 def answered_prompts(messages: Sequence[Message]) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Real prose on any machine: the Python standard library's docstrings and its language reference topics.
 
-Sources are parsed, never imported. The contents vary with the Python version, so both it and a hash of the
-text come with the documents.
+Sources are parsed, never imported. The contents vary with the Python version.
 """
 
 import ast
@@ -16,20 +15,20 @@ from research.core.errors import DataError
 
 # Test suites, third-party packages, and tools whose files are data rather than modules.
 _SKIPPED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3", "__pycache__"})
+_ROOT = Path(sysconfig.get_paths()["stdlib"])
 _Documented = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def read_stdlib_docs(*, max_bytes: int = 0, root: str | Path | None = None) -> list[tuple[str, str]]:
-    """The documentation of the running Python's standard library as (name, text), topics first, then modules by name.
+def read_stdlib_docs(*, max_bytes: int, root: Path = _ROOT) -> list[tuple[str, str]]:
+    """The documentation of the running Python's standard library: (name, text), topics first, then modules by name.
 
     Args:
         max_bytes: stop before the document that would pass this many UTF-8 bytes; 0 reads all.
-        root: where the library lies (default: the running Python's).
+        root: where the library lies.
 
     Raises:
         DataError: no documentation is found there, or none fits `max_bytes`.
     """
-    root = Path(root or _stdlib_root())
     documents: list[tuple[str, str]] = []
     size = 0
     for name, text in _documents(root):
@@ -43,32 +42,25 @@ def read_stdlib_docs(*, max_bytes: int = 0, root: str | Path | None = None) -> l
     return documents
 
 
-def stdlib_fingerprint(root: str | Path | None = None) -> Mapping[str, str]:
+def stdlib_fingerprint(root: Path = _ROOT) -> Mapping[str, str]:
     """The Python version and a hash of the sources, without the seconds that parsing them takes."""
-    root = Path(root or _stdlib_root())
     digest = hashlib.sha256()
     for path in _sources(root):
         digest.update(f"{path.relative_to(root)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return {"python": platform.python_version(), "sources_sha256": digest.hexdigest()}
 
 
-def _stdlib_root() -> str:
-    return sysconfig.get_paths()["stdlib"]
-
-
 def _sources(root: Path) -> list[Path]:
-    return [
-        path
-        for path in sorted(root.rglob("*.py"))
-        if not _SKIPPED.intersection(path.relative_to(root).parts)
-        and not path.relative_to(root).parts[0].startswith("config-")
-    ]
+    parts = {path: path.relative_to(root).parts for path in sorted(root.rglob("*.py"))}
+    return [path for path, at in parts.items() if not _SKIPPED.intersection(at) and not at[0].startswith("config-")]
 
 
 def _documents(root: Path) -> Iterator[tuple[str, str]]:
     topics = root / "pydoc_data" / "topics.py"
-    if topics.exists():
-        yield from _topics(topics)
+    for node in _parse(topics).body if topics.exists() else ():
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            for name, text in sorted(ast.literal_eval(node.value).items()):
+                yield f"topic/{name}", text.strip() + "\n"
     for path in _sources(root):
         text = "\n\n\n".join(_docstrings(_parse(path), "")).strip() if path != topics else ""
         if text:
@@ -86,25 +78,13 @@ def _parse(path: Path) -> ast.Module:
         raise DataError(f"{path}: the standard library module cannot be parsed ({error}).") from error
 
 
-def _topics(path: Path) -> Iterator[tuple[str, str]]:
-    for node in _parse(path).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            for name, text in sorted(ast.literal_eval(node.value).items()):
-                yield f"topic/{name}", text.strip() + "\n"
-
-
 def _docstrings(node: ast.Module | _Documented, prefix: str) -> Iterator[str]:
     """This node's docstring under its qualified name, then those of what it defines."""
     text = ast.get_docstring(node)
     if text:
-        heading = "" if isinstance(node, ast.Module) else f"{prefix}{_signature(node)}\n\n"
-        yield heading + text
-    if not isinstance(node, ast.Module):
-        prefix = f"{prefix}{node.name}."
+        arguments = f"({ast.unparse(node.args)})" if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else ""
+        yield text if isinstance(node, ast.Module) else f"{prefix}{node.name}{arguments}\n\n{text}"
+    inner = "" if isinstance(node, ast.Module) else f"{prefix}{node.name}."
     for child in node.body:
         if isinstance(child, _Documented):
-            yield from _docstrings(child, prefix)
-
-
-def _signature(node: _Documented) -> str:
-    return node.name if isinstance(node, ast.ClassDef) else f"{node.name}({ast.unparse(node.args)})"
+            yield from _docstrings(child, inner)

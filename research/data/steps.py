@@ -6,15 +6,16 @@ model is trained on, the scores read from a sampled solution, and step rewards i
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from research.config.schema import short
 from research.core.errors import DataError
-from research.data.chat import Message, asking, parse_turns
+from research.data.chat import Message, parse_aligned, parse_list, parse_prompt, unknown_shape
 from research.data.tokenizer import Tokenizer
 
 _SHAPES = "prompt+steps+labels, or input+steps+mistake_index"
@@ -109,41 +110,28 @@ def parse_steps(record: Mapping[str, Any], *, where: str) -> LabelledSteps:
     elif {"input", "steps", "mistake_index"} <= record.keys():
         key = "input"
     else:
-        raise DataError(f"{where}: found the keys {', '.join(record) or '(none)'}, expected {_SHAPES}.")
-    prompt = asking(parse_turns(record[key], role="user", where=f"{where}: {key}"), record, where=where)
-    steps = _parse_lines(record["steps"], where=f"{where}: steps")
-    labels: tuple[float | None, ...]
-    if key == "input":
-        labels = _labels_before(record["mistake_index"], len(steps), where=where)
-    else:
-        labels = _parse_labels(record["labels"], len(steps), where=where)
-    return LabelledSteps(prompt, steps, labels)
-
-
-def _parse_lines(value: Any, *, where: str) -> tuple[str, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise DataError(f"{where}: expected a list of at least one step, got {value!r:.60}.")
-    for index, step in enumerate(value):
+        raise unknown_shape(record, _SHAPES, where=where)
+    prompt = parse_prompt(record, key=key, where=where)
+    steps = parse_list(record["steps"], "one step", where=f"{where}: steps")
+    for index, step in enumerate(steps):
         if not isinstance(step, str) or not step.strip():
-            raise DataError(f"{where}[{index}]: expected non-empty text, got {step!r:.60}.")
-    return tuple(re.sub(r"\s*\n\s*", " ", step.strip("\n")) for step in value)
-
-
-def _parse_labels(value: Any, count: int, *, where: str) -> tuple[float | None, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
-        found = f"{len(value)} labels" if isinstance(value, list | tuple) else f"{value!r:.60}"
-        raise DataError(f"{where}: labels: found {found} for {count} steps, expected one label a step.")
-    labels = tuple(_label(label, where=f"{where}: labels[{index}]") for index, label in enumerate(value))
+            raise DataError(f"{where}: steps[{index}]: expected non-empty text, got {short(step)}.")
+    lines = tuple(re.sub(r"\s*\n\s*", " ", step.strip("\n")) for step in steps)
+    if key == "input":
+        return LabelledSteps(prompt, lines, _labels_before(record["mistake_index"], len(steps), where=where))
+    others = "steps, expected one label a step"
+    given = enumerate(parse_aligned(record["labels"], "labels", len(steps), others, where=where))
+    labels = tuple(_label(label, where=f"{where}: labels[{index}]") for index, label in given)
     if all(label is None for label in labels):
-        raise DataError(f"{where}: labels: all {count} are null, expected at least one label.")
-    return labels
+        raise DataError(f"{where}: labels: all {len(labels)} are null, expected at least one label.")
+    return LabelledSteps(prompt, lines, labels)
 
 
 def _label(label: Any, *, where: str) -> float | None:
     if label is None or (isinstance(label, float) and math.isnan(label)):  # null as it is stored
         return None
     if not isinstance(label, bool | int | float) or not 0 <= label <= 1:
-        raise DataError(f"{where}: got {label!r:.60}, expected a number from 0 (wrong) to 1 (right), or null.")
+        raise DataError(f"{where}: got {short(label)}, expected a number from 0 (wrong) to 1 (right), or null.")
     return float(label)
 
 
@@ -152,7 +140,7 @@ def _labels_before(mistake: Any, count: int, *, where: str) -> tuple[float, ...]
         return (1.0,) * count
     if not isinstance(mistake, int) or isinstance(mistake, bool) or not 0 <= mistake < count:
         raise DataError(
-            f"{where}: mistake_index: got {mistake!r:.60}, expected null or an index from 0 to {count - 1} "
+            f"{where}: mistake_index: got {short(mistake)}, expected null or an index from 0 to {count - 1} "
             f"because there are {count} steps."
         )
     return (1.0,) * mistake + (0.0,) * (count - mistake)

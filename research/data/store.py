@@ -27,6 +27,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from research.core.errors import DataError, WorkdirError
 from research.core.files import explain_os_error, make_folder, read_json, write_json_atomic
+from research.data.jsonl import reading
 from research.data.records import Records
 
 # Raise when the stored layout changes, so that folders of the old layout are not read.
@@ -100,8 +101,7 @@ class _Rows(tfds.core.GeneratorBasedBuilder):
 class RecordSource:
     """Random access to one split: `source[i]` is the row as it was read, in the order written.
 
-    Rows are read as raw `tf.train.Example`s and decoded here: TFDS's own decoder makes an array of every feature
-    and costs several times as much.
+    Decodes raw `tf.train.Example`s: TFDS's own decoder makes an array of every feature and takes several times as long.
     """
 
     def __init__(self, builder: _Rows, split: str) -> None:
@@ -144,15 +144,13 @@ def prepare(kind: str, data_dir: str | Path, *, inputs: Mapping[str, Any], load:
     text = json.dumps({"layout": _LAYOUT, "kind": kind, **inputs}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     version = f"{kind}-{digest[:16]}"
-    builder = _Rows(data_dir=str(data_dir), config=_Config(name=version))
-    if not Path(builder.data_path).exists():
+    folder = data_dir / _Rows.name / version / str(_Rows.VERSION)
+    if not folder.exists():
         with writing(data_dir) as incomplete:
-            if not Path(builder.data_path).exists():  # else another process has written it meanwhile
-                _write(version, load(), incomplete, Path(builder.data_path), text)
-        builder = _Rows(data_dir=str(data_dir), config=_Config(name=version))
-    else:
-        _clean(data_dir)
-    _verify(Path(builder.data_path))
+            if not folder.exists():  # else another process has written it meanwhile
+                _write(version, load(), incomplete, folder, text)
+    _verify(folder)
+    builder = _Rows(data_dir=str(data_dir), config=_Config(name=version))
     splits = {name: RecordSource(builder, name) for name in ("train", "validation")}
     sizes = {name: len(source) for name, source in splits.items()}
     details = {**inputs, "version": version, "sha256": digest, "records": sizes}
@@ -202,7 +200,7 @@ def writing(data_dir: Path) -> Iterator[Path]:
         WorkdirError: the folder cannot be written.
     """
     make_folder(data_dir)
-    lock, incomplete = data_dir / _LOCK, data_dir / _INCOMPLETE
+    lock = data_dir / _LOCK
     try:
         handle = open(lock, "a")  # noqa: SIM115 - closed below, which releases the lock
     except OSError as error:
@@ -211,19 +209,9 @@ def writing(data_dir: Path) -> Iterator[Path]:
         fcntl.flock(handle, fcntl.LOCK_EX)
         _remove_leftovers(data_dir)
         try:
-            yield make_folder(incomplete)
+            yield make_folder(data_dir / _INCOMPLETE)
         finally:
             _remove_leftovers(data_dir)
-
-
-def _clean(data_dir: Path) -> None:
-    """Removes what a killed writer has left; nothing where a writer is at work."""
-    lock, incomplete = data_dir / _LOCK, data_dir / _INCOMPLETE
-    if not (incomplete.exists() and os.access(lock, os.W_OK)):
-        return
-    with open(lock, "a") as handle, contextlib.suppress(BlockingIOError):
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove_leftovers(data_dir)
 
 
 def _remove_leftovers(data_dir: Path) -> None:
@@ -244,10 +232,5 @@ def _record(raw: bytes) -> dict[str, Any]:
 
 def file_hash(path: Path) -> str:
     """sha256 of a file's bytes; DataError if it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    except ValueError as error:  # a NUL in the path
-        raise DataError(f"{str(path)!r}: cannot be read ({error}).") from error
+    with reading(path), path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

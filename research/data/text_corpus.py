@@ -18,18 +18,15 @@ _MAX_CHARACTERS = 8000
 def prepare_text_corpus(
     data_dir: str | Path, path: str, split: Split, *, max_bytes: int = 0, max_characters: int = _MAX_CHARACTERS
 ) -> Prepared:
-    """Splits of documents {name, text}.
+    """Splits of documents {name, text}, by each document's text; DataError for what cannot be read.
 
     Args:
         data_dir: where prepared data sets live.
-        path: a .txt, .md or .jsonl ({"text": ...} a line) file, or a folder of them (read recursively, in the
-            order of their paths); "" is the standard library's documentation.
-        split: what is held out, by each document's text.
+        path: a .txt, .md or .jsonl ({"text": ...} a line) file, or a folder of them, read recursively in the order of
+            their paths; "" is the standard library's documentation.
+        split: what is held out.
         max_bytes: stop reading the standard library's documentation there; 0 reads all.
         max_characters: longer texts are cut into documents at paragraph ends, else at line ends.
-
-    Raises:
-        DataError: nothing to read there, or a file or record that cannot be used.
     """
     name = path or "standard library documentation"
     if path and max_bytes:
@@ -56,9 +53,7 @@ def prepare_text_corpus(
 
 
 def split_document(text: str, max_characters: int) -> list[str]:
-    """Parts of at most `max_characters` that join to the text, cut after paragraphs, else lines, else where
-    they are full.
-    """
+    """Parts of at most `max_characters` that join to the text, cut after paragraphs, else lines, else anywhere."""
     parts: list[str] = []
     for pattern in (r"(?<=\n\n)(?=[^\n])", r"(?<=\n)"):
         if len(text) <= max_characters:

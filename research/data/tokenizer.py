@@ -1,6 +1,5 @@
 """A frozen SentencePiece tokenizer whose markup can never be produced by text."""
 
-import codecs
 import hashlib
 import io
 import re
@@ -9,24 +8,35 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import sentencepiece
 
 from research.core.errors import DataError
 from research.core.files import make_folder, write_bytes_atomic
+from research.data.jsonl import reading
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 IM_START, IM_SEP, IM_END = "<|im_start|>", "<|im_sep|>", "<|im_end|>"
 THINK, END_THINK = "<think>", "</think>"
 TOOL_CALL, END_TOOL_CALL = "<tool_call>", "</tool_call>"
 TOOL_RESULT, END_TOOL_RESULT = "<tool_result>", "</tool_result>"
+_SPECIAL = {"pad": PAD, "bos": BOS, "eos": EOS, "unk": UNK}
 MARKUP = (*(IM_START, IM_SEP, IM_END, THINK, END_THINK), *(TOOL_CALL, END_TOOL_CALL, TOOL_RESULT, END_TOOL_RESULT))
 
 # SentencePiece writes a space as this character inside its pieces, so a literal one must travel as bytes.
 _SPACE = "\u2581"
-_MOST_SENTENCES = 200_000
+_MAX_LINES = 200_000  # of a training corpus
 _SENTENCE_CHARACTERS = 2000  # a longer line is cut for training only: BPE training is superlinear in it
+
+
+def _id_of(name: str) -> "cached_property[int]":
+    """The id of a piece, as a property."""
+
+    def read(tokenizer: "Tokenizer") -> int:
+        return tokenizer.piece_id(name)
+
+    return cached_property(read)
 
 
 @dataclass(frozen=True)
@@ -47,16 +57,15 @@ class Tokenizer:
     @cached_property
     def token_bytes(self) -> tuple[bytes, ...]:
         """The UTF-8 bytes that each id stands for; empty for control symbols."""
-        processor = self._processor
-        table = []
-        for token, piece in enumerate(self.pieces):
-            if processor.is_control(token) or processor.is_unknown(token):
-                table.append(b"")
-            elif processor.is_byte(token):
-                table.append(bytes([int(piece[3:5], 16)]))
-            else:
-                table.append(piece.replace(_SPACE, " ").encode())
-        return tuple(table)
+
+        def spelled(token: int, piece: str) -> bytes:
+            if self._processor.is_control(token) or self._processor.is_unknown(token):
+                return b""
+            if self._processor.is_byte(token):
+                return bytes([int(piece[3:5], 16)])
+            return piece.replace(_SPACE, " ").encode()
+
+        return tuple(spelled(token, piece) for token, piece in enumerate(self.pieces))
 
     @cached_property
     def markup_bytes(self) -> tuple[bytes, ...]:
@@ -87,35 +96,12 @@ class Tokenizer:
             raise DataError(f"tokenizer: the vocabulary of {self.vocab_size} pieces has no piece {name!r}.")
         return token
 
-    @cached_property
-    def pad_id(self) -> int:
-        """Fills rows; never a target."""
-        return self.piece_id(PAD)
-
-    @cached_property
-    def bos_id(self) -> int:
-        """Stands once at the start of each document or conversation."""
-        return self.piece_id(BOS)
-
-    @cached_property
-    def eos_id(self) -> int:
-        """Ends a document of raw text."""
-        return self.piece_id(EOS)
-
-    @cached_property
-    def im_start_id(self) -> int:
-        """Opens a turn."""
-        return self.piece_id(IM_START)
-
-    @cached_property
-    def im_sep_id(self) -> int:
-        """Separates a turn's role from its content."""
-        return self.piece_id(IM_SEP)
-
-    @cached_property
-    def im_end_id(self) -> int:
-        """Ends a turn; what the sampler stops at."""
-        return self.piece_id(IM_END)
+    pad_id = _id_of(PAD)  # fills rows; never a target
+    bos_id = _id_of(BOS)  # stands once at the start of each document or conversation
+    eos_id = _id_of(EOS)  # ends a document of raw text
+    im_start_id = _id_of(IM_START)  # opens a turn
+    im_sep_id = _id_of(IM_SEP)  # separates a turn's role from its content
+    im_end_id = _id_of(IM_END)  # ends a turn; what the sampler stops at
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS or EOS; never a markup id.
@@ -149,10 +135,6 @@ class Tokenizer:
         table = self.markup_bytes if show_markup else self.token_bytes
         return b"".join(table[token] for token in ids).decode("utf-8", errors="replace")
 
-    def stream(self, *, show_markup: bool = False) -> "StreamDecoder":
-        """A decoder that is fed one id at a time and returns the text that is now certain."""
-        return StreamDecoder(self.markup_bytes if show_markup else self.token_bytes)
-
     def save(self, path: str | Path) -> None:
         """Writes the model; see `write_bytes_atomic`."""
         make_folder(Path(path).parent)
@@ -164,45 +146,20 @@ class Tokenizer:
         return hashlib.sha256(self.model).hexdigest()
 
 
-class StreamDecoder:
-    """Incremental `decode`: the pieces returned by `push` and `finish` add up to `decode(all ids)`."""
-
-    def __init__(self, table: tuple[bytes, ...]) -> None:
-        self._table = table
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token: int) -> str:
-        """Text completed by this id: empty while a character's bytes are still incomplete."""
-        return self._utf8.decode(self._table[token])
-
-    def finish(self) -> str:
-        """What remains when no more ids come."""
-        return self._utf8.decode(b"", final=True)
-
-
 def load_tokenizer(path: str | Path, *, sha256: str = "") -> Tokenizer:
-    """Loads a SentencePiece model written by `train_tokenizer`.
-
-    Args:
-        path: the file.
-        sha256: the beginning of the hash that the file must have; "" takes any.
+    """Loads a SentencePiece model written by `train_tokenizer`, whose hash begins with `sha256`.
 
     Raises:
         DataError: the file is missing or damaged, is no such model, or lacks the markup.
     """
     path = Path(path)
-    try:
-        model = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: the tokenizer cannot be read ({error.strerror}).") from error
-    except ValueError as error:  # a NUL in the path
-        raise DataError(f"{str(path)!r}: the tokenizer cannot be read ({error}).") from error
-    if not hashlib.sha256(model).hexdigest().startswith(sha256):
+    with reading(path, "the tokenizer cannot be read"):
+        tokenizer = Tokenizer(path.read_bytes())
+    if not tokenizer.sha256.startswith(sha256):
         raise DataError(f"{path}: is damaged, its hash is not {sha256}; delete it, or restore it.")
-    tokenizer = Tokenizer(model)
     try:
         # SentencePiece loads an empty file, and then logs an error for every question about it.
-        pieces = tokenizer.pieces if model else ()
+        pieces = tokenizer.pieces if tokenizer.model else ()
         missing = [name for name in (PAD, BOS, EOS, *MARKUP) if name not in pieces]
         if pieces and not missing:
             _ = tokenizer.token_bytes  # damage inside a piece shows here
@@ -227,12 +184,12 @@ def train_tokenizer(
     """Trains a tokenizer deterministically, writes it to `path`, if given, and returns it.
 
     Args:
-        texts: the corpus; only its first 200,000 lines are read.
+        texts: the corpus; only its first `_MAX_LINES` lines are read.
         vocab_size: number of pieces, markup and the 256 byte pieces included. None (with "char" only): as
             many as the corpus has characters.
         path: where the model goes.
         model_type: "char" with `byte_fallback=False` gives a pure character vocabulary.
-        byte_fallback: without it, encoding a character that is not in the vocabulary raises.
+        byte_fallback: rare characters go as bytes; without it, encoding one that has no piece raises.
         required_characters: get a piece even where the corpus lacks them.
 
     Raises:
@@ -240,9 +197,11 @@ def train_tokenizer(
     """
     if vocab_size is None and model_type != "char":
         raise DataError(f"tokenizer: vocab_size must be given for model_type {model_type!r}.")
-    sentences = list(islice(_sentences(texts), _MOST_SENTENCES))
+    sentences = list(islice(_sentences(texts), _MAX_LINES))
     if not any(sentence.strip() for sentence in sentences):
         raise DataError("tokenizer: its training corpus is empty.")
+    special: dict[str, Any] = {f"{name}_id": number for number, name in enumerate(_SPECIAL)}
+    special |= {f"{name}_piece": piece for name, piece in _SPECIAL.items()}
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -261,14 +220,7 @@ def train_tokenizer(
             max_sentence_length=16 * _SENTENCE_CHARACTERS,
             control_symbols=list(MARKUP),
             user_defined_symbols=["\n"],
-            pad_id=0,
-            bos_id=1,
-            eos_id=2,
-            unk_id=3,
-            pad_piece=PAD,
-            bos_piece=BOS,
-            eos_piece=EOS,
-            unk_piece=UNK,
+            **special,
             num_threads=1,
             shuffle_input_sentence=False,
             minloglevel=2,

@@ -183,8 +183,8 @@ def clip_text(text: str, tokenizer: Tokenizer, limit: int) -> str:
         return spellable(text, tokenizer)
     mark = spellable(TRUNCATED, tokenizer)
     for kept in range(limit, -1, -1):
-        decoder = tokenizer.stream()  # drops the half of a character that the cut may leave
-        clipped = "".join(map(decoder.push, tokens[:kept])) + mark
+        spelled = b"".join(tokenizer.token_bytes[token] for token in tokens[:kept])
+        clipped = spelled.decode(errors="ignore") + mark  # drops the half of a character that the cut may leave
         if len(tokenizer.encode(clipped)) <= limit:
             return clipped
     raise ValueError(f"clip_text: limit {limit} is less than the {len(tokenizer.encode(mark))} tokens of {mark!r}.")

@@ -6,7 +6,7 @@ Everything here takes any text, in time linear in its length, and never raises.
 """
 
 import re
-from collections.abc import Sequence
+from collections import deque
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
@@ -39,20 +39,17 @@ _IN_TEXT = re.compile(
 
 
 def extract_final_answer(text: str, how: Matcher = "mark") -> str | None:
-    """The answer that a completion states, in canonical form; None where it states none.
+    """The answer that a completion states, spelled as all equal ones are, for votes; None where it states none.
 
-    Answers that are spelled differently and are equal have one form: it can be voted on.
+    "$1,200.50", "+1200.5" and "2401/2" are "1200.5", "2/6" is "1/3". Other text is without blanks and markup ("**")
+    around it, and without a full stop at its end.
     """
-    found = _stated(text, how)
-    return found.text if found is not None and found.text else None
-
-
-def canonical_answer(text: str) -> str:
-    """One spelling per number: "$1,200.50", "+1200.5" and "2401/2" are "1200.5", "2/6" is "1/3".
-
-    Other text without blanks and markup ("**") around it, and without a full stop at its end.
-    """
-    return _read(text).text
+    if how == "plain":
+        return _read(_last_line(text)).text or None
+    found = _marked(text)
+    if how == "normalized":
+        found = _folded(found or _last_number(text) or _read(_last_line(text)))
+    return (found.text or None) if found is not None else None
 
 
 def matches(completion: str, answer: str, how: Matcher = "mark") -> bool:
@@ -76,20 +73,6 @@ def matches(completion: str, answer: str, how: Matcher = "mark") -> bool:
     return found is not None and _equal(_folded(found), _folded(expected))
 
 
-def fitting_matcher(examples: Sequence[tuple[str, str]], share: float = 0.95) -> Matcher | None:
-    """The strictest matcher that finds the answers of worked examples; None where none does.
-
-    Args:
-      examples: (completion, answer) of data that are right.
-      share: of the examples that must match.
-    """
-    strict_first: tuple[Matcher, ...] = ("mark", "plain", "normalized")
-    for how in strict_first:
-        if sum(matches(text, answer, how) for text, answer in examples) >= share * max(len(examples), 1):
-            return how
-    return None
-
-
 class _Answer(NamedTuple):
     """An answer that was read: canonical text, and its value where it is a number."""
 
@@ -98,27 +81,13 @@ class _Answer(NamedTuple):
     percent: bool = False
 
 
-def _stated(text: str, how: Matcher) -> _Answer | None:
-    if how == "plain":
-        return _read(_last_line(text))
-    found = _marked(text)
-    if how == "mark":
-        return found
-    return _folded(found or _last_number(text) or _read(_last_line(text)))
-
-
 def _marked(text: str) -> _Answer | None:
     """Behind the last mark or in the last box; None where there is none, or nothing in it."""
     mark, box = text.rfind(MARK), text.rfind(_BOX)
     if max(mark, box) < 0:
         return None
-    found = _read(_line(text, mark + len(MARK)) if mark > box else _braced(text, box + len(_BOX)))
+    found = _read(text[mark + len(MARK) :].partition("\n")[0] if mark > box else _braced(text, box + len(_BOX)))
     return found if found.text else None
-
-
-def _line(text: str, start: int) -> str:
-    end = text.find("\n", start)
-    return text[start:] if end < 0 else text[start:end]
 
 
 def _braced(text: str, start: int) -> str:
@@ -136,10 +105,8 @@ def _last_line(text: str) -> str:
 
 
 def _last_number(text: str) -> _Answer | None:
-    last = None
-    for last in _IN_TEXT.finditer(text.translate(_MINUS)):  # noqa: B007 - the last one is wanted
-        pass
-    return None if last is None else _read(last.group())
+    found = deque(_IN_TEXT.finditer(text.translate(_MINUS)), maxlen=1)
+    return _read(found[0].group()) if found else None
 
 
 def _read(text: str) -> _Answer:
@@ -159,18 +126,12 @@ def _read(text: str) -> _Answer:
 
 def _value(found: re.Match[str]) -> Fraction | None:
     """The exact value; None where the pattern holds no number."""
-    whole, places = found["whole"] or "", found["places"] or ""
-    if found["sign"] and found["late_sign"]:
+    whole, places, power = found["whole"] or "", found["places"] or "", int(found["power"] or 0)
+    under = int(found["under"] or 1)
+    digits = found["over"] or whole.replace(",", "") + places
+    if (found["sign"] and found["late_sign"]) or not digits or not under or abs(power) > _LARGEST_EXPONENT:
         return None
-    if found["under"] is not None:
-        if int(found["under"]) == 0:
-            return None
-        value = Fraction(int(found["over"]), int(found["under"]))
-    else:
-        power = int(found["power"] or 0)
-        if not whole + places or abs(power) > _LARGEST_EXPONENT:
-            return None
-        value = Fraction(int(whole.replace(",", "") + places)) * Fraction(10) ** (power - len(places))
+    value = Fraction(int(digits), under) * Fraction(10) ** (power - len(places))
     return -value if "-" in (found["sign"], found["late_sign"]) else value
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from research.data.chat import Message, normalize_record, prompt_messages
+from research.data.chat import Message, normalize_record
 from research.data.split import Split
 from research.data.store import Prepared
 
@@ -33,33 +33,23 @@ class Fits(Protocol):
     """A task that looks at its data before it judges completions."""
 
     def fit(self, prepared: Prepared) -> tuple[Task, str]:
-        """The task as these data need it, and a sentence that says what was chosen.
-
-        Raises:
-          DataError: no completion could ever be right.
-        """
+        """The task as these data need it, and a sentence on what was chosen; DataError if nothing could be right."""
 
 
 @runtime_checkable
 class Generates(Protocol):
-    """A task that can make judged solutions; splits are those of its problems."""
+    """A task that can make judged solutions to so many of its problems."""
 
     def preferences(self, data_dir: Path, split: Split, *, train: int, validation: int) -> Prepared:
-        """Pairs {prompt, chosen, rejected} of so many problems."""
+        """Pairs {prompt, chosen, rejected}."""
 
     def rankings(self, data_dir: Path, split: Split, *, train: int, validation: int, candidates: int) -> Prepared:
-        """Rankings {prompt, completions, ranks} of so many problems."""
+        """Rankings {prompt, completions, ranks}."""
 
     def steps(self, data_dir: Path, split: Split, *, train: int, validation: int) -> Prepared:
-        """Solutions {prompt, steps, labels} of so many problems."""
-
-
-def question_of(record: Mapping[str, Any]) -> str:
-    """The prompt as a person would read it."""
-    return "\n".join(message.content for message in prompt_messages(record, where="problem"))
+        """Solutions {prompt, steps, labels}."""
 
 
 def worked_text(record: Mapping[str, Any]) -> dict[str, str]:
     """A problem as plain text for pretraining: the question, then the worked answer."""
-    messages = normalize_record(record, where="problem")
-    return {"text": "\n".join(message.content for message in messages)}
+    return {"text": "\n".join(message.content for message in normalize_record(record, where="problem"))}

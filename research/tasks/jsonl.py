@@ -15,11 +15,12 @@ from research.data.files import prepare_file
 from research.data.records import first_records
 from research.data.split import Split
 from research.data.store import Prepared
-from research.tasks.answers import Matcher, extract_final_answer, fitting_matcher, matches
+from research.tasks.answers import Matcher, extract_final_answer, matches
 
 _LOOKED_AT = 1000  # training records whose answers decide how answers are matched
 _LONG = 80  # characters: a longer answer is prose, which no comparison of texts can judge
-_MOST = 0.5  # share of reference responses that must be right under a matcher that is chosen
+_NEARLY_ALL = 0.95  # share of reference responses that must be right under the strictest matcher that is chosen
+_MOST = 0.5  # the same, where none is right about nearly all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +49,12 @@ class Jsonl:
 
     def check(self, record: Mapping[str, Any], where: str) -> None:
         """Raises DataError where the record's answer could never be matched."""
-        if "answer" in record and record["answer"] is not None:
-            value = record["answer"]
-            for answer in value if isinstance(value, list) and value else [value]:
-                if not isinstance(answer, str | int | float) or not answer_text(answer):
-                    raise DataError(
-                        f"{where}: answer: got {short(value)}, expected text, a number, or a list of them, none of "
-                        "them blank."
-                    )
+        value = record.get("answer")
+        answers = value if isinstance(value, list) and value else [value]
+        if value is not None and not all(isinstance(each, str | int | float) and answer_text(each) for each in answers):
+            raise DataError(
+                f"{where}: answer: got {short(value)}, expected text, a number, or a list of them, none of them blank."
+            )
 
     def fit(self, prepared: Prepared) -> tuple["Jsonl", str]:
         """The task with `answer_format` chosen or checked by the training records' reference responses."""
@@ -131,7 +130,13 @@ def _response(record: Mapping[str, Any]) -> str:
 def _choose(
     answers: Sequence[Sequence[str]], examples: Sequence[tuple[str, str]], right: Mapping[Matcher, int]
 ) -> tuple[str, str]:
-    """How answers are matched, and why where it is not for the reference responses."""
+    """How answers are matched, and why where it is not for the reference responses.
+
+    Args:
+      answers: of each record.
+      examples: (reference response, answer).
+      right: by matcher, from strict to lenient: in how many examples it finds the answer.
+    """
     stated = [extract_final_answer(each[0], "mark") or each[0] for each in answers if each]
     long = sum(len(text) > _LONG or "\n" in text for text in stated)
     if not stated:
@@ -145,12 +150,10 @@ def _choose(
         marked = sum(extract_final_answer(each[0], "mark") is not None for each in answers if each)
         how = "mark" if marked > _MOST * len(stated) else "normalized"
         return (how, f"{marked:,} of {len(stated):,} answers are marked by #### or \\boxed, and there are no responses")
-    strictest = fitting_matcher(examples)
-    if strictest is not None:
-        return strictest, ""
+    nearly_all = [how for how in right if right[how] >= _NEARLY_ALL * len(examples)]
     best = max(right, key=lambda how: right[how])
-    if right[best] > _MOST * len(examples):
-        return best, ""
+    if nearly_all or right[best] > _MOST * len(examples):
+        return nearly_all[0] if nearly_all else best, ""
     return "none", (
         f"of {len(examples):,} reference responses at most {right[best]:,} state their answer where it is looked for; "
         "completions are not judged"

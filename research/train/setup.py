@@ -15,7 +15,7 @@ from research.core.mesh import check_rows, make_mesh
 from research.core.progress import say
 from research.core.sinks import check_sinks
 from research.core.state import abstract_params
-from research.data.judged import check_lengths
+from research.data.examples import prompt_examples
 from research.data.records import Records, first_records
 from research.data.tokenizer import Tokenizer
 from research.environments.interaction import Interaction, make_interaction
@@ -90,7 +90,7 @@ def _check_lengths(experiment: Experiment, sources: Sources, interaction: Intera
 
     def check_prompts(records: Records, length: int, name: str) -> None:
         told = records if interaction is None else interaction.prompts(records)
-        check_lengths("prompts", told, sources.tokenizer, length=length, name=name, limits=sources.limits)
+        prompt_examples(told, sources.tokenizer, length=length, name=name, limits=sources.limits)
 
     for stage in experiment.stages:
         if stage.online:

@@ -9,78 +9,90 @@
 Held-out items are held out by content (`research.data.split`), whatever the seed or the count.
 """
 
+import operator
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from research.config.schema import key
 from research.core.errors import DataError
 from research.data.split import Split
+from research.tasks.answers import MARK
 
-ANSWER_MARK = "#### "
+OPERATIONS: Mapping[str, Callable[[Any, Any], Any]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _ENUMERABLE = 300_000  # so many expressions are listed where a request comes close to their number
-_PRECEDENCE = {"+": 1, "-": 1, "*": 2}
-
-# An expression: a literal, or (operation, left, right, value).
-_Node = int | tuple[str, "_Node", "_Node", int]
-Number = TypeVar("Number", int, np.ndarray)
 
 
 @dataclass(frozen=True)
 class ArithmeticSpec:
-    """Which expressions exist.
+    """Which expressions exist: one literal after another is applied to a running value."""
 
-    Attributes:
-        operations: a subset of "+-*".
-        min_steps, max_steps: operations in an expression; its difficulty.
-        max_operand: literals are drawn from 1..max_operand.
-        max_value: every intermediate and final value v has -max_value <= v <= max_value.
-        shape: "chain" applies one literal after another to a running value, "tree" nests freely.
-    """
-
-    operations: str = "+-*"
-    min_steps: int = 2
-    max_steps: int = 4
-    max_operand: int = 9
-    max_value: int = 99
-    shape: Literal["chain", "tree"] = "chain"
+    operations: str = key("+-*", "Which of + - * occur.")
+    min_steps: int = key(2, "Fewest operations in an expression.", low=1)
+    max_steps: int = key(4, "Most operations in an expression.", low=1)
+    max_operand: int = key(9, "Literals are 1 to this.", low=1)
+    max_value: int = key(99, "Bound of every intermediate value.", low=1)
 
     def __post_init__(self) -> None:
-        if not self.operations or not set(self.operations) <= set(_PRECEDENCE):
+        if not self.operations or not set(self.operations) <= set(OPERATIONS):
             raise DataError(f"arithmetic: operations is {self.operations!r}, expected a subset of '+-*'.")
         if len(set(self.operations)) != len(self.operations):
             raise DataError(f"arithmetic: operations is {self.operations!r}, expected each one once.")
-        if not 1 <= self.min_steps <= self.max_steps:
-            raise DataError(
-                f"arithmetic: min_steps is {self.min_steps} and max_steps {self.max_steps}, "
-                "expected 1 <= min_steps <= max_steps."
-            )
-        if not 1 <= self.max_operand <= self.max_value:
-            raise DataError(
-                f"arithmetic: max_operand is {self.max_operand} and max_value {self.max_value}, "
-                "expected 1 <= max_operand <= max_value."
-            )
-        if self.shape not in ("chain", "tree"):
-            raise DataError(f"arithmetic: shape is {self.shape!r}, expected 'chain' or 'tree'.")
+        for low, high in (("min_steps", "max_steps"), ("max_operand", "max_value")):
+            if not 1 <= getattr(self, low) <= getattr(self, high):
+                raise DataError(
+                    f"arithmetic: {low} is {getattr(self, low)} and {high} {getattr(self, high)}, expected "
+                    f"1 <= {low} <= {high}."
+                )
+
+
+class Move(NamedTuple):
+    """An operation with a literal, and the value that it is said to give; the first move of an item has none ("")."""
+
+    operation: str
+    literal: int
+    value: int
 
 
 @dataclass(frozen=True)
 class Item:
-    """One expression, its worked solution and its answer; `difficulty` is the number of operations."""
+    """An expression and its worked answer; `moves` are evaluated from the first to the last."""
 
-    prompt: str
-    steps: tuple[str, ...]
-    answer: str
-    difficulty: int
-    kind: str
+    moves: tuple[Move, ...]
+
+    @property
+    def prompt(self) -> str:
+        """Infix with the fewest parentheses."""
+        text = str(self.moves[0].literal)
+        for before, (operation, literal, _) in zip(self.moves, self.moves[1:], strict=False):
+            bracketed = operation == "*" and before.operation in ("+", "-")
+            text = f"({text}){operation}{literal}" if bracketed else f"{text}{operation}{literal}"
+        return text
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """One operation each, such as "3+4=7"."""
+        pairs = zip(self.moves, self.moves[1:], strict=False)
+        return tuple(f"{left.value}{operation}{literal}={value}" for left, (operation, literal, value) in pairs)
+
+    @property
+    def answer(self) -> str:
+        """The last value."""
+        return str(self.moves[-1].value)
 
     @property
     def solution(self) -> str:
         """The steps, one a line, then GSM8K's final line."""
-        return "\n".join((*self.steps, ANSWER_MARK + self.answer))
+        return "\n".join((*self.steps, f"{MARK} {self.answer}"))
+
+    def then(self, operation: str, literal: int) -> "Item":
+        """One operation more, rightly calculated."""
+        value = OPERATIONS[operation](self.moves[-1].value, literal)
+        return Item((*self.moves, Move(operation, literal, value)))
 
 
 def split_items(
@@ -88,8 +100,8 @@ def split_items(
 ) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
     """Unique training and held-out items, disjoint by content.
 
-    Difficulties are drawn uniformly for as long as there are fresh items of each (a request for most of a
-    small space gets its items in the proportion in which they exist).
+    Numbers of steps are drawn uniformly for as long as there are fresh items of each (a request for most of a small
+    space gets its items in the proportion in which they exist).
 
     Raises:
         DataError: more items are asked for than exist.
@@ -105,131 +117,76 @@ def split_items(
         )
     # Near the share that a split has of all, random draws would mostly repeat, so list instead.
     needed = max(n_train / (1 - 1 / split.one_in), n_test * split.one_in)
-    found: dict[bool, dict[str, _Node]] = {False: {}, True: {}}
     if total > _ENUMERABLE or needed < total / 2:
-        _draw(found, wanted, spec, split, rng)
+        items = _drawn(spec, rng, attempts=10_000 + 60 * (n_train + split.one_in * n_test))
     else:
-        nodes = [node for steps in range(spec.min_steps, spec.max_steps + 1) for node in _all(spec, steps)]
-        rng.shuffle(nodes)
-        for node in nodes:
-            prompt = _text(node)
-            held = split.holds_out(prompt)
-            if len(found[held]) < wanted[held]:
-                found[held][prompt] = node
-    for held_out, name in ((False, "training"), (True, "held-out")):
-        if len(found[held_out]) < wanted[held_out]:
+        listed = [item for steps in range(spec.min_steps, spec.max_steps + 1) for item in _all(spec, steps)]
+        rng.shuffle(listed)
+        items = iter(listed)
+    found: dict[bool, dict[str, Item]] = {False: {}, True: {}}
+    for item in items:
+        held = split.holds_out(item.prompt)
+        if len(found[held]) < wanted[held]:
+            found[held].setdefault(item.prompt, item)
+        if all(len(found[each]) == wanted[each] for each in wanted):
+            break
+    for held, name in ((False, "training"), (True, "held-out")):
+        if len(found[held]) < wanted[held]:
             raise DataError(
-                f"arithmetic: asked for {wanted[held_out]} unique {name} items, found {len(found[held_out])} "
+                f"arithmetic: asked for {wanted[held]} unique {name} items, found {len(found[held])} "
                 f"among {total} expressions, of which data.validation_one_in={split.one_in} holds out one in so "
                 "many; raise max_steps, max_operand or max_value, or ask for fewer."
             )
-    train, test = (tuple(_item(node, spec) for node in found[held].values()) for held in (False, True))
-    return train, test
+    return tuple(found[False].values()), tuple(found[True].values())
 
 
-def _draw(
-    found: dict[bool, dict[str, _Node]], wanted: dict[bool, int], spec: ArithmeticSpec, split: Split, rng: random.Random
-) -> None:
-    """Draws until both splits are full, or until fresh items have become rare."""
-    attempts = 0
-    limit = 10_000 + 60 * (wanted[False] + split.one_in * wanted[True])
-    while any(len(found[held]) < wanted[held] for held in wanted) and attempts < limit:
-        attempts += 1
-        node = _random_node(spec, rng.randint(spec.min_steps, spec.max_steps), rng)
-        if node is None:
-            continue
-        prompt = _text(node)
-        held = split.holds_out(prompt)
-        if len(found[held]) < wanted[held]:
-            found[held].setdefault(prompt, node)
+def _drawn(spec: ArithmeticSpec, rng: random.Random, attempts: int) -> Iterator[Item]:
+    """Random items, which may repeat; an attempt that no operation keeps within bounds gives none."""
+    for _ in range(attempts):
+        steps = rng.randint(spec.min_steps, spec.max_steps)
+        item: Item | None = _literal(rng.randint(1, spec.max_operand))
+        while item is not None and len(item.moves) <= steps:
+            literal = rng.randint(1, spec.max_operand)
+            # Redrawing the operation, not the whole expression, keeps rejection cheap for long chains.
+            operations = rng.sample(spec.operations, len(spec.operations))
+            item = next(_longer(item, literal, operations, spec.max_value), None)
+        if item is not None:
+            yield item
 
 
-def _random_node(spec: ArithmeticSpec, steps: int, rng: random.Random) -> _Node | None:
-    if steps == 0:
-        return rng.randint(1, spec.max_operand)
-    left_steps = steps - 1 if spec.shape == "chain" else rng.randrange(steps)
-    left = _random_node(spec, left_steps, rng)
-    right = _random_node(spec, steps - 1 - left_steps, rng) if left is not None else None
-    if left is None or right is None:
-        return None
-    # Redrawing the operation, not the whole expression, keeps rejection cheap for long chains.
-    for operation in rng.sample(spec.operations, len(spec.operations)):
-        value = _apply(operation, _value(left), _value(right))
-        if abs(value) <= spec.max_value:
-            return operation, left, right, value
-    return None
-
-
-def _all(spec: ArithmeticSpec, steps: int) -> Iterator[_Node]:
+def _all(spec: ArithmeticSpec, steps: int) -> Iterator[Item]:
     """Every expression with this many operations, in a fixed order."""
     if steps == 0:
-        yield from range(1, spec.max_operand + 1)
+        yield from map(_literal, range(1, spec.max_operand + 1))
         return
-    for left_steps in (steps - 1,) if spec.shape == "chain" else range(steps):
-        for left in _all(spec, left_steps):
-            for right in _all(spec, steps - 1 - left_steps):
-                for operation in spec.operations:
-                    value = _apply(operation, _value(left), _value(right))
-                    if abs(value) <= spec.max_value:
-                        yield operation, left, right, value
+    for item in _all(spec, steps - 1):
+        for literal in range(1, spec.max_operand + 1):
+            yield from _longer(item, literal, spec.operations, spec.max_value)
+
+
+def _literal(value: int) -> Item:
+    return Item((Move("", value, value),))
+
+
+def _longer(item: Item, literal: int, operations: Iterable[str], max_value: int) -> Iterator[Item]:
+    """The item with one operation more, for each one that keeps its value within bounds."""
+    longer = (item.then(operation, literal) for operation in operations)
+    return (each for each in longer if abs(each.moves[-1].value) <= max_value)
 
 
 @lru_cache(maxsize=64)
 def count_expressions(spec: ArithmeticSpec) -> int:
     """The exact number of expressions, from the number that reach each value (no listing)."""
-    width = 2 * spec.max_value + 1
     values = np.arange(-spec.max_value, spec.max_value + 1)
-    literals = np.zeros(width)
-    literals[spec.max_value + 1 : spec.max_value + 1 + spec.max_operand] = 1
-    counts = [literals]
+    counts = np.where((values >= 1) & (values <= spec.max_operand), 1.0, 0.0)
+    total = 0.0
     for steps in range(1, spec.max_steps + 1):
-        reached = np.zeros(width)
-        for left_steps in (steps - 1,) if spec.shape == "chain" else range(steps):
-            ways = np.outer(counts[left_steps], counts[steps - 1 - left_steps])
-            left, right = np.nonzero(ways)
+        reached = np.zeros(len(values))
+        for literal in range(1, spec.max_operand + 1):
             for operation in spec.operations:
-                result = _apply(operation, values[left], values[right])
+                result = OPERATIONS[operation](values, literal)  # no two values give one result
                 inside = np.abs(result) <= spec.max_value
-                np.add.at(reached, result[inside] + spec.max_value, ways[left, right][inside])
-        counts.append(reached)
-    return int(sum(reached.sum() for reached in counts[spec.min_steps :]))
-
-
-def _apply(operation: str, left: Number, right: Number) -> Number:
-    if operation == "+":
-        return left + right
-    return left - right if operation == "-" else left * right
-
-
-def _value(node: _Node) -> int:
-    return node if isinstance(node, int) else node[3]
-
-
-def _text(node: _Node) -> str:
-    """Infix with the fewest parentheses that keep the tree (all operations associate to the left)."""
-    if isinstance(node, int):
-        return str(node)
-    operation, left, right, _ = node
-    rank = _PRECEDENCE[operation]
-    left_text = f"({_text(left)})" if _rank(left) < rank else _text(left)
-    right_text = f"({_text(right)})" if _rank(right) <= rank else _text(right)
-    return f"{left_text}{operation}{right_text}"
-
-
-def _rank(node: _Node) -> int:
-    return 3 if isinstance(node, int) else _PRECEDENCE[node[0]]
-
-
-def _steps(node: _Node) -> Iterator[str]:
-    """Innermost first, left before right; a negative right operand stands in parentheses."""
-    if not isinstance(node, int):
-        operation, left, right, value = node
-        yield from _steps(left)
-        yield from _steps(right)
-        right_text = f"({_value(right)})" if _value(right) < 0 else str(_value(right))
-        yield f"{_value(left)}{operation}{right_text}={value}"
-
-
-def _item(node: _Node, spec: ArithmeticSpec) -> Item:
-    steps = tuple(_steps(node))
-    return Item(_text(node), steps, str(_value(node)), len(steps), spec.shape)
+                reached[result[inside] + spec.max_value] += counts[inside]
+        counts = reached
+        total += counts.sum() if steps >= spec.min_steps else 0.0
+    return int(total)

@@ -81,6 +81,12 @@ def test_system_and_tools_of_a_record_become_its_system_turn(record):
         assert prompt_messages({**record, "tools": tools}, where="r")[0] == Message("system", told)
 
 
+@pytest.mark.parametrize("tools", ["not JSON", "[" * 100_000, [1], {"name": "mul"}])
+def test_tools_that_are_no_schemas_are_named(tools):
+    with pytest.raises(DataError, match="f:3: tools: got .*, expected a list of tool schemas"):
+        normalize_record({"messages": TURNS, "tools": tools}, where="f:3")
+
+
 def test_a_system_turn_is_not_repeated():
     turns = [{"role": "system", "content": "Be brief."}, *TURNS]
     assert normalize_record({"messages": turns, "system": "Be brief."}, where="r")[0].content == "Be brief."

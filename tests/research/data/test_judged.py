@@ -11,13 +11,17 @@ from research.data.judged import judged_batches
 from research.data.report import Limits
 from research.data.split import Split
 from research.data.steps import step_split
-from research.tasks.arithmetic.corruption import pair_record, ranking_record, step_records
+from research.tasks.arithmetic.corruption import pair_records, ranking_records, step_records
 from research.tasks.arithmetic.problems import split_items
 
 ITEMS = split_items(23, 1, seed=0, split=Split(10))[0]
-PAIRS = [pair_record(item, seed=0, max_value=99) for item in ITEMS]
+PAIRS = [record for item in ITEMS for record in pair_records(item, seed=0, max_value=99)]
 STEPS = [record for item in ITEMS for record in step_records(item, seed=0, max_value=99)]
-RANKINGS = [ranking_record(item, seed=0, max_value=99, candidates=2 + index % 3) for index, item in enumerate(ITEMS)]
+RANKINGS = [
+    record
+    for index, item in enumerate(ITEMS)
+    for record in ranking_records(item, seed=0, max_value=99, candidates=2 + index % 3)
+]
 ROW = ("tokens", "loss_mask", "segment_ids", "positions")
 DTYPES = {
     **dict.fromkeys(("tokens", "segment_ids", "positions", "ranks"), np.int32),
@@ -116,18 +120,6 @@ def test_unjudged_steps_stay_in_the_text_and_out_of_the_mask(tokenizer):
     assert parts(tokenizer, batch["tokens"][0], batch["segment_ids"][0])[1] == "a\nb\nc<|im_end|>"
 
 
-def test_an_outcome_is_the_last_label_at_the_solutions_end(tokenizer):
-    records = [*STEPS[:4], {"prompt": "p", "steps": ["a", "b"], "labels": [0.25, None]}]
-    pipeline = batches_of("steps", records, tokenizer, batch_size=5, length=96, labels="outcome")
-    (batch,) = pipeline
-    assert pipeline.report.sizes["labels"] == 5
-    for row in range(5):
-        (end,) = np.flatnonzero(batch["loss_mask"][row])
-        assert batch["tokens"][row][end] == tokenizer.im_end_id
-    labels = batch["step_labels"].sum(axis=1)
-    np.testing.assert_array_equal(labels, [1, 0, 1, 0, 0.25])
-
-
 def test_truncated_solutions_keep_the_labels_that_fit(tokenizer):
     long = {"prompt": "p", "steps": ["a" * 30, "b" * 30, "c"], "labels": [1, 0.5, 0]}
     short = {"prompt": "p", "steps": ["a"], "labels": [1]}
@@ -136,8 +128,9 @@ def test_truncated_solutions_keep_the_labels_that_fit(tokenizer):
     assert pipeline.report.kept == 2 and pipeline.report.sizes == {"labels": 2}
     assert pipeline.report.changed == {"truncated": 1, "end of turn lost": 1}
     assert batch["step_labels"].sum() == 2 and batch["loss_mask"].sum() == 2
-    outcome = batches_of("steps", [long, short], tokenizer, batch_size=2, length=60, labels="outcome")
-    assert (outcome.report.kept, outcome.report.dropped) == (1, {"no label left": 1})
+    late = {**long, "labels": [None, None, 0]}
+    lost = batches_of("steps", [late, short], tokenizer, batch_size=2, length=60)
+    assert (lost.report.kept, lost.report.dropped) == (1, {"no label left": 1})
     with pytest.raises(DataError, match="steps: 1 of 1 records do not fit 12 tokens .*prompt too long"):
         batches_of("steps", [long], tokenizer, batch_size=1, length=12, seed=0)
 
@@ -271,10 +264,6 @@ def test_bad_requests_are_named(tokenizer):
         batches_of("rankings", PAIRS[:1], tokenizer, batch_size=1, candidates=2, length=8, seed=0)
     with pytest.raises(DataError, match="unpaired: its 1 records hold completions of 1 prompts"):
         batches_of("unpaired", PAIRS[:1], tokenizer, batch_size=2, **shape)
-    with pytest.raises(DataError, match="steps: labels: got 'all', expected one of steps, outcome"):
-        batches_of("steps", STEPS, tokenizer, batch_size=2, labels="all", **shape)
-    with pytest.raises(DataError, match="steps: batch_size is 0, expected at least 1"):
-        batches_of("steps", STEPS, tokenizer, batch_size=0, **shape)
     with pytest.raises(DataError, match="prm: record 0: labels: found 1 labels for 2 steps"):
         bad = [{"prompt": "p", "steps": ["a", "b"], "labels": [1]}]
         batches_of("steps", bad, tokenizer, batch_size=2, name="prm", **shape)

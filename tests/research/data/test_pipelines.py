@@ -262,16 +262,6 @@ def test_bad_requests_are_named(tokenizer, arithmetic_records):
         text_batches([records], tokenizer, weights=[1], batch_size=1, length=8, seed=0)
     with pytest.raises(DataError, match="text: holds no documents"):
         text_batches([[]], tokenizer, weights=[1], batch_size=1, length=8, seed=0)
-    with pytest.raises(DataError, match="sft: length is 0, expected at least 1"):
-        sft_batches(records, tokenizer, batch_size=1, length=0, seed=0, packing=True)
-    with pytest.raises(DataError, match="seed is -1"):
-        text_batches([[{"text": "a"}]], tokenizer, weights=[1], batch_size=1, length=8, seed=-1)
-    with pytest.raises(DataError, match="2 sources with weights .1.0., expected one positive weight each"):
-        text_batches([[], []], tokenizer, weights=[1.0], batch_size=1, length=8, seed=0)
-    with pytest.raises(DataError, match="bucket_lengths has no effect with packing"):
-        sft_batches(arithmetic_records, tokenizer, batch_size=1, length=96, seed=0, packing=True, bucket_lengths=[8])
-    with pytest.raises(DataError, match=r"bucket_lengths is \[96, 128\], expected values from 1 to length = 96"):
-        sft_batches(arithmetic_records, tokenizer, batch_size=1, length=96, seed=0, packing=False, bucket_lengths=[128])
 
 
 def test_the_data_modules_need_no_jax_and_no_tensorflow():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from research.core.errors import DataError
-from research.data.judged import check_lengths
+from research.data.judged import judged_batches
 from research.data.pipelines import prompt_batches, sft_batches
 from research.data.records import Selected
 from research.data.report import DataReport, Limits
@@ -20,7 +20,13 @@ RECORDS = [FITS, LONG, LONG_PROMPT, EMPTY, NO_CONTENT, UNTRAINED, *[FITS] * 14]
 
 
 def report(tokenizer, limits, records=RECORDS, kind="chat", length=64) -> DataReport:
-    return check_lengths(kind, records, tokenizer, length=length, name="sft", limits=limits)
+    shape = {"name": "sft", "limits": limits, "seed": None}
+    if kind == "prompts":
+        return prompt_batches(records, tokenizer, prompts_per_batch=1, max_prompt_length=length, **shape).report
+    shape |= {"batch_size": 1, "length": length}
+    if kind == "chat":
+        return sft_batches(records, tokenizer, **shape).report
+    return judged_batches(kind, records, tokenizer, **shape).report
 
 
 def test_drop_leaves_out_what_does_not_fit_and_says_why(tokenizer):

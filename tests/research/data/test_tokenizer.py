@@ -30,19 +30,6 @@ def test_every_text_round_trips_and_never_yields_markup(tokenizer):
         assert not markup & set(ids), text
 
 
-def test_stream_adds_up_to_decode_and_never_splits_a_character(tokenizer):
-    for text in random_texts(100):
-        ids = [*tokenizer.encode(text), tokenizer.im_end_id]
-        for show in (False, True):
-            stream = tokenizer.stream(show_markup=show)
-            pieces = [stream.push(token) for token in ids]
-            assert "".join(pieces) + stream.finish() == tokenizer.decode(ids, show_markup=show)
-            assert not any("\ufffd" in piece for piece in pieces) or "\ufffd" in text
-    cut = tokenizer.stream()
-    assert cut.push(tokenizer.encode("é")[0]) == ""
-    assert cut.finish() == "\ufffd"
-
-
 def test_markup_is_shown_on_request_only(tokenizer):
     ids = [tokenizer.bos_id, *tokenizer.encode("hi"), tokenizer.im_end_id]
     assert tokenizer.decode(ids) == "hi"

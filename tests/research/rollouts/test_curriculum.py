@@ -7,7 +7,7 @@ import pytest
 
 from research.core.errors import CheckpointError, DataError
 from research.data.pipelines import Pipeline
-from research.data.streams import PromptStream
+from research.data.streams import prompt_groups
 from research.rollouts.curriculum import Curriculum, CurriculumSampler
 from tests.objectives.cases import SEEDS
 
@@ -206,7 +206,7 @@ def test_it_stands_in_for_the_pipelines_own_iterator():
     import grain  # noqa: PLC0415 - as the pipeline builds it
 
     def fresh():
-        rows = PromptStream(N, P, lambda index: {"prompt_id": np.array(index, np.int32)}, 0)
+        rows = prompt_groups(N, P, lambda index: {"prompt_id": np.array(index, np.int32)}, 0)
         pipeline = Pipeline(grain.MapDataset.source(rows).to_iter_dataset(grain.ReadOptions(num_threads=0)), {})
         return CurriculumSampler(iter(pipeline), Curriculum(N, band=(0.2, 0.8)), batch_size=3, max_skipped=40, seed=0)
 

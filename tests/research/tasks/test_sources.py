@@ -17,7 +17,7 @@ from research.data.split import Split, prompt_key
 from research.data.store import Prepared
 from research.tasks.arithmetic.task import Arithmetic
 from research.tasks.jsonl import Jsonl
-from research.tasks.sources import Sources, answer_of, question_of
+from research.tasks.sources import Sources
 
 LETTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
 TASK = Arithmetic(train=64, test=8, max_steps=2)
@@ -40,7 +40,7 @@ def test_problems_held_out_are_not_trained_on(section: Data, tmp_path: Path) -> 
     assert len(train) == 64 and not train & {record["prompt"] for record in sources.held_out}
     records = [{"prompt": f"{i}+1", "completion": f"#### {i + 1}"} for i in range(40)]
     sources = Sources(Jsonl(write_jsonl(tmp_path / "p.jsonl", records)), section, tmp_path / "data")
-    train, held = ({question_of(record) for record in part} for part in (sources.problems.train, sources.held_out))
+    train, held = ({record["prompt"] for record in part} for part in (sources.problems.train, sources.held_out))
     assert not train & held and len(train | held) == 40
 
 
@@ -116,11 +116,11 @@ def test_a_task_of_a_user_may_not_train_on_its_held_out_problems(section: Data, 
 def test_judged_data_come_from_the_task_where_it_can_make_them(section: Data, tmp_path: Path) -> None:
     section = dataclasses.replace(section, preferences=Judged(train=20, validation=4), steps=Judged("", 20, 4))
     sources = Sources(TASK, section, tmp_path / "data")
-    assert len(sources.preferences.train) == 20 and len(sources.steps.validation) == 8
-    assert sources.unpaired is sources.preferences
+    assert len(sources.prepared("preferences").train) == 20 and len(sources.prepared("steps").validation) == 8
+    assert sources.prepared("unpaired") is sources.prepared("preferences")
     path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"{i}", "completion": "#### 1"} for i in range(40)])
     with pytest.raises(DataError, match=r"data\.steps\.path: got '', expected a JSONL file of prompt, steps, labels"):
-        _ = Sources(Jsonl(path), section, tmp_path / "data").steps
+        _ = Sources(Jsonl(path), section, tmp_path / "data").prepared("steps")
 
 
 def test_what_was_chosen_for_the_answers_is_said(section: Data, tmp_path: Path) -> None:
@@ -174,12 +174,6 @@ def test_versions_change_with_content(section: Data, tmp_path: Path) -> None:
     after = Sources(dataclasses.replace(TASK, seed=1), section, tmp_path / "data").versions(("text", "problems"))
     assert after["text"] == before["text"] and after["problems"] != before["problems"]
     assert after["tokenizer"] == before["tokenizer"]  # characters come from the text alone
-
-
-def test_questions_and_answers() -> None:
-    chat = {"messages": [{"role": "user", "content": "2?"}, {"role": "assistant", "content": "two\n#### 2"}]}
-    assert question_of(chat) == "2?" and answer_of(chat) == "two\n#### 2"
-    assert answer_of({"question": "Half of 6?", "answer": "3 is half\n#### 3"}).endswith("#### 3")
 
 
 @pytest.mark.parametrize("name", ["arithmetic", "jsonl", "gsm8k"])

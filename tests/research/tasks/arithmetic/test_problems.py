@@ -8,13 +8,12 @@ import pytest
 
 from research.core.errors import DataError
 from research.data.split import Split
-from research.tasks.arithmetic import problems as arithmetic
-from research.tasks.arithmetic.problems import ArithmeticSpec, count_expressions
+from research.tasks.arithmetic.problems import ArithmeticSpec, Item, Move, count_expressions
 from research.tasks.arithmetic.problems import split_items as split_by
 
 SPLIT = Split(10)
 is_held_out, split_items = SPLIT.holds_out, partial(split_by, split=SPLIT)
-TREE = ArithmeticSpec(shape="tree", min_steps=1, max_steps=5)
+LONG = ArithmeticSpec(min_steps=1, max_steps=5)
 
 
 def step_values(step):
@@ -22,13 +21,13 @@ def step_values(step):
     return int(left), operation, int(right.strip("()")), int(value)
 
 
-@pytest.mark.parametrize("spec", [ArithmeticSpec(), TREE, ArithmeticSpec(max_value=20, operations="*-")])
+@pytest.mark.parametrize("spec", [ArithmeticSpec(), LONG, ArithmeticSpec(max_value=20, operations="*-")])
 def test_items_are_right_step_by_step(spec):
     train, test = split_items(300, 30, seed=1, spec=spec)
     for item in train + test:
         assert eval(item.prompt) == int(item.answer)
-        assert spec.min_steps <= item.difficulty == len(item.steps) <= spec.max_steps
-        assert item.difficulty == sum(item.prompt.count(operation) for operation in "+-*")
+        assert spec.min_steps <= len(item.steps) <= spec.max_steps
+        assert len(item.steps) == sum(item.prompt.count(operation) for operation in "+-*")
         for step in item.steps:
             left, operation, right, value = step_values(step)
             assert eval(f"({left}){operation}({right})") == value
@@ -38,18 +37,17 @@ def test_items_are_right_step_by_step(spec):
 
 
 def test_the_worked_example():
-    node = ("-", ("*", ("+", 3, 4, 7), 2, 14), 5, 9)
-    item = arithmetic._item(node, ArithmeticSpec())
+    item = Item((Move("", 3, 3),)).then("+", 4).then("*", 2).then("-", 5)
     assert item.prompt == "(3+4)*2-5"
     assert item.solution == "3+4=7\n7*2=14\n14-5=9\n#### 9"
-    negative = arithmetic._item(("-", 5, ("-", 2, 6, -4), 9), TREE)
-    assert (negative.prompt, negative.steps) == ("5-(2-6)", ("2-6=-4", "5-(-4)=9"))
+    negative = Item((Move("", 2, 2),)).then("-", 6).then("*", 5)
+    assert (negative.prompt, negative.steps) == ("(2-6)*5", ("2-6=-4", "-4*5=-20"))
 
 
 def test_splits_are_disjoint_by_content_whatever_the_seed_and_count():
     trains, tests = set(), set()
     for seed, count in ((0, 500), (1, 300), (2, 700)):
-        train, test = split_items(count, count // 10, seed=seed, spec=TREE)
+        train, test = split_items(count, count // 10, seed=seed, spec=LONG)
         assert len({item.prompt for item in train + test}) == count + count // 10
         trains |= {item.prompt for item in train}
         tests |= {item.prompt for item in test}
@@ -71,9 +69,8 @@ def test_same_seed_same_items():
     assert split_items(50, 5, seed=3) != split_items(50, 5, seed=4)
 
 
-@pytest.mark.parametrize("shape", ["chain", "tree"])
-def test_the_count_is_exact_and_all_of_it_can_be_drawn(shape):
-    spec = ArithmeticSpec(min_steps=1, max_steps=2, max_operand=4, max_value=12, shape=shape)
+def test_the_count_is_exact_and_all_of_it_can_be_drawn():
+    spec = ArithmeticSpec(min_steps=1, max_steps=2, max_operand=4, max_value=12)
     total = count_expressions(spec)
     values = range(1, 5)
     brute = {
@@ -99,7 +96,6 @@ def test_the_count_is_exact_and_all_of_it_can_be_drawn(shape):
         ({"min_steps": 3, "max_steps": 2}, "min_steps is 3 and max_steps 2"),
         ({"min_steps": 0}, "min_steps is 0"),
         ({"max_operand": 100}, "max_operand is 100 and max_value 99"),
-        ({"shape": "ring"}, "shape is 'ring'"),
     ],
 )
 def test_bad_specs_are_named(options, message):
@@ -109,5 +105,5 @@ def test_bad_specs_are_named(options, message):
 
 def test_difficulties_are_balanced():
     train, _ = split_items(3000, 1, seed=0, spec=ArithmeticSpec(min_steps=3, max_steps=5))
-    counts = np.bincount([item.difficulty for item in train])[3:]
+    counts = np.bincount([len(item.steps) for item in train])[3:]
     assert counts.min() > 900

@@ -9,7 +9,6 @@ from research.data.preferences import parse_preference, parse_ranking
 from research.data.split import Split
 from research.data.steps import parse_steps
 from research.data.store import Prepared
-from research.tasks.arithmetic.corruption import content_rng, corrupt
 from research.tasks.arithmetic.task import Arithmetic
 from research.tasks.arithmetic.terse import Terse
 from research.tasks.base import Generates, worked_text
@@ -72,10 +71,8 @@ def test_generated_pairs_are_the_corruption_of_their_prompt(tmp_path):
     assert data.details["records"] == {"train": 40, "validation": 6}
     for record in data.train:
         pair = parse_preference(record, where="r")
-        prompt = pair.prompt[0].content
-        wrong = corrupt(prompt, content_rng(prompt, 3), max_value=99)
-        assert pair.rejected.content == wrong.solution
-        assert pair.chosen.content.endswith(f"#### {eval(prompt)}")
+        right = f"#### {eval(pair.prompt[0].content)}"
+        assert pair.chosen.content.endswith(right) and not pair.rejected.content.endswith(right)
         assert (pair.margin, pair.label_probability) == (0.0, 1.0)
 
 
