@@ -47,8 +47,6 @@ def main() -> None:
     ns, reductions = _check_flags()
     folder = policies.stage_folder()
     policy = policies.load((1,))
-    output = make_folder(_OUTPUT.value)
-    check_writable(output / "samples.json")  # samples are what costs
     with jax.set_mesh(policy.mesh):
         length = given.max_prompt_length + given.max_new_tokens
         stages = [load_stage(Path(path).resolve()) for path in _SCORERS.value]
@@ -58,6 +56,8 @@ def main() -> None:
             replace(scorer, name=stage.folder.name) if names.count(scorer.name) > 1 else scorer
             for scorer, stage in zip(scorers, stages, strict=True)
         ]
+        output = make_folder(_OUTPUT.value)
+        check_writable(output / "samples.json")  # samples are what costs
         groups = policy.generate(policy.records, seed=given.seed)
         judged = judge(policy, policy.records, groups)
         scores = {name: found for s in scorers for name, found in zip(s.scores, policy.scored(s, groups), strict=True)}

@@ -24,20 +24,15 @@ class Tool:
 
     A component of kind "tool" is a `Tool`, or a class or function that gives one when it is called without arguments;
     the `key` fields of a class are its options.
-
-    Attributes:
-      name: what a call says.
-      description: one sentence for the system prompt.
-      parameters: JSON schema (2020-12) of the arguments, an object.
-      run: arguments that fit the schema -> text. Equal arguments must give equal texts, and several threads may
-        call it at once. Raises `ToolError` for what the model can mend. It must end by itself: see `Toolbox`.
-      version: what results depend on besides code and options, as JSON: the content of a file that is read.
     """
 
-    name: str
-    description: str
-    parameters: Mapping[str, Any]
+    name: str  # what a call says
+    description: str  # one sentence for the system prompt
+    parameters: Mapping[str, Any]  # JSON schema (2020-12) of the arguments, an object
+    # arguments that fit the schema -> text. Equal arguments must give equal texts, and several threads may call it at
+    # once. Raises `ToolError` for what the model can mend. It must end by itself: see `Toolbox`
     run: Callable[[Mapping[str, Any]], str]
+    # what results depend on besides code and options, as JSON: the content of a file that is read
     version: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -63,34 +58,22 @@ def optional_package(name: str, user: str) -> ModuleType:
 
 
 class Completion(NamedTuple):
-    """An assistant turn that has just ended.
+    """An assistant turn that has just ended."""
 
-    Attributes:
-      text: decoded, without markup.
-      tokens: ids, without the end-of-turn token.
-      room: tokens that the answer may take, turn headers included; 0 where the policy gets no further turn.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    room: int
+    text: str  # decoded, without markup
+    tokens: tuple[int, ...]  # ids, without the end-of-turn token
+    room: int  # tokens that the answer may take, turn headers included; 0 where the policy gets no further turn
 
 
 class Turn(NamedTuple):
-    """What an environment answers.
+    """What an environment answers."""
 
-    Attributes:
-      messages: appended before the policy's next turn; none, though not `done`, says that no answer fits.
-      done: the episode is over: the turn was the policy's last.
-      reward: for this turn; an episode's is the sum.
-      info: numbers for the log, `environment/<name>` is their mean over episodes.
-      calls: the tool calls of the turn: name ("" for no tool that exists), and "ok" or what went wrong.
-    """
-
+    # appended before the policy's next turn; none, though not `done`, says that no answer fits
     messages: Sequence[Message] = ()
-    done: bool = False
-    reward: float = 0.0
-    info: Mapping[str, float] = {}
+    done: bool = False  # the episode is over: the turn was the policy's last
+    reward: float = 0.0  # for this turn; an episode's is the sum
+    info: Mapping[str, float] = {}  # numbers for the log, `environment/<name>` is their mean over episodes
+    # the tool calls of the turn: name ("" for no tool that exists), and "ok" or what went wrong
     calls: tuple[tuple[str, str], ...] = ()
 
 

@@ -18,20 +18,13 @@ from research.environments.turns import Turns
 
 @dataclasses.dataclass(frozen=True)
 class Interaction:
-    """Environments of an experiment, ready to run.
+    """Environments of an experiment, ready to run."""
 
-    Attributes:
-      make: a new environment.
-      max_turns: turns of a completion that are answered.
-      version: what the answers depend on, as JSON: sources, options, files by their content.
-      tools: the environment that offers tools, if it is that.
-    """
-
-    make: Callable[[], Environment]
+    make: Callable[[], Environment]  # a new environment
     tokenizer: Tokenizer
-    max_turns: int
-    version: Mapping[str, Any]
-    tools: Toolbox | None = None
+    max_turns: int  # turns of a completion that are answered
+    version: Mapping[str, Any]  # what the answers depend on, as JSON: sources, options, files by their content
+    tools: Toolbox | None = None  # the environment that offers tools, if it is that
 
     def begin(self, record: Mapping[str, Any]) -> tuple[Environment, list[Message]]:
         """A new episode on a record, and what it begins with.

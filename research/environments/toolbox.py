@@ -22,17 +22,12 @@ EMPTY = "(no output)"
 
 
 class Result(NamedTuple):
-    """A tool's answer.
+    """A tool's answer."""
 
-    Attributes:
-      text: what the model reads; starts with "error: " where something went wrong.
-      tool: the tool's name, or "" where the call names none that exists.
-      how: "ok", or what went wrong: "malformed", "unknown_tool", "arguments", "tool", "timeout" and "too_many" are the
-        model's doing, "exception" is a bug in the tool.
-    """
-
-    text: str
-    tool: str
+    text: str  # what the model reads; starts with "error: " where something went wrong
+    tool: str  # the tool's name, or "" where the call names none that exists
+    # "ok", or what went wrong: "malformed", "unknown_tool", "arguments", "tool", "timeout" and "too_many" are the
+    # model's doing, "exception" is a bug in the tool
     how: str = "ok"
 
 
@@ -42,9 +37,6 @@ class Toolbox:
     Holds nothing of an episode, so that one instance serves all. Nothing that a model can write makes it raise. Each
     call runs in a thread of its own. One that takes longer than `timeout_s` is answered for and left behind: Python
     cannot stop a thread, so a tool that may run away must bound itself, as `python` does with a process.
-
-    Attributes:
-      system: what the system turn of every prompt says of the tools.
     """
 
     def __init__(
@@ -52,11 +44,8 @@ class Toolbox:
     ) -> None:
         """Checks the tools.
 
-        Args:
-          tools: with different names.
-          tokenizer: measures results.
-          max_result_tokens: tokens of one result, markup not counted.
-          timeout_s: seconds of wall time for one call; the last resort against a tool that hangs.
+        A result has at most `max_result_tokens`, markup not counted. `timeout_s` of wall time for one call is the last
+        resort against a tool that hangs.
         """
         names = [tool.name for tool in tools]
         if len(set(names)) < len(names):
@@ -75,6 +64,7 @@ class Toolbox:
         least = f">= {self.min_result_tokens}, the tokens of {TRUNCATED!r}."
         expect(max_result_tokens >= self.min_result_tokens, "tools: max_result_tokens", max_result_tokens, least)
         self._validators = {tool.name: _validator(tool) for tool in tools}
+        # What the system turn of every prompt says of the tools.
         described = [{key: getattr(tool, key) for key in ("name", "description", "parameters")} for tool in tools]
         self.system = tools_text([{"type": "function", "function": each} for each in described])
 

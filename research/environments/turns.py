@@ -20,25 +20,17 @@ Finish = Literal["answered", "turn_limit", "no_room"]
 
 @dataclass(frozen=True)
 class RowTurns:
-    """Where a row stands.
+    """Where a row stands."""
 
-    Attributes:
-      turn_start: index in the row's completion at which its open assistant turn begins.
-      turns: assistant turns that were answered.
-      forced_tokens: tokens handed back so far.
-      calls: of each tool call, its tool ("" for none that exists) and "ok" or what went wrong.
-      reward: sum of the environment's rewards.
-      info: sums of its numbers.
-      finish: why the row ended, None while it goes on: its environment was done ("answered"), or was not and there
-        were enough turns, or no room for its answer.
-    """
-
-    turn_start: int = 0
-    turns: int = 0
-    forced_tokens: int = 0
+    turn_start: int = 0  # index in the row's completion at which its open assistant turn begins
+    turns: int = 0  # assistant turns that were answered
+    forced_tokens: int = 0  # tokens handed back so far
+    # of each tool call, its tool ("" for none that exists) and "ok" or what went wrong
     calls: tuple[tuple[str, str], ...] = ()
-    reward: float = 0.0
-    info: Mapping[str, float] = field(default_factory=dict)
+    reward: float = 0.0  # sum of the environment's rewards
+    info: Mapping[str, float] = field(default_factory=dict)  # sums of its numbers
+    # why the row ended, None while it goes on: its environment was done ("answered"), or was not and there were enough
+    # turns, or no room for its answer
     finish: Finish | None = None
 
     @property
@@ -60,18 +52,12 @@ Episode = tuple[Environment, RowTurns, Sequence[int]]
 
 @dataclass(frozen=True)
 class Turns:
-    """Advances the episodes of many rows: a pure function of their tokens, as far as the environments are.
-
-    Attributes:
-      max_turns: assistant turns that are answered; a row that needs another answer ends.
-      max_new_tokens: of the whole row, all its turns and the answers to them.
-      workers: environments that answer at once.
-    """
+    """Advances the episodes of many rows: a pure function of their tokens, as far as the environments are."""
 
     tokenizer: Tokenizer
-    max_turns: int
-    max_new_tokens: int
-    workers: int = 8
+    max_turns: int  # assistant turns that are answered; a row that needs another answer ends
+    max_new_tokens: int  # of the whole row, all its turns and the answers to them
+    workers: int = 8  # environments that answer at once
 
     @property
     def stop_id(self) -> int:

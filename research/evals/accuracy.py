@@ -13,17 +13,12 @@ from research.evals.policy import Sample, TrainedPolicy
 
 
 class Judged(NamedTuple):
-    """Completions of P problems with their verdicts, n each.
+    """Completions of P problems with their verdicts, n each."""
 
-    Attributes:
-      right: [P, n] bool.
-      unknown: [P, n] bool, where the yardstick cannot tell; such a completion is not right.
-      votes: [P][n] final answers in canonical form; None does not vote. A completion that was cut has no answer:
-        it is wrong and does not vote.
-    """
-
-    right: np.ndarray
-    unknown: np.ndarray
+    right: np.ndarray  # [P, n] bool
+    unknown: np.ndarray  # [P, n] bool, where the yardstick cannot tell; such a completion is not right
+    # [P][n] final answers in canonical form; None does not vote. A completion that was cut has no answer: it is wrong
+    # and does not vote
     votes: list[list[str | None]]
 
 

@@ -42,7 +42,6 @@ def vote(draws: Draws, answers: Sequence[str | None], correct: ArrayLike, weight
     draw in which all abstain.
 
     Args:
-      draws: `[S, n]`.
       answers: n final answers, in one spelling per value; None abstains.
       correct: `[n]`. Should samples of one answer differ, their share in the draw counts.
       weights: `[n]`, >= 0; ones for a plain majority.

@@ -43,27 +43,16 @@ Score = Callable[[SequenceBatch], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One completion of a prompt; T tokens.
+    """One completion of a prompt; T tokens."""
 
-    Attributes:
-      text: what is judged: what follows the last message that it was given, without markup.
-      prompt: ids of the prompt.
-      tokens: [T] ids, what it was given included.
-      drawn: [T] bool, False on tokens that it was given, such as a tool's result.
-      logps: [T] log-probs under the plain model, nats; 0 where not drawn.
-      stopped: False where it was cut: at its limit of tokens, or at a turn that was not answered.
-      shown: as a person should read it: with markup, where an environment answered.
-      turns: the episode, where an environment answered.
-    """
-
-    text: str
-    prompt: np.ndarray
-    tokens: np.ndarray
-    drawn: np.ndarray
-    logps: np.ndarray
-    stopped: bool
-    shown: str
-    turns: RowTurns | None = None
+    text: str  # what is judged: what follows the last message that it was given, without markup
+    prompt: np.ndarray  # ids of the prompt
+    tokens: np.ndarray  # [T] ids, what it was given included
+    drawn: np.ndarray  # [T] bool, False on tokens that it was given, such as a tool's result
+    logps: np.ndarray  # [T] log-probs under the plain model, nats; 0 where not drawn
+    stopped: bool  # False where it was cut: at its limit of tokens, or at a turn that was not answered
+    shown: str  # as a person should read it: with markup, where an environment answered
+    turns: RowTurns | None = None  # the episode, where an environment answered
 
     @property
     def length(self) -> int:
@@ -78,43 +67,31 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedPolicy:
-    """A trained policy; its methods must run inside `jax.set_mesh(mesh)`.
-
-    Attributes:
-      settings: the config's `evaluation` section: problems, samples, k, temperature, lengths.
-      task: of the records: prompts, answers, extraction.
-      records: held-out ones.
-      interaction: what answers it while it is sampled, if anything.
-      limits: what happens to records whose prompt is longer than `settings.max_prompt_length`.
-      yardstick: says whether a completion is right (1 or more); the default asks the task.
-      final_answer: how one answer is given to a problem: sample, majority, or the best of n by a scorer: reward, prm.
-      scorer: chooses among samples, where `final_answer` says so: rows on the host -> [B] scores.
-      reference: what implicit rewards are relative to.
-      row_arrays, pair_arrays: pipelines of held-out rows and pairs, one ordered pass each.
-      between: called between two batches; may raise to stop.
-      drawn: the completions drawn so far, so that evaluators which ask for the same ones share them.
-      errors: what the yardstick raised; it could not tell then.
-    """
+    """A trained policy; its methods must run inside `jax.set_mesh(mesh)`."""
 
     params: Params
     model: ModelConfig
     mesh: Mesh
     tokenizer: Tokenizer
     sampler: Sampler
-    settings: Evaluation
-    task: Task
-    records: Records
-    interaction: Interaction | None = None
-    limits: Limits = Limits()
+    settings: Evaluation  # the config's `evaluation` section: problems, samples, k, temperature, lengths
+    task: Task  # of the records: prompts, answers, extraction
+    records: Records  # held-out ones
+    interaction: Interaction | None = None  # what answers it while it is sampled, if anything
+    limits: Limits = Limits()  # what happens to records whose prompt is longer than `settings.max_prompt_length`
+    # says whether a completion is right (1 or more); the default asks the task
     yardstick: RewardFunction = task_correct
+    # how one answer is given to a problem: sample, majority, or the best of n by a scorer: reward, prm
     final_answer: str = "sample"
-    scorer: Score | None = None
-    reference: Callable[[], Network] | None = None
+    scorer: Score | None = None  # chooses among samples, where `final_answer` says so: rows on the host -> [B] scores
+    reference: Callable[[], Network] | None = None  # what implicit rewards are relative to
+    # pipelines of held-out rows and pairs, one ordered pass each
     row_arrays: Callable[[], Iterable[Arrays]] | None = None
     pair_arrays: Callable[[], Iterable[Arrays]] | None = None
-    between: Callable[[], None] = lambda: None
+    between: Callable[[], None] = lambda: None  # called between two batches; may raise to stop
+    # the completions drawn so far, so that evaluators which ask for the same ones share them
     drawn: dict[str, list[list[Sample]]] = dataclasses.field(default_factory=dict)
-    errors: list[str] = dataclasses.field(default_factory=list)
+    errors: list[str] = dataclasses.field(default_factory=list)  # what the yardstick raised; it could not tell then
 
     def held_out(self, limit: int = 0) -> Records:
         """The first records of the task that nothing was trained on; 0 is all."""

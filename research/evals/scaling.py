@@ -42,19 +42,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Point:
-    """One N of a curve: the accuracy with both of its errors, and what a problem costs, mean.
-
-    Attributes:
-      tokens: drawn: the prompt once and N completions.
-      scorer_tokens: that the scorer reads: N times prompt and completion; 0 without a scorer.
-    """
+    """One N of a curve: the accuracy with both of its errors, and what a problem costs, mean."""
 
     n: int
     accuracy: float
     problems: Estimate
     draws: Spread
-    tokens: float
-    scorer_tokens: float
+    tokens: float  # drawn: the prompt once and N completions
+    scorer_tokens: float  # that the scorer reads: N times prompt and completion; 0 without a scorer
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,6 @@ def score_samples(
       prompts: P prompts' token ids.
       groups: [P][n] completions, n at least 1: token ids [T], and [T] whether the model drew them (or was given them).
       max_prompt_length, max_new_tokens: width of the rows, so that few programs are compiled.
-      pad_id: fills rows.
-      mesh: the devices that the scorer lies on.
     """
     n = len(groups[0])
     flat = [(prompt, sample) for prompt, group in zip(prompts, groups, strict=True) for sample in group]

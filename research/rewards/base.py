@@ -17,37 +17,23 @@ _SHOWN = 300
 
 
 class Dialogue(NamedTuple):
-    """What happened between the turns of a completion that tools or an environment answered.
+    """What happened between the turns of a completion that tools or an environment answered."""
 
-    Attributes:
-      text: the whole completion with its markup: every turn, call and result.
-      calls: of each tool call, the tool ("" for none that exists), and "ok" or what went wrong.
-      reward: sum of the environment's rewards for the turns.
-    """
-
-    text: str
+    text: str  # the whole completion with its markup: every turn, call and result
+    # of each tool call, the tool ("" for none that exists), and "ok" or what went wrong
     calls: tuple[tuple[str, str], ...] = ()
-    reward: float = 0.0
+    reward: float = 0.0  # sum of the environment's rewards for the turns
 
 
 class RewardContext(NamedTuple):
-    """What a reward function may know besides the completion and the record.
+    """What a reward function may know besides the completion and the record."""
 
-    Attributes:
-      task: how the record is asked and checked.
-      prompt: the conversation before the completion.
-      length: tokens that the policy drew, the stop token included.
-      stopped: False where the completion was cut at its limit.
-      seed: for a function that draws random numbers; follows from the run's seed, iteration, prompt and sample.
-      turns: None without tools or environment.
-    """
-
-    task: Task
-    prompt: tuple[Message, ...]
-    length: int
-    stopped: bool
-    seed: int
-    turns: Dialogue | None = None
+    task: Task  # how the record is asked and checked
+    prompt: tuple[Message, ...]  # the conversation before the completion
+    length: int  # tokens that the policy drew, the stop token included
+    stopped: bool  # False where the completion was cut at its limit
+    seed: int  # for a function that draws random numbers; follows from the run's seed, iteration, prompt and sample
+    turns: Dialogue | None = None  # None without tools or environment
 
 
 class RewardFunction(Protocol):
@@ -95,23 +81,15 @@ class RewardError(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Rewards of B completions.
+    """Rewards of B completions."""
 
-    Attributes:
-      rewards: `[B]` float32, the weighted sum.
-      known: `[B]` bool, whether all functions whose weight is not 0 could tell.
-      values: `[B]` float64 of each function, before weighting; NaN where it cannot tell.
-      entries: `[B]` float64 by "function/entry", of functions that return several numbers; NaN where absent.
-      unknown: what was paid for NaN.
-      errors: all that was raised.
-    """
-
-    rewards: np.ndarray
-    known: np.ndarray
-    values: dict[str, np.ndarray]
+    rewards: np.ndarray  # `[B]` float32, the weighted sum
+    known: np.ndarray  # `[B]` bool, whether all functions whose weight is not 0 could tell
+    values: dict[str, np.ndarray]  # `[B]` float64 of each function, before weighting; NaN where it cannot tell
+    # `[B]` float64 by "function/entry", of functions that return several numbers; NaN where absent
     entries: dict[str, np.ndarray]
-    unknown: float
-    errors: tuple[RewardError, ...]
+    unknown: float  # what was paid for NaN
+    errors: tuple[RewardError, ...]  # all that was raised
 
     def metrics(self) -> dict[str, float]:
         """Of each function mean and population std as paid, before weighting, and the share of unknown rewards."""

@@ -56,20 +56,14 @@ class RunningNorm:
 
 
 class Shaped(NamedTuple):
-    """Shaped rewards.
+    """Shaped rewards."""
 
-    Attributes:
-      rewards: `[B]` float32, the sum of the parts.
-      advantage_scale: `[B]` float32, >= 0, a factor of the advantages (not of the loss weights).
-      parts: `[B]` float32 by name: "score" (normalised and clipped), and those of "format", "length", "overlong" and
-        "missing_eos" that are on.
-      state: the statistics afterwards.
-    """
-
-    rewards: np.ndarray
-    advantage_scale: np.ndarray
+    rewards: np.ndarray  # `[B]` float32, the sum of the parts
+    advantage_scale: np.ndarray  # `[B]` float32, >= 0, a factor of the advantages (not of the loss weights)
+    # `[B]` float32 by name: "score" (normalised and clipped), and those of "format", "length", "overlong" and
+    # "missing_eos" that are on
     parts: dict[str, np.ndarray]
-    state: RunningNorm
+    state: RunningNorm  # the statistics afterwards
 
     def metrics(self) -> dict[str, float]:
         """The mean of each part, as `reward/<part>`."""

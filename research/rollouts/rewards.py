@@ -20,27 +20,19 @@ from research.tasks.base import Task
 
 @dataclass
 class RolloutRewards:
-    """Rewards samples as a stage says; keeps the running statistics of its scores.
+    """Rewards samples as a stage says; keeps the running statistics of its scores."""
 
-    Attributes:
-      section: the stage's `reward` section.
-      functions: reward functions; unused where reward models score.
-      yardstick: `evaluation.correct`, or the task's own: logged (`gold`), never learned from.
-      scorer: reward models; None where functions score. The verifier's score is then logged but not used for training.
-      process: process reward model that scores steps; None without rewards of steps.
-      norm: statistics of the scores so far.
-    """
-
-    section: Reward
-    functions: Sequence[WeightedReward]
-    yardstick: RewardFunction
+    section: Reward  # the stage's `reward` section
+    functions: Sequence[WeightedReward]  # reward functions; unused where reward models score
+    yardstick: RewardFunction  # `evaluation.correct`, or the task's own: logged (`gold`), never learned from
     task: Task
     group_size: int
     max_new_tokens: int
     seed: int
+    # reward models; None where functions score. The verifier's score is then logged but not used for training
     scorer: RewardScorer | None = None
-    process: ProcessScorer | None = None
-    norm: RunningNorm = RunningNorm()
+    process: ProcessScorer | None = None  # process reward model that scores steps; None without rewards of steps
+    norm: RunningNorm = RunningNorm()  # statistics of the scores so far
 
     @property
     def models(self) -> tuple[ModelConfig, ...]:

@@ -13,25 +13,18 @@ _SHOWN = 4
 
 
 class Collected(NamedTuple):
-    """B samples with their rewards.
+    """B samples with their rewards."""
 
-    Attributes:
-      rollouts: what is learned from.
-      gold: `[B]` float32, what the yardstick says of each: 1 or more is right; 0 where it cannot tell, and for a
-        completion that never stopped. Logged, never learned from.
-      texts, prompts: B decoded completions, whole and with their markup where tools may be called, and their prompts.
-      metrics: means of these samples.
-      turns: where each sampled row stood at its end, those of discarded groups included; empty without tools.
-      errors: what reward functions raised.
-    """
-
-    rollouts: Rollouts
+    rollouts: Rollouts  # what is learned from
+    # `[B]` float32, what the yardstick says of each: 1 or more is right; 0 where it cannot tell, and for a completion
+    # that never stopped. Logged, never learned from
     gold: np.ndarray
-    texts: list[str]
+    texts: list[str]  # B decoded completions, whole and with their markup where tools may be called, and their prompts
     prompts: list[str]
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # means of these samples
+    # where each sampled row stood at its end, those of discarded groups included; empty without tools
     turns: tuple[RowTurns, ...] = ()
-    errors: tuple[RewardError, ...] = ()
+    errors: tuple[RewardError, ...] = ()  # what reward functions raised
 
 
 def rollout_metrics(collected: Collected) -> dict[str, float]:

@@ -30,19 +30,13 @@ _MOST_CODE = 100_000  # bytes; Linux takes 128 KiB as one argument
 
 @dataclass(frozen=True)
 class SandboxLimits:
-    """What one program may use.
+    """What one program may use."""
 
-    Attributes:
-      cpu_s: seconds of processor time, whole; the start of the interpreter (some 0.02 s) included.
-      memory_mb: MiB of address space (the bare interpreter takes 16).
-      output_bytes: bytes that are read of what it prints; at the next one it is killed.
-      wall_s: seconds until it is killed. None: ten times `cpu_s` and ten more, so that whether a program that
-        computes reaches its end depends on the processor time it takes, not on what else the machine does.
-    """
-
-    cpu_s: int = 5
-    memory_mb: int = 256
-    output_bytes: int = 20_000
+    cpu_s: int = 5  # seconds of processor time, whole; the start of the interpreter (some 0.02 s) included
+    memory_mb: int = 256  # MiB of address space (the bare interpreter takes 16)
+    output_bytes: int = 20_000  # bytes that are read of what it prints; at the next one it is killed
+    # seconds until it is killed. None: ten times `cpu_s` and ten more, so that whether a program that computes reaches
+    # its end depends on the processor time it takes, not on what else the machine does
     wall_s: float | None = None
 
     @property
@@ -53,16 +47,11 @@ class SandboxLimits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended.
+    """How a program ended."""
 
-    Attributes:
-      output: standard output and error as they came, at most `output_bytes` of UTF-8.
-      status: its exit status, 128 + n where signal n ended it.
-      ended: "exit", or the limit that it was killed at: "cpu" (processor time), "wall" (time), "output".
-    """
-
-    output: str
-    status: int
+    output: str  # standard output and error as they came, at most `output_bytes` of UTF-8
+    status: int  # its exit status, 128 + n where signal n ended it
+    # "exit", or the limit that it was killed at: "cpu" (processor time), "wall" (time), "output"
     ended: Literal["exit", "cpu", "wall", "output"]
 
     @property
@@ -97,12 +86,7 @@ class Sandbox:
     namespaces: bool = True
 
     def run(self, code: str) -> Outcome:
-        """Runs a program to its end, or to the end of its limits.
-
-        Raises:
-          ValueError: the code is too long, or holds a null character.
-          OSError: the locks could not be put on.
-        """
+        """Runs a program to its end, or to the end of its limits; OSError where the locks could not be put on."""
         if "\0" in code or len(code.encode()) > _MOST_CODE:
             raise ValueError(f"the code has a null character, or more than {_MOST_CODE} bytes")
         ready, ready_fd = os.pipe()
