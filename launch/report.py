@@ -20,7 +20,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "the ablation's folder, with res
 _METRIC = flags.DEFINE_string("metric", None, "which final metric decides")
 _LOWER = flags.DEFINE_bool("lower_is_better", None, "which way is up; default: a loss is better lower")
 _CONTROL = flags.DEFINE_string("control", None, "the arm that the others are compared with")
-_PAIRS = flags.DEFINE_list("pairs", None, "further arms to compare, each one:other; a name with a comma in quotes")
+_PAIRS = flags.DEFINE_list("pairs", None, "further arms to compare, each one:other; a pair with a comma in quotes")
 _FORMAT = flags.DEFINE_list("format", [], f"besides HTML, Markdown and PNG: some of {','.join(FORMATS)}")
 _OUTPUT = flags.DEFINE_string("output", None, "folder to write to; default: <workdir>/report")
 

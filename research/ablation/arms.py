@@ -130,7 +130,7 @@ def _check_name(name: str) -> None:
 
 def _check_ablation(base: Experiment, arms: list[Arm]) -> None:
     section, names, known = base.ablation, [arm.name for arm in arms], flatten(base.tree)
-    listed, seeds = ", ".join(names), list(section.seeds)
+    listed, seeds = ", ".join(map(repr, names)), list(section.seeds)
     expect(0 < len(seeds) == len(set(seeds)), "ablation.seeds", seeds, "at least one and each once")
     expect(section.control in ("", *names), "ablation.control", section.control, f"one of {listed}")
     for pair in section.pairs:

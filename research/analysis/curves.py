@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
-from research.analysis.figures import CONTROL_COLOR, FAINT, INK, MARKERS, PALETTE, drawable, dress
+from research.analysis.figures import CONTROL_COLOR, FAINT, INK, MARKERS, PALETTE, dress, panel_title
 from research.analysis.formatting import MetricFormat
 from research.analysis.glossary import describe
 from research.analysis.logs import Rows
@@ -38,7 +38,7 @@ def draw_curves(
         axes.set_xlabel("optimizer step" if x == "step" else "tokens spent (sampled + trained)")
         axes.set_ylabel(style.label)
     else:
-        dress(axes, drawable([only], 26)[0], "")
+        dress(axes, panel_title(only), "")
 
     def points(summary: ArmSummary) -> list[Points]:
         if only and summary.arm not in (only, comparison.control):

@@ -1,6 +1,7 @@
 """How every picture looks: colours, text, titles, and files that are the same bytes for the same numbers."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,11 @@ def drawable(names: Sequence[str], width: int) -> list[str]:
             text, number = f"{base} ({number})", number + 1
         found.append(text)
     return found
+
+
+def panel_title(name: str) -> str:
+    """An arm's name above a small panel: two lines of 26 characters at most, so that a grid's arms differ."""
+    return textwrap.fill(drawable([name], 50)[0], 26)
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from research.analysis.curves import arm_look, draw_curves, draw_training, running_mean, training_metrics
-from research.analysis.figures import FAINT, PALETTE, STYLE, drawable, dress, legend_below, panels, save
+from research.analysis.figures import FAINT, PALETTE, STYLE, dress, legend_below, panel_title, panels, save
 from research.analysis.formatting import MetricFormat
 from research.analysis.grids import draw_grid, grid_points
 from research.analysis.intervals import draw_differences, draw_values
@@ -108,7 +108,7 @@ def write_reward_against_kl(runs: Mapping[str, Sequence[Rows]], path: Path, kind
     """
     figure, places = panels(len(runs), columns=4, width=3.75, height=3.4, least=6.0, share=True)
     for axes, (name, its) in zip(places, runs.items(), strict=True):
-        dress(axes, drawable([name], 26)[0], "")
+        dress(axes, panel_title(name), "")
         for metric, (color, line, marker) in REWARDS.items():
             points = reward_curve(its, metric)
             root, reward = np.sqrt(points[:, 0]), points[:, 1]

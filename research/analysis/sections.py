@@ -122,7 +122,10 @@ def budget_section(runs: Runs, control: str) -> str:
             cells[-1] += " †"
         rows.append([escape(with_role(arm, control)), *cells])
     grid = table(["arm", *_BUDGET, "all stages"], rows, right_from=1)
-    text = f"The compared stage, mean over the finished runs of each arm.\n\n{grid}"
+    text = (
+        "The compared stage, mean over the finished runs of each arm. Time includes compilation, which the first of "
+        f"the runs that share a program pays.\n\n{grid}"
+    )
     if any("†" in cell for row in rows for cell in row[1:]):
         text += (
             "\n\n† A stage was read from disk, not run: its time was measured when it ran, perhaps on another machine."

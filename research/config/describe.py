@@ -7,6 +7,7 @@ from research.config.references import provided
 from research.config.schema import Key, keys_of, sections_of
 from research.config.sections import SECTIONS, StageSection
 from research.config.tree import unknown_key
+from research.core.errors import ConfigError
 
 _EFFECTS = {
     "result": "changes what is trained",
@@ -15,6 +16,10 @@ _EFFECTS = {
     "record": "changes only what is written down, and when",
     "report": "changes only tables and plots",
 }
+
+
+_STAGES = ("pretrain", "sft", "rl")
+"""Names that stages have in most configs; others are as good."""
 
 
 class Described(NamedTuple):
@@ -45,9 +50,14 @@ def describe(path: str, stage: str = "rl") -> list[Described]:
     """The keys at a dotted path such as "rl.rollout" or "evaluation.k"; "" is all, the stage's as `stage`.
 
     Raises:
-      ConfigError: no such key, with the nearest one.
+      ConfigError: no such key, with the nearest one; or no such section.
     """
-    first = path.partition(".")[0]
+    first, dot, _ = path.partition(".")
+    if not dot and first not in {*SECTIONS, *_STAGES, stage, ""}:
+        names = ", ".join(dict.fromkeys((*SECTIONS, *_STAGES)))
+        raise ConfigError(
+            f"{first}: is no section, expected one of {names}, or a key of one; every stage has the keys of {stage}"
+        )
     stage = stage if first in {*SECTIONS, ""} else first
     sections: Mapping[str, type] = {**SECTIONS, stage: StageSection}
     known = [each for name, cls in sections.items() for each in _of(cls, f"{name}.")]

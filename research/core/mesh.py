@@ -1,5 +1,6 @@
 """One mesh for everything: `data`, `fsdp` and `tensor` axes over the devices at hand."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,13 @@ def make_mesh(data: int, fsdp: int, tensor: int, *, devices: Sequence[jax.Device
     `tensor`. ConfigError where the sizes do not multiply to the number of devices.
     """
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    count = jax.device_count() if devices is None else len(devices)
+    try:
+        count = jax.device_count() if devices is None else len(devices)
+    except (AssertionError, RuntimeError) as error:  # JAX says either where a platform it must use is missing
+        raise ConfigError(
+            f"JAX_PLATFORMS: got {os.environ.get('JAX_PLATFORMS', '')!r}, expected platforms that "
+            "this machine and the installed JAX have"
+        ) from error
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     shown = " x ".join(f"{axis}={size}" for axis, size in sizes.items())

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from research.analysis.curves import draw_curves, draw_training, training_metrics
-from research.analysis.figures import CONTROL_COLOR, drawable
+from research.analysis.figures import CONTROL_COLOR, drawable, panel_title
 from research.analysis.formatting import MetricFormat
 from research.analysis.grids import draw_grid, grid_points
 from research.analysis.intervals import draw_differences, draw_values
@@ -202,3 +202,8 @@ def test_long_names_stay_different_and_characters_without_a_glyph_are_spelled():
 def test_poor_data_is_drawn_too(tmp_path, runs):
     paths = write_plots(_evidence(runs), _compare(runs, control=runs[0].arm), STYLE, tmp_path)
     assert all(path.stat().st_size > 5000 for path in paths.values())
+
+
+def test_panels_of_a_grid_have_titles_that_differ() -> None:
+    found = [panel_title(f"learning_rate={rate}, beta=0.05") for rate in ("0.0001", "0.001")]
+    assert found == ["learning_rate=0.0001,\nbeta=0.05", "learning_rate=0.001,\nbeta=0.05"]

@@ -29,3 +29,9 @@ def test_a_section_lists_its_keys_and_those_of_its_components() -> None:
 def test_an_unknown_key_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"rl\.rollout\.group: unknown config key; .* rl\.rollout\.group_size"):
         describe("rl.rollout.group")
+
+
+def test_a_name_without_a_dot_is_a_section_or_refused() -> None:
+    assert describe("pretrain")[0].path == "pretrain.model" and describe("reward.steps")[0].path == "reward.steps"
+    with pytest.raises(ConfigError, match=r"^stages: is no section, expected one of model, .*, pretrain, sft, rl, or"):
+        describe("stages")

@@ -56,3 +56,13 @@ def test_rows_must_divide() -> None:
     check_rows(mesh, "rl.rollout.prompts_per_step", 16, micro_batches=2, minibatches=2)
     with pytest.raises(ConfigError, match=r"got 12 rows, expected a multiple of 8 .*rollout\.minibatches=2"):
         check_rows(mesh, "rl.rollout.prompts_per_step", 12, minibatches=2)
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'cuda'")])
+def test_a_platform_that_is_missing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def missing() -> int:
+        raise error
+
+    monkeypatch.setattr(jax, "device_count", missing)
+    with pytest.raises(ConfigError, match=r"^JAX_PLATFORMS: got .*, expected platforms that this machine"):
+        make_mesh(-1, 1, 1)
