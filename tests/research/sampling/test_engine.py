@@ -112,6 +112,15 @@ def test_the_cache_stays_as_small_as_the_rows_need() -> None:
     assert max(sizes) <= WIDTH + N + 2 * SPEC.cache_bucket
 
 
+def test_prompts_that_only_fill_a_batch_are_not_drawn() -> None:
+    ids = np.array([10, 11, -1, -1], np.int32)
+    found, stats = refilled(prompts=Prompts(PROMPTS.tokens[[0, 1, 1, 1]], PROMPTS.mask[:4] & (ids >= 0)[:, None], ids))
+    first = jax.tree.map(lambda x: x[:4], (found, baseline()))
+    assert_same(*first)
+    assert stats.tokens == found.lengths.sum() and not found.lengths[4:].any() and not found.mask[4:].any()
+    assert len(found.tokens) == 8 and (found.tokens[4:] == SPEC.pad_id).all()
+
+
 def test_limits_of_single_requests() -> None:
     limits = [1, 3, 14, 2]
     engine = Engine(make_params(CONFIG), NUMBERS, config=CONFIG, spec=REFILLED)

@@ -76,13 +76,13 @@ class Engine:
 
     def __call__(self, params: Any, prompts: Prompts, numbers: Any, *, config: Any, spec: Any, callback: Any) -> Any:
         del params, numbers, config
-        texts = [tokens[mask] for tokens, mask in zip(prompts.tokens, prompts.mask, strict=True)]
-        assert all(text.size for text in texts), "the engine refuses rows without a prompt"
+        asked = prompts.prompt_ids >= 0
+        texts = [tokens[mask] for tokens, mask in zip(prompts.tokens[asked], prompts.mask[asked], strict=True)]
         self.prompts += texts
-        B = len(texts) * spec.samples_per_prompt
+        B = len(asked) * spec.samples_per_prompt
         out = Completions(*(np.zeros((B, spec.max_new_tokens), t) for t in (np.int32, bool, np.float32, np.float32)),
                           *np.zeros((2, B), np.int32))  # fmt: skip
-        for number in range(B):
+        for number in range(len(texts) * spec.samples_per_prompt):
             row = Row(number, Request(texts[number // spec.samples_per_prompt], 0, 0, spec.max_new_tokens))
             for drawn in self.scripts[number]:
                 put(row, drawn, drawn=True)
