@@ -24,7 +24,7 @@ class RewardModel(Algorithm[PreferenceBatch]):
     def loss(self, model: Network, batch: PreferenceBatch, scalars: Scalars, frozen: Frozen) -> Summed:
         """Mean over pairs; both sides' scores come from one pass, each read at its last real token."""
         used = batch.chosen.weights > 0
-        chosen, rejected = jnp.split(score_rows(model.params, model.config, both_sides(batch)), 2)
+        chosen, rejected = jnp.split(score_rows(model, both_sides(batch)), 2)
         out = bradley_terry_loss(
             chosen_scores=jnp.where(used, chosen, 0.0),
             rejected_scores=jnp.where(used, rejected, 0.0),
@@ -49,7 +49,7 @@ class RankingRewardModel(Algorithm[RankingBatch]):
         P, K = batch.ranks.shape
         flat = jax.tree.map(lambda x: x.reshape(P * K, *x.shape[2:]), batch.rows)
         out = ranking_loss(
-            scores=score_rows(model.params, model.config, flat).reshape(P, K),
+            scores=score_rows(model, flat).reshape(P, K),
             ranks=batch.ranks,
             mask=batch.rows.weights > 0,
             center_coef=scalars["center_coef"],

@@ -27,10 +27,8 @@ def calculate(expression: str) -> str:
     """The value of an expression as a text: "12", "0.1", "1/3, about 0.333333333333".
 
     Integers and decimals are exact fractions, so that 0.1+0.2 is 0.3. `^` is a power. Square roots of numbers
-    that are not squares are taken to 28 digits.
-
-    Raises:
-      ToolError: it is no such expression, divides by zero, or a number gets larger than 4096 bits.
+    that are not squares are taken to 28 digits. ToolError where it is no such expression, divides by zero, or a number
+    gets larger than 4096 bits.
     """
     if len(expression) > _MOST_CHARACTERS:
         raise ToolError(f"the expression has {len(expression)} characters, expected at most {_MOST_CHARACTERS}")

@@ -60,11 +60,8 @@ def make_interaction(
 ) -> Interaction | None:
     """The tools or the environment that a config names, by names or references; None for neither.
 
-    `options` are of each of them, by its short name; `max_result_tokens` of one tool's result.
-
-    Raises:
-      ConfigError: an unknown name, both, a tool that cannot run here, or that the vocabulary cannot spell.
-      DataError: a file that a tool reads cannot be used.
+    `options` are of each of them, by its short name; `max_result_tokens` of one tool's result. ConfigError or DataError
+    says what cannot be used here.
     """
     if not tools and not environment:
         return None

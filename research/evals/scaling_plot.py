@@ -20,11 +20,7 @@ _LOOKS = {
 
 
 def write_scaling_plot(scaling: Scaling, path: Path, *, title: str) -> Path:
-    """Draws both panels as a PNG, the same bytes for the same curves.
-
-    Raises:
-      WorkdirError: `path` cannot be written.
-    """
+    """Draws both panels as a PNG, the same bytes for the same curves."""
     figure, (left, right) = panels(2, columns=2, width=6.25, height=5.2 + 0.22 * -(-len(scaling.curves) // 3))
     right.sharey(left)
     draw_against_samples(left, scaling, title=title)

@@ -13,9 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from models.config import ModelConfig
 from models.heads import last_token_scores
-from models.transformer import Params
 from objectives.bradley_terry import EnsembleReduction, ensemble_score
 from objectives.numerics import masked
 from objectives.prm import StepReduction, solution_scores
@@ -67,10 +65,9 @@ class ProcessScorer:
         return np.where(ends.any(axis=1), np.asarray(found, np.float32), np.float32(-np.inf))
 
 
-def score_rows(params: Params, config: ModelConfig, rows: SequenceBatch) -> Float[Array, " B"]:
+def score_rows(network: Network, rows: SequenceBatch) -> Float[Array, " B"]:
     """A reward model's score of each row, read at its last real token; params are {trunk, head} with one output."""
-    outputs = row_outputs(Network(params, config), rows)
-    return last_token_scores(outputs[:, :, 0], rows.segment_ids > 0)
+    return last_token_scores(row_outputs(network, rows)[:, :, 0], rows.segment_ids > 0)
 
 
 @partial(jax.jit, static_argnames="reduction")
@@ -81,7 +78,7 @@ def ensemble_rows(
 
     `reduction` is mean, min (worst case) or mean_minus_variance, which alone reads `variance_coef` >= 0.
     """
-    scores = jnp.stack([score_rows(network.params, network.config, rows) for network in networks])
+    scores = jnp.stack([score_rows(network, rows) for network in networks])
     coef = variance_coef if reduction == "mean_minus_variance" else 0.0
     return ensemble_score(scores=scores, reduction=reduction, variance_coef=coef)
 

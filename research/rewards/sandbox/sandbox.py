@@ -168,12 +168,9 @@ def _watch(process: "subprocess.Popen[bytes]", limits: SandboxLimits) -> Outcome
 
 
 def make_sandbox(*, isolation: Isolation = "required") -> Sandbox:
-    """A sandbox whose locks were tried on a first program.
+    """A sandbox whose locks were tried on a first program; ConfigError where this machine cannot run it.
 
     Without namespaces, "required" refuses to work; "best_effort" warns and works.
-
-    Raises:
-      ConfigError: this machine cannot run a program, or not with the isolation that is required.
     """
     system, machine = sys.platform, os.uname().machine
     if system != "linux" or machine not in MACHINES:

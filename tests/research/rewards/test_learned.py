@@ -34,7 +34,7 @@ def scores(params: Any, rows: Any) -> np.ndarray:
 
 def test_a_score_is_read_at_the_last_token_of_the_completion(rows: Any) -> None:
     params = host_params(layout="scorer")
-    found = jax.jit(score_rows, static_argnums=1)(params, MODEL, rows)
+    found = jax.jit(score_rows)(Network(params, MODEL), rows)
     np.testing.assert_allclose(found, scores(params, rows), rtol=1e-5, atol=1e-6)
     assert len(set(np.asarray(found).round(4))) == 4
 
