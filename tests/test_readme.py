@@ -66,6 +66,12 @@ def test_a_reward_and_an_evaluator_in_files_of_a_users_own(
     again = train(tmp_path)
     assert [done.reused for done in again] == [True, True]
     Path("my_reward.py").write_text(FILES["my_reward.py"].replace("0.5", "0.25"), encoding="utf-8")
+    capsys.readouterr()
     edited = train(tmp_path)
+    printed = capsys.readouterr().out
+    assert f"sft: finished, read from {sft.folder.path}" in printed
+    assert re.search(
+        rf"rl: runs again: differs from {rl.folder.path.name} in stage\.reward\.functions\S*source", printed
+    )
     assert [done.reused for done in edited] == [True, False]
     assert edited[1].folder.path != rl.folder.path and edited[0].folder.path == sft.folder.path

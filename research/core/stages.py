@@ -94,6 +94,20 @@ class StageDir:
         """Hashes of what it was made from."""
         return list(read_json(self.path / "inputs.json"))
 
+    def news(self) -> str | None:
+        """What differs from the stage of the same name and label that finished last; None where there is none."""
+        label = self.path.name.rpartition("-")[0]
+        done = [
+            place
+            for place in self.path.parent.glob("*/done.json")
+            if place.parent != self.path and place.parent.name.rpartition("-")[0] == label
+        ]
+        if not done:
+            return None
+        last = StageDir(max(done, key=lambda place: place.stat().st_mtime).parent)
+        difference = describe_difference(last.config(), self.config()) or "an earlier stage that it reads"
+        return f"differs from {last.path.name} in {difference}"
+
     @property
     def checkpoints(self) -> Path:
         """Where the stage's `Checkpointer` writes."""

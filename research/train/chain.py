@@ -101,6 +101,8 @@ class _Chain:
         result = folder.result()
         reused = result is not None
         if result is None:
+            if not folder.checkpoints.exists() and (news := folder.news()):
+                say(f"{label}: runs again: {news}")
             result = self._train(run)
         else:
             say(f"{label}: finished, read from {folder.path}")
