@@ -14,7 +14,7 @@ _EFFECTS = {
     "evaluation": "changes what is measured at the end, not what is trained",
     "speed": "changes time and memory only",
     "record": "changes only what is written down, and when",
-    "report": "changes only tables and plots",
+    "report": "chooses and reports runs; changes no stage's result",
 }
 
 
