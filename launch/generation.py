@@ -36,7 +36,7 @@ flags.DEFINE_float("repetition_penalty", 1.0, "above 1 discourages tokens alread
 flags.DEFINE_multi_string("stop", [], "a text that ends a completion and is not shown; repeatable")
 flags.DEFINE_list("tools", None, "calculator, python, search, references; default: the stage's; --tools= is none")
 flags.DEFINE_string("corpus", None, "JSONL or text file that the tool 'search' searches")
-flags.DEFINE_integer("max_turns", 4, "turns with tool calls that are answered; then the row ends")
+flags.DEFINE_integer("max_turns", 4, "turns with tool calls that are answered; then the row ends", lower_bound=1)
 flags.DEFINE_integer("max_result_tokens", 256, "of one tool's result; the rest is cut")
 flags.DEFINE_string("draft", None, f"speculative decoding: a smaller model's folder, or {common.NGRAM}; not streamed")
 flags.DEFINE_integer("draft_tokens", 4, "proposals between two forward passes of the model")

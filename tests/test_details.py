@@ -68,7 +68,7 @@ DETAILS: list[tuple[str, ...]] = [
         "8",
         "groups are laid out [p1, p1, ..., p2, p2]",
         "research/sampling/test_invariance.py::test_groups_are_adjacent_and_share_one_prefill",
-        "research/rollouts/test_dynamic.py::test_groups_split_and_joined_are_the_batch",
+        "research/rollouts/test_dynamic.py::test_all_arrays_of_a_row_move_with_its_group",
     ),
     (
         "9",

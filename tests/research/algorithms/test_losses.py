@@ -22,12 +22,9 @@ def test_packing_does_not_change_the_loss() -> None:
     lengths = [5, 7, 3, 9, 4]
     tokens = [rng.integers(4, MODEL.vocab_size, n).astype(np.int32) for n in lengths]
     masks = [np.arange(n) >= n // 2 for n in lengths]
-    loose = as_batch([assemble_row([t], [m], 12, 0) for t, m in zip(tokens, masks, strict=True)])
+    loose = as_batch([assemble_row([(t, m)], 12, 0) for t, m in zip(tokens, masks, strict=True)])
     packed = as_batch(
-        [
-            assemble_row([tokens[i] for i in members], [masks[i] for i in members], 12, 0)
-            for members in ([0, 1], [2, 3], [4])
-        ]
+        [assemble_row([(tokens[i], masks[i]) for i in members], 12, 0) for members in ([0, 1], [2, 3], [4])]
         + [empty_row(12, 0)] * 2
     )
     algorithm = NextToken()
@@ -47,7 +44,7 @@ def test_long_rows_give_the_loss_of_their_targets_however_these_are_found(every_
     rng = np.random.default_rng(1)
     tokens = [rng.integers(4, MODEL.vocab_size, 150).astype(np.int32) for _ in range(2)]
     masks = [np.isin(np.arange(150), rng.choice(np.arange(1, 150), count, replace=False)) for count in (50, 7)]
-    batch = as_batch([assemble_row([t], [m], 160, 0) for t, m in zip(tokens, masks, strict=True)])
+    batch = as_batch([assemble_row([(t, m)], 160, 0) for t, m in zip(tokens, masks, strict=True)])
     scored = jax.jit(batch_logps, static_argnames="all_targets")(
         Network(host_params(), MODEL), batch, all_targets=every_token
     )

@@ -22,7 +22,7 @@ def stacked(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def row(*lengths: int) -> dict[str, np.ndarray]:
     parts = [np.arange(4, 4 + n, dtype=np.int32) for n in lengths]
-    return assemble_row(parts, [np.arange(n) >= 2 for n in lengths], 12, 0)
+    return assemble_row([(part, np.arange(len(part)) >= 2) for part in parts], 12, 0)
 
 
 def test_rows_that_only_fill_the_batch_have_no_weight() -> None:
