@@ -113,6 +113,22 @@ def test_an_interrupted_ablation_records_no_failure_and_is_repaired_by_the_same_
     assert (workdir / "report" / "report.md").exists()
 
 
+@pytest.mark.slow
+def test_an_ablation_killed_ten_times_ends_as_a_whole_one(forks: Forks, config: Path, tmp_path: Path) -> None:
+    """By SIGKILL, at ten moments of its two arms; each attempt goes on from the newest checkpoint."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    command = ("ablate", f"--config={config}", "--config.sft.checkpoint_every=1e-9")
+    assert forks.run(*command, f"--workdir={whole}").status == 0
+    for arm in ("a", "b"):
+        for lines in (3, 14, 25, 41, 58):
+            log = cut / "stages" / f"sft-{arm}-s0-*" / "metrics.jsonl"
+            assert forks.run(*command, f"--workdir={cut}", signals=[(signal.SIGKILL, log, lines)]).status == -9
+    assert forks.run(*command, f"--workdir={cut}").status == 0
+    assert fingerprint(cut) == fingerprint(whole)
+    compared = [[(r.arm, r.status, r.metrics) for r in load_results(w / "results.json")] for w in (whole, cut)]
+    assert compared[0] == compared[1] and len(compared[0]) == 2
+
+
 def test_a_second_signal_ends_at_once(forks: Forks, config: Path, tmp_path: Path) -> None:
     metrics = tmp_path / "stages" / "sft-*" / "metrics.jsonl"
     signals = [(signal.SIGINT, metrics, 3), (signal.SIGINT, metrics, 3)]
