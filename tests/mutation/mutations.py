@@ -103,7 +103,7 @@ def _expressions(node: ast.AST, names: frozenset[str]) -> Iterator[tuple[ast.exp
 
 def _declares(node: ast.AST) -> bool:
     """Whether it is the declaration of an option."""
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("key")
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith(("key", "number"))
 
 
 def _changes(node: ast.expr, names: frozenset[str], text: Callable[[ast.expr], str]) -> Iterator[tuple[str, str]]:

@@ -112,3 +112,13 @@ def test_a_chosen_row_is_the_whole_rollout() -> None:
     rows = drawn.rows(np.array([3]), np.array([2.0]))
     np.testing.assert_array_equal(rows.tokens[0, 3:5], drawn.tokens[3, :2])
     assert rows.loss_mask.sum() == 2 and rows.weights.tolist() == [2.0]
+
+
+def test_rows_of_rollouts_are_the_chosen_ones_and_given_tokens_are_counted_apart() -> None:
+    drawn = rollouts(REWARDS, LENGTHS, group_size=4)
+    assert drawn.given_lengths.tolist() == [0] * 12
+    given = np.zeros(drawn.mask.shape, bool)
+    given[1, 4:6], given[3, 2:7] = True, True
+    assert drawn._replace(given=given).given_lengths.tolist() == [0, 2, 0, 5, *[0] * 8]
+    chosen = drawn.rows(np.array([5, 2]), np.ones(2, np.float32))
+    assert names(chosen.tokens) == [5, 2]

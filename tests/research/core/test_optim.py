@@ -11,7 +11,7 @@ import pytest
 from experiments import base
 from research.config.optimizers import ADAMW
 from research.config.resolve import resolve
-from research.core.optim import OptimizerScalars, init_optimizer, learning_rate_at, make_optimizer
+from research.core.optim import OptimizerScalars, init_optimizer, learning_rate_at, linear, make_optimizer
 from research.train.build import optimizer_scalars as optimizer_of
 from tests.research.algorithms.toy import optimizer_scalars
 
@@ -134,3 +134,9 @@ def test_sgd_is_optax_sgd() -> None:
         ours, ours_state = make_optimizer(s, jnp.int32(step)).update(gradients(step), ours_state, PARAMS)
         expected, theirs_state = theirs.update(gradients(step), theirs_state, PARAMS)
         jax.tree.map(lambda a, b, rate=rate: np.testing.assert_allclose(a, -rate * b, rtol=1e-5), ours, expected)
+
+
+@pytest.mark.parametrize("done", [0.0, 0.25, 0.5, 1.0])
+def test_a_linear_decay_is_a_line_to_its_end(done: float) -> None:
+    found = float(linear({"end_fraction": 0.2}, jnp.float32(done)))
+    assert found == pytest.approx(1.0 - 0.8 * done, rel=1e-6)

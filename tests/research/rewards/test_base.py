@@ -8,7 +8,7 @@ import pytest
 from research.config.references import find
 from research.core.errors import DataError
 from research.data.chat import Message
-from research.rewards.base import RewardContext, RewardError, Sample, WeightedReward, score
+from research.rewards.base import Dialogue, RewardContext, RewardError, Sample, WeightedReward, score
 from research.rewards.builtin import PROVIDES
 from research.tasks.jsonl import Jsonl
 from tests.objectives.cases import SEEDS
@@ -182,3 +182,10 @@ def test_a_class_brings_its_options(tmp_path: Any) -> None:
     assert list(component.options) == ["limit"]
     function = component.make({"limit": 2})
     assert score(samples(["ab", "abc"]), [WeightedReward(component.name, function)]).rewards.tolist() == [1, 0]
+
+
+def test_an_environments_rewards_are_a_reward_function() -> None:
+    (sample,) = samples(["4"])
+    paid = PROVIDES["reward"]["environment"]
+    assert paid("4", {}, sample.context) is None, "no environment: it cannot tell"
+    assert paid("4", {}, sample.context._replace(turns=Dialogue("", (), 1.5))) == 1.5

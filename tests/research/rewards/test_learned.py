@@ -1,6 +1,7 @@
 """Scores from learned reward models: where they are read, and how several become one."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from research.core.network import Network
-from research.rewards.learned import RewardScorer, score_rows, step_probabilities
+from research.rewards.learned import ProcessScorer, RewardScorer, score_rows, step_probabilities
 from tests.research.algorithms import hand
 from tests.research.algorithms.toy import MODEL, host_params, one_device, quick_compilation, rollouts
 
@@ -63,3 +64,11 @@ def test_step_probabilities_stand_at_the_steps_and_nowhere_else(rows: Any) -> No
             expected = np.exp(hand.log_softmax(outputs[b, t]))[1] if step_mask[b, t] else 0.0
             assert found[b, t] == pytest.approx(expected, rel=1e-5), (b, t)
     assert step_mask.sum() > 5
+
+
+def test_a_solution_without_a_step_has_the_lowest_score(rows: Any) -> None:
+    probs, ends = np.zeros((2, 5), np.float32), np.zeros((2, 5), bool)
+    probs[0, 1], probs[0, 3], ends[0, [1, 3]] = 0.5, 0.8, True
+    scorer: Any = SimpleNamespace(steps=lambda _: (probs, ends))
+    found = ProcessScorer.solutions(scorer, rows, ("min", "prod", "last"))
+    np.testing.assert_allclose(found, [[0.5, -np.inf], [0.4, -np.inf], [0.8, -np.inf]], rtol=1e-6)
