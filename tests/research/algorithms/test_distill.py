@@ -83,10 +83,15 @@ def test_equals_numpy_from_logits(policy: Any, algorithm: Distill) -> None:
     given.loss_mask[:, 1:3] &= (np.arange(8) % 2 == 0)[:, None]  # prompts of two lengths
     batch = algorithm.from_rows(given)
     expected = by_hand(policy, frozen.teacher.params, batch, algorithm, len(algorithm.context_ids))
+    after = hand.log_probs(policy, batch.student, temperature=1.5)
+    places = [(b, t) for b in range(8) for t in np.flatnonzero(batch.student.loss_mask[b])]
+    weights = [batch.student.weights[b] for b, _ in places]
+    entropy = np.average([-(np.exp(after[b, t - 1]) * after[b, t - 1]).sum() for b, t in places], weights=weights)
     scalars = objective_scalars(algorithm)
     for part in (batch, with_garbage(batch)):
         found = eval_step(policy, part, scalars, frozen, algorithm=algorithm, config=MODEL)
         assert float(found["loss"].mean()) == pytest.approx(expected, rel=2e-5)
+        assert float(found["entropy"].mean()) == pytest.approx(entropy, rel=2e-5)
 
 
 def test_only_the_student_is_trained(policy: Any) -> None:
