@@ -26,7 +26,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from research.core.errors import DataError, WorkdirError
-from research.core.files import explain_os_error, make_folder, read_json, write_json_atomic
+from research.core.files import explained, make_folder, read_json, write_json_atomic
 from research.data.jsonl import reading
 from research.data.records import Records
 
@@ -165,7 +165,7 @@ def _write(version: str, splits: Splits, incomplete: Path, place: Path, what: st
     builder = _Rows(data_dir=str(incomplete), config=_Config(name=version, splits=splits))
     tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(try_download_gcs=False)
-    try:
+    with explained(place):
         with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(download_dir=downloads, download_config=config, file_format="array_record")
         written = Path(builder.data_path)
@@ -173,8 +173,6 @@ def _write(version: str, splits: Splits, incomplete: Path, place: Path, what: st
         write_json_atomic(written / _MANIFEST, {str(path.relative_to(written)): file_hash(path) for path in files})
         make_folder(place.parent)
         os.replace(written, place)
-    except OSError as error:
-        raise WorkdirError(explain_os_error(error, place)) from error
 
 
 def _verify(folder: Path) -> None:
@@ -201,10 +199,8 @@ def writing(data_dir: Path) -> Iterator[Path]:
     """
     make_folder(data_dir)
     lock = data_dir / _LOCK
-    try:
+    with explained(lock):
         handle = open(lock, "a")  # noqa: SIM115 - closed below, which releases the lock
-    except OSError as error:
-        raise WorkdirError(explain_os_error(error, lock)) from error
     with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         _remove_leftovers(data_dir)

@@ -90,15 +90,9 @@ def covering_tests(path: str) -> Covering:
     found = sorted(_importing(tests, module), key=lambda test: (test.name != f"test_{name}", test.stat().st_size))
     found = [test for test in found if test.name.startswith("test_")]
     if not found:
-        return Covering(
-            tuple(
-                dict.fromkeys(
-                    test
-                    for user in sorted(_importing(ROOT / folder, module))
-                    for test in covering_tests(str(user.relative_to(ROOT))).files
-                )
-            )
-        )
+        users = [str(user.relative_to(ROOT)) for user in sorted(_importing(ROOT / folder, module))]
+        tests_of_users = (test for user in users for test in covering_tests(user).files)
+        return Covering(tuple(dict.fromkeys(tests_of_users)))
     names = [str(test.relative_to(ROOT)) for test in found]
     if folder == "research/algorithms":  # what their options refuse
         names.append("tests/research/config/test_config.py")
